@@ -1,0 +1,155 @@
+"""Reading the header of a GGUF file from a stranger: nothing in it is trusted before it is checked."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitconv.errors import BitconvError
+from bitconv.gguf.values import ARRAY, BOOL, NUMBER_DTYPES, STRING, Metadata, Value
+
+MAX_DIMS = 4  # GGML_MAX_DIMS
+MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
+
+
+class MalformedGGUF(BitconvError):  # noqa: N818 - it is a BitconvError
+    """The file says it is GGUF and is not sound: truncated, or its header contradicts itself."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """shape is row-major, offset is from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    path: Path
+    metadata: Metadata
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+    data_offset: int
+    size: int
+
+
+class _Cursor:
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
+        self.data = data
+        self.at = 0
+
+    def bytes(self, count: int, what: str) -> bytes:
+        if count > len(self.data) - self.at:
+            raise MalformedGGUF(f"{self.path}: truncated: the file ends inside {what}")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def unpack(self, form: str, what: str) -> tuple[Any, ...]:
+        return struct.unpack(form, self.bytes(struct.calcsize(form), what))
+
+    def string(self, what: str) -> str:
+        (length,) = self.unpack("<Q", what)
+        try:
+            return self.bytes(length, what).decode("utf-8")
+        except UnicodeDecodeError:
+            raise MalformedGGUF(f"{self.path}: {what} is not UTF-8") from None
+
+    def value(self, type_id: int, what: str) -> Value:
+        if type_id == STRING:
+            return self.string(what)
+        if type_id == ARRAY:
+            return self.array(what)
+        if type_id == BOOL:
+            (byte,) = self.bytes(1, what)
+            if byte > 1:
+                raise MalformedGGUF(f"{self.path}: {what} is a boolean of value {byte}")
+            return bool(byte)
+        number: Value = self.numbers(type_id, 1, what)[0]
+        return number
+
+    def array(self, what: str) -> Value:
+        type_id, count = self.unpack("<IQ", what)
+        if type_id == STRING:
+            if count > (len(self.data) - self.at) // 8:  # each string takes 8 bytes at least
+                raise MalformedGGUF(f"{self.path}: truncated: the file ends inside {what}")
+            return [self.string(what) for _ in range(count)]
+        if type_id == BOOL:
+            return self.numbers(0, count, what).astype(np.bool_)
+        return self.numbers(type_id, count, what)
+
+    def numbers(self, type_id: int, count: int, what: str) -> np.ndarray[Any, Any]:
+        dtype = NUMBER_DTYPES.get(type_id)
+        if dtype is None:
+            raise MalformedGGUF(f"{self.path}: {what} has the value type {type_id}, which GGUF does not define")
+        return np.frombuffer(self.bytes(count * dtype.itemsize, what), dtype)
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """Read and check a GGUF header.
+
+    BitconvError where the file is not GGUF version 2 or 3 in little endian (the versions that differ in nothing
+    that is read here), MalformedGGUF where it is and is not sound.
+    """
+    with path.open("rb") as stream:
+        magic = stream.read(8)
+        if magic[:4] != b"GGUF" or len(magic) < 8:
+            raise BitconvError(f"{path}: not a GGUF file")
+        (version,) = struct.unpack("<I", magic[4:])
+        if version not in (2, 3):
+            raise BitconvError(f"{path}: GGUF version {version} is not supported (2 and 3 in little endian are)")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read_header(path, data)
+
+
+def _read_header(path: Path, data: mmap.mmap) -> GGUFFile:
+    cursor = _Cursor(path, data)
+    cursor.at = 8
+    tensor_count, value_count = cursor.unpack("<QQ", "the header")
+
+    metadata: Metadata = {}
+    for _ in range(value_count):
+        key = cursor.string("a metadata key")
+        (type_id,) = cursor.unpack("<I", f"the value of {key!r}")
+        if key in metadata:
+            raise MalformedGGUF(f"{path}: the metadata key {key!r} stands twice")
+        metadata[key] = cursor.value(type_id, f"the value of {key!r}")
+
+    alignment = metadata.get("general.alignment", np.uint32(32))
+    if not isinstance(alignment, np.uint32) or alignment == 0 or alignment % 8:
+        raise MalformedGGUF(f"{path}: general.alignment is {alignment!r}, not a multiple of 8 in uint32")
+
+    listed: dict[str, TensorInfo] = {}
+    for _ in range(tensor_count):
+        name = cursor.string("a tensor's name")
+        what = f"the entry of tensor {name!r}"
+        (dims,) = cursor.unpack("<I", what)
+        if not 1 <= dims <= MAX_DIMS:
+            raise MalformedGGUF(f"{path}: tensor {name!r} has {dims} dimensions (1 to {MAX_DIMS} are possible)")
+        shape = cursor.unpack(f"<{dims}Q", what)[::-1]
+        type_id, offset = cursor.unpack("<IQ", what)
+        if name in listed:
+            raise MalformedGGUF(f"{path}: tensor {name!r} is listed twice")
+        if not 1 <= len(name.encode()) < MAX_NAME:
+            raise MalformedGGUF(f"{path}: the name of tensor {name!r} is not 1 to {MAX_NAME - 1} bytes long")
+        if 0 in shape:
+            raise MalformedGGUF(f"{path}: tensor {name!r} has a dimension of 0")
+        listed[name] = TensorInfo(name, shape, type_id, offset)
+
+    data_offset = -(-cursor.at // int(alignment)) * int(alignment)
+    return GGUFFile(
+        path,
+        metadata,
+        tuple(TensorInfo(t.name, t.shape, t.type_id, data_offset + t.offset) for t in listed.values()),
+        int(alignment),
+        data_offset,
+        len(data),
+    )

@@ -1,0 +1,50 @@
+"""GGUF metadata values: a Python value that carries its GGUF type by itself.
+
+bool is BOOL, str is STRING, a numpy scalar is the number type of its dtype, a one-dimensional numpy array is an
+ARRAY of that type, and a list of str is an ARRAY of STRING. Plain int and float are ambiguous and not used.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Value: TypeAlias = bool | str | np.generic | npt.NDArray[Any] | list[str]
+Metadata: TypeAlias = dict[str, Value]
+
+# GGUF value type ids (the format's specification, version 3).
+BOOL, STRING, ARRAY = 7, 8, 9
+NUMBER_DTYPES: dict[int, np.dtype[Any]] = {
+    0: np.dtype("u1"),
+    1: np.dtype("i1"),
+    2: np.dtype("<u2"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<u4"),
+    5: np.dtype("<i4"),
+    6: np.dtype("<f4"),
+    10: np.dtype("<u8"),
+    11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}
+_NUMBER_IDS = {dtype: type_id for type_id, dtype in NUMBER_DTYPES.items()} | {np.dtype("?"): BOOL}
+
+
+def encode_string(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def encode_value(value: Value) -> bytes:
+    """A value with its type id in front, as it stands in a GGUF header."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", BOOL, value)
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + encode_string(value)
+    if isinstance(value, list):
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(encode_string, value))
+    if isinstance(value, np.ndarray):
+        return struct.pack("<IIQ", ARRAY, _NUMBER_IDS[value.dtype], len(value)) + value.tobytes()
+    return struct.pack("<I", _NUMBER_IDS[value.dtype]) + value.tobytes()

@@ -1,0 +1,31 @@
+"""Positioned reads and writes of whole buffers: any number of threads may share a descriptor."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+Buffer: TypeAlias = bytes | npt.NDArray[Any]
+
+
+def read_at(descriptor: int, out: npt.NDArray[Any], offset: int) -> bool:
+    """Fill `out` with the bytes at `offset`. False where the file ends before it is full."""
+    view = out.data.cast("B")
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            return False
+        view = view[count:]
+        offset += count
+    return True
+
+
+def write_at(descriptor: int, data: Buffer, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view = (memoryview(data) if isinstance(data, bytes) else data.data).cast("B")
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view = view[count:]
+        offset += count
