@@ -1,0 +1,66 @@
+"""The BPE model of a tokenizer.json: vocabulary and merges, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitconv.errors import BitconvError
+
+
+@dataclass(frozen=True)
+class BPE:
+    """vocab: text -> id. merges: "left right" strings or [left, right] pairs, the first merges first."""
+
+    path: Path
+    vocab: dict[str, int]
+    merges: list[Any]
+    unk_token: str | None
+    byte_fallback: bool
+    ignore_merges: bool
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """The merges in order. Raises BitconvError for one that names a token the vocabulary lacks."""
+        vocab = self.vocab
+        for rank, merge in enumerate(self.merges):
+            try:
+                left, right = merge.split(" ") if isinstance(merge, str) else merge
+                known = left in vocab and right in vocab and left + right in vocab
+            except (TypeError, ValueError):
+                raise BitconvError(f"{self.path}: merge {rank} is {merge!r}; expected two tokens") from None
+            if not known:
+                raise BitconvError(f"{self.path}: merge {rank} is {merge!r}; a part of it or the whole is no token")
+            yield left, right
+
+
+def read_bpe(path: Path, json: Mapping[str, Any]) -> BPE:
+    """The model of the parsed tokenizer.json `json`. Raises BitconvError unless it is plain BPE."""
+    model = json.get("model")
+    if not isinstance(model, dict):
+        raise BitconvError(f"{path}: has no model")
+    # Files of before 2020 name no type; only BPE has merges.
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind != "BPE":
+        raise BitconvError(f"{path}: its model is {kind}; only BPE vocabularies can be converted")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise BitconvError(f"{path}: its BPE model has no vocab object and merges list")
+    for text, token_id in vocab.items():
+        if not isinstance(token_id, int) or token_id < 0:
+            raise BitconvError(f"{path}: token {text!r} has the id {token_id!r}")
+    if len(set(vocab.values())) < len(vocab):
+        raise BitconvError(f"{path}: two tokens of its vocab have the same id")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise BitconvError(f"{path}: {key} is {model[key]!r}; llama.cpp's BPE cannot express it")
+    unk_token = model.get("unk_token")
+    return BPE(
+        path,
+        vocab,
+        merges,
+        unk_token if isinstance(unk_token, str) else None,
+        bool(model.get("byte_fallback", False)),
+        bool(model.get("ignore_merges", False)),
+    )

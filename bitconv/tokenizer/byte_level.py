@@ -1,0 +1,47 @@
+"""Byte-level BPE (tokenizer.json): llama.cpp's model "gpt2"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bitconv.errors import BitconvError
+from bitconv.tokenizer.bpe import BPE, read_bpe
+from bitconv.tokenizer.files import TokenizerFiles
+from bitconv.tokenizer.pretokenizers import check_name, recognise
+from bitconv.tokenizer.vocabulary import TokenType, Vocabulary, added_type, assemble
+
+# The characters that stand for bytes: printable Latin-1 for itself, the other 68 bytes from U+0100 on.
+_BYTE_CHARACTERS = frozenset(map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100 + 68)]))
+
+
+def byte_level_vocabulary(files: TokenizerFiles, json: Mapping[str, Any], pre: str | None) -> Vocabulary:
+    """Tokens in the byte alphabet, merges, and the pre-tokenizer's name: `pre`, or else the recognised one."""
+    path = files.json_path
+    bpe = read_bpe(path, json)
+    if pre is None:
+        cleans = bool(files.tokenizer_config.get("clean_up_tokenization_spaces", False))
+        name = recognise(path, json, ignore_merges=bpe.ignore_merges, cleans=cleans)
+    else:
+        name = check_name(pre)
+    tokens, types = assemble(path, files.vocab_size, _entries(files, bpe))
+    # The byte alphabet has no space: a merge with one never applies, and as a GGUF string it would be another one.
+    merges = [f"{left} {right}" for left, right in bpe.pairs() if " " not in left and " " not in right]
+    return Vocabulary("gpt2", tokens, types, {"tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges})
+
+
+def _entries(files: TokenizerFiles, bpe: BPE) -> Iterator[tuple[int, str, TokenType]]:
+    for text, token_id in bpe.vocab.items():
+        added = files.added.get(token_id)
+        if added is None:
+            yield token_id, text, TokenType.NORMAL
+        elif added.content != text:
+            raise BitconvError(f"{files.json_path}: id {token_id} is {text!r} and the added token {added.content!r}")
+    for token_id, added in files.added.items():
+        # Falcon3 lists the line break as an added token in the byte alphabet. The text never holds that spelling,
+        # so it is a token like any other, for BPE to make.
+        spelled = not added.content.isascii() and _BYTE_CHARACTERS.issuperset(added.content)
+        if spelled and bpe.vocab.get(added.content) == token_id:
+            yield token_id, added.content, TokenType.NORMAL
+        else:
+            yield token_id, added.content, added_type(added)

@@ -1,0 +1,151 @@
+"""Which tokens have a meaning: begin, end, padding and so on, and which of them a prompt gets by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bitconv.errors import BitconvError
+from bitconv.gguf import Metadata
+from bitconv.tokenizer.files import TokenizerFiles, steps
+from bitconv.tokenizer.vocabulary import TokenType, Vocabulary
+
+# Role in the Hugging Face files -> GGUF key; the misspelt one is the format's.
+_ROLES = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "sep": "tokenizer.ggml.seperator_token_id",
+    "pad": "tokenizer.ggml.padding_token_id",
+    "cls": "tokenizer.ggml.cls_token_id",
+    "mask": "tokenizer.ggml.mask_token_id",
+}
+# Hugging Face files have no roles for these; llama.cpp (2026-11) goes by the text as well. First match wins.
+_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>")
+_END_OF_MESSAGE = "<|eom_id|>"
+_FILL_IN_MIDDLE = {
+    "tokenizer.ggml.fim_pre_token_id": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "\u2581<PRE>"),
+    "tokenizer.ggml.fim_suf_token_id": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "\u2581<SUF>"),
+    "tokenizer.ggml.fim_mid_token_id": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>", "\u2581<MID>"),
+    "tokenizer.ggml.fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>"),
+    "tokenizer.ggml.fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<reponame>"),
+    "tokenizer.ggml.fim_sep_token_id": ("<|file_sep|>",),
+}
+
+
+def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary) -> Metadata:
+    """The special token ids, add_bos_token and add_eos_token.
+
+    A role's token is the first of these that exists, in the order of llama.cpp's converters: the text in
+    tokenizer_config.json, the text in special_tokens_map.json, the id in config.json, the id in
+    generation_config.json. The last two may list several eos ids: those besides eos_token_id become eot_token_id
+    and eom_token_id; GGUF has no place for more. Raises BitconvError for an id beyond the vocabulary, for a missing
+    eos token (runners would take one of their own choice), and for a prompt template that runners cannot express.
+    """
+    ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
+    roles = {role: _role_id(files, ids, role) for role in _ROLES}
+    if roles["unk"] is None:
+        roles["unk"] = next(iter(np.flatnonzero(vocabulary.types == TokenType.UNKNOWN).tolist()), None)
+    if roles["eos"] is None:
+        raise BitconvError(
+            f"{files.directory / 'config.json'}: no eos token, nor in the tokenizer files; add eos_token_id"
+        )
+    add_bos, add_eos = _adds(files, roles)
+
+    found = {key: roles[role] for role, key in _ROLES.items()}
+    found["tokenizer.ggml.eot_token_id"], found["tokenizer.ggml.eom_token_id"] = _other_ends(files, ids, roles["eos"])
+    for key, texts in _FILL_IN_MIDDLE.items():
+        found[key] = _first(ids, texts)
+    return {
+        **{key: np.uint32(token_id) for key, token_id in found.items() if token_id is not None},
+        "tokenizer.ggml.add_bos_token": add_bos,
+        "tokenizer.ggml.add_eos_token": add_eos,
+    }
+
+
+def _role_id(files: TokenizerFiles, ids: Mapping[str, int], role: str) -> int | None:
+    for names in (files.tokenizer_config, files.special_tokens_map):
+        entry = names.get(f"{role}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(text, str) and text in ids:
+            return ids[text]
+    return next(iter(_configured_ids(files, f"{role}_token_id")), None)
+
+
+def _configured_ids(files: TokenizerFiles, key: str) -> list[int]:
+    """The ids under `key` in config.json and generation_config.json. Negative ids mean none there."""
+    found: dict[int, None] = {}
+    for name, config in (("config.json", files.config), ("generation_config.json", files.generation_config)):
+        value = config.get(key)
+        for token_id in value if isinstance(value, list) else [value]:
+            if token_id is None or (isinstance(token_id, int) and token_id < 0):
+                continue
+            if not isinstance(token_id, int) or token_id >= files.vocab_size:
+                raise BitconvError(
+                    f"{files.directory / name}: {key} is {value!r}, beyond vocab_size {files.vocab_size}"
+                )
+            found[token_id] = None
+    return list(found)
+
+
+def _first(ids: Mapping[str, int], texts: Sequence[str]) -> int | None:
+    return next((ids[text] for text in texts if text in ids), None)
+
+
+def _other_ends(files: TokenizerFiles, ids: Mapping[str, int], eos: int) -> tuple[int | None, int | None]:
+    """(eot, eom): the tokens besides eos that end a generation, the end of a turn before others."""
+    turn_ends = [ids[text] for text in _END_OF_TURN if text in ids and ids[text] != eos]
+    ends = [token_id for token_id in _configured_ids(files, "eos_token_id") if token_id != eos]
+    eom = ids.get(_END_OF_MESSAGE)
+    ends = [token_id for token_id in ends if token_id != eom]
+    ends.sort(key=lambda token_id: token_id not in turn_ends)
+    eot = next(iter(ends or turn_ends), None)
+    return eot, next(iter(ends[1:]), None) if eom is None else eom
+
+
+def _adds(files: TokenizerFiles, roles: dict[str, int | None]) -> tuple[bool, bool]:
+    """(add_bos, add_eos). A bos token that only the template names is put into `roles`."""
+    before, after = _template(files)
+    if roles["bos"] is None and len(before) == 1:
+        roles["bos"] = before[0]
+    path = files.directory / "tokenizer_config.json"
+    # LlamaTokenizer, and what has no tokenizer.json, puts bos in front unless told not to.
+    name = str(files.tokenizer_config.get("tokenizer_class", ""))
+    is_llama = name.removeprefix("Code").startswith("LlamaTokenizer") or files.json is None
+    result = []
+    for role, template in (("bos", before), ("eos", after)):
+        flag = files.tokenizer_config.get(f"add_{role}_token")
+        if not isinstance(flag, bool):
+            flag = role == "bos" if is_llama else bool(template)
+            if flag and not is_llama and template != [roles[role]]:
+                raise BitconvError(
+                    f"{files.json_path}: its post_processor adds the tokens {template}, runners can add {role} only; "
+                    f"set add_{role}_token in {path.name}"
+                )
+        if flag and roles[role] is None:
+            raise BitconvError(
+                f"{path}: add_{role}_token is true, but there is no {role} token; name it as {role}_token"
+            )
+        result.append(flag)
+    return result[0], result[1]
+
+
+def _template(files: TokenizerFiles) -> tuple[list[int], list[int]]:
+    """The ids that tokenizer.json's post-processor puts before and after a text."""
+    before: list[int] = []
+    after: list[int] = []
+    try:
+        for step in steps((files.json or {}).get("post_processor"), "processors"):
+            if step.get("type") == "TemplateProcessing":
+                names = [item.get("SpecialToken", {}).get("id") for item in step["single"]]
+                text_at = names.index(None)
+                before = [token_id for name in names[:text_at] for token_id in step["special_tokens"][name]["ids"]]
+                after = [token_id for name in names[text_at + 1 :] for token_id in step["special_tokens"][name]["ids"]]
+            elif step.get("type") in ("RobertaProcessing", "BertProcessing"):
+                before, after = [step["cls"][1]], [step["sep"][1]]
+        if not all(0 <= token_id < files.vocab_size for token_id in before + after):
+            raise ValueError
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise BitconvError(f"{files.json_path}: its post_processor is malformed or has ids beyond vocab_size") from None
+    return before, after

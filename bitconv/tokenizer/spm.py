@@ -1,0 +1,63 @@
+"""llama.cpp's model "llama": what tokenizer.model and a SentencePiece-like tokenizer.json have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bitconv.errors import BitconvError
+from bitconv.tokenizer.files import TokenizerFiles
+from bitconv.tokenizer.vocabulary import TokenType, Vocabulary, added_type, assemble
+
+SPACE = "\u2581"  # stands for a space in the pieces
+BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+# The scores that llama.cpp's converters give to tokens which no merge should make.
+_ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
+
+
+class Piece(NamedTuple):
+    """A token of the model itself. Of all neighbours that make a token, those of the highest score merge first."""
+
+    text: str
+    score: float
+    type: TokenType
+
+
+def spm_vocabulary(
+    files: TokenizerFiles, path: Path, pieces: Mapping[int, Piece], *, add_space_prefix: bool
+) -> Vocabulary:
+    """The pieces by id, which come from `path`, with the directory's added tokens laid over them.
+
+    add_space_prefix: the text starts with a space that is not there (SentencePiece's add_dummy_prefix). Runners
+    put one after every special token too, as transformers does with legacy=True.
+    """
+    if not BYTE_PIECES.issubset(piece.text for piece in pieces.values()):
+        raise BitconvError(
+            f"{path}: lacks byte tokens <0x00> to <0xFF>; llama.cpp needs them for characters without a token"
+        )
+    pieces = dict(pieces)
+    for token_id, token in files.added.items():
+        piece = pieces.get(token_id)
+        # <unk>, <s> and </s> are listed as added tokens too, but stay what the model calls them.
+        if piece is None or piece.text != token.content or piece.type == TokenType.NORMAL:
+            pieces[token_id] = Piece(token.content, _ADDED_SCORE, added_type(token))
+    tokens, types = assemble(
+        path,
+        files.vocab_size,
+        # User-defined tokens are found in the text before its spaces are replaced.
+        (
+            (token_id, p.text.replace(SPACE, " ") if p.type == TokenType.USER_DEFINED else p.text, p.type)
+            for token_id, p in pieces.items()
+        ),
+    )
+    scores = np.full(files.vocab_size, _UNUSED_SCORE, np.float32)
+    scores[list(pieces)] = [piece.score for piece in pieces.values()]
+    return Vocabulary(
+        "llama",
+        tokens,
+        types,
+        {"tokenizer.ggml.scores": scores, "tokenizer.ggml.add_space_prefix": add_space_prefix},
+    )
