@@ -1,0 +1,110 @@
+"""The native kernels, for `bitconv.layouts` and the code that reads checkpoints.
+
+Arrays are C-contiguous; results are written into `out` (and `scales`), which the caller provides. Matrices are
+trits int8 [rows, cols], activations x int8 [n, cols], products int32 [n, rows], out[v, r] being the sum over k
+of trit[r, k] * x[v, k]. Floats are raw little-endian bytes of dtype "f32", "f16" or "bf16".
+
+Every unpack returns the lowest index in `out` that an invalid code stands for, or -1; with an invalid code the
+contents of `out` are undefined. Another dtype or memory order raises TypeError; another size, or a scale that
+its type cannot hold, raises ValueError. The GIL is released while a kernel runs.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+def isas() -> list[str]:
+    """Return the instruction sets that can be used here, the portable one first, the fastest last."""
+
+def isa() -> str:
+    """Return the instruction set in use: the fastest, or the one that the environment's BITCONV_ISA names."""
+
+def use_isa(name: str) -> None:
+    """Use this instruction set from now on, in all threads."""
+
+def abs_sum(x: NDArray[np.uint8], dtype: str) -> float:
+    """Return the sum of |x| in float64: the same bits on every CPU, not finite if an element is not.
+
+    There are 64 partial sums, number l adding the elements i with i % 64 = l in ascending order; then
+    number l takes l + 32, for l < 32, then l + 16, and so on down to 1.
+    """
+
+def ternarize(x: NDArray[np.uint8], dtype: str, inverse_scale: float, out: NDArray[np.int8]) -> None:
+    """Write clip(round_half_even(float32(x) * inverse_scale), -1, 1), the product in float32; 0 for NaN."""
+
+def unpack_hf(packed: NDArray[np.uint8], quarter: int, out: NDArray[np.int8]) -> int:
+    """Write bits 2q+1:2q of each byte minus 1, q = quarter: one of the four rows in a row of bytes."""
+
+def convert_floats(x: NDArray[np.uint8], dtype: str, out: NDArray[np.uint8], out_dtype: str) -> int:
+    """Convert, rounding to nearest even.
+
+    Returns the lowest index of an element that is not finite, before or after, or -1.
+    """
+
+def dequantize(trits: NDArray[np.int8], scale: float, out: NDArray[np.uint8], out_dtype: str) -> None:
+    """Write trits * scale, rounded to nearest even; +0 for trit 0."""
+
+def matmul(trits: NDArray[np.int8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None:
+    """Multiply an unpacked matrix, by code that shares nothing with the packed layouts' products."""
+
+# Layouts without a scale of their own: the tail of the tensor is not the kernels' business.
+
+def i2_s_pack(trits: NDArray[np.int8], out: NDArray[np.uint8]) -> None: ...
+def i2_s_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8]) -> int: ...
+def i2_s_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
+def i2_s_arm64_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8]) -> int: ...
+def i2_s_row4_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8]) -> int: ...
+
+# Layouts with a scale in each block, scales [rows, cols / block], or in each row, scales [rows].
+
+def tq1_0_pack(trits: NDArray[np.int8], scale: float, out: NDArray[np.uint8]) -> None: ...
+def tq1_0_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
+def tq1_0_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
+def tq2_0_pack(trits: NDArray[np.int8], scale: float, out: NDArray[np.uint8]) -> None: ...
+def tq2_0_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
+def tq2_0_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
+def q2_0_pack(trits: NDArray[np.int8], scale: float, out: NDArray[np.uint8]) -> None: ...
+def q2_0_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
+def q2_0_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
+def iq2_bn_pack(trits: NDArray[np.int8], scale: float, out: NDArray[np.uint8]) -> None: ...
+def iq2_bn_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
+def iq2_bn_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
+def iq1_bn_pack(trits: NDArray[np.int8], scale: float, out: NDArray[np.uint8]) -> None: ...
+def iq1_bn_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
+def iq1_bn_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
+
+# TL1: trits [rows, cols] with rows % bm = 0; packed has rows * cols / 4 bytes.
+
+def tl1_pack(trits: NDArray[np.int8], bm: int, bk: int, bmm: int, out: NDArray[np.uint8]) -> None: ...
+def tl1_unpack(packed: NDArray[np.uint8], bm: int, bk: int, bmm: int, out: NDArray[np.int8]) -> int: ...
+def tl1_matmul(
+    packed: NDArray[np.uint8], bm: int, bk: int, bmm: int, x: NDArray[np.int8], out: NDArray[np.int32]
+) -> None: ...
+
+# TL2 in its three parts, with t = cols - cols % bk: three has rows * t / 6 bytes (the absolute values of triples),
+# signs rows * t / 24, two rows * (cols - t) / 4 (pairs). Each is contiguous a block of bm rows.
+
+def tl2_pack(
+    trits: NDArray[np.int8],
+    bm: int,
+    bk: int,
+    three: NDArray[np.uint8],
+    signs: NDArray[np.uint8],
+    two: NDArray[np.uint8],
+) -> None: ...
+def tl2_unpack(
+    three: NDArray[np.uint8],
+    signs: NDArray[np.uint8],
+    two: NDArray[np.uint8],
+    bm: int,
+    bk: int,
+    out: NDArray[np.int8],
+) -> int: ...
+def tl2_matmul(
+    three: NDArray[np.uint8],
+    signs: NDArray[np.uint8],
+    two: NDArray[np.uint8],
+    bm: int,
+    bk: int,
+    x: NDArray[np.int8],
+    out: NDArray[np.int32],
+) -> None: ...

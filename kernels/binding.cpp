@@ -1,0 +1,271 @@
+// The Python module bitconv._kernels: checks dtypes, sizes and scales, then runs a kernel without the GIL.
+#include "kernels.hpp"
+
+#include <cmath>
+#include <cstdlib>
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitconv {
+namespace {
+
+template <class T, class... Shape>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...>;
+
+using Bytes = Array<const uint8_t>;
+using OutBytes = Array<uint8_t>;
+using Trits = Array<const int8_t, nb::ndim<2>>;
+using OutTrits = Array<int8_t, nb::ndim<2>>;
+using Activations = Array<const int8_t, nb::ndim<2>>;
+using Products = Array<int32_t, nb::ndim<2>>;
+using Scales = Array<float>;
+
+using Release = nb::call_guard<nb::gil_scoped_release>;
+
+void require(bool condition, const std::string& message) {
+    if (!condition) throw nb::value_error(message.c_str());
+}
+
+void require_size(const std::string& what, size_t size, size_t expected) {
+    require(size == expected, what + " has " + std::to_string(size) + " elements, expected " + std::to_string(expected));
+}
+
+void require_multiple(const std::string& what, size_t size, size_t unit) {
+    require(size % unit == 0, what + " is " + std::to_string(size) + ", not a multiple of " + std::to_string(unit));
+}
+
+Float float_type(const std::string& name) {
+    if (name == "f32") return Float::f32;
+    if (name == "f16") return Float::f16;
+    if (name == "bf16") return Float::bf16;
+    throw nb::value_error(("dtype is '" + name + "', expected f32, f16 or bf16").c_str());
+}
+
+size_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
+
+/// The number of floats in x.
+size_t float_count(const Bytes& x, Float type) {
+    require_multiple("the size of x in bytes", x.size(), float_bytes(type));
+    return x.size() / float_bytes(type);
+}
+
+/// A scale must stay finite when stored as `type`, and only 0 may become 0.
+void require_scale(float scale, Float type) {
+    const float magnitude = std::fabs(scale);
+    const float limit = type == Float::f16 ? 65520.0f : type == Float::bf16 ? 0x1.ffp+127f : INFINITY;
+    const float least = type == Float::f16 ? 0x1p-25f : 0.0f;
+    require(magnitude < limit, "scale " + std::to_string(scale) + " is too large for its type");
+    require(magnitude == 0.0f || magnitude > least, "scale is too small for float16");
+}
+
+struct MatmulSizes {
+    size_t rows, cols, n;
+};
+
+MatmulSizes matmul_sizes(const Activations& x, const Products& out) {
+    require(x.shape(0) == out.shape(0), "x has " + std::to_string(x.shape(0)) + " vectors, out " +
+                                            std::to_string(out.shape(0)));
+    require(x.shape(1) < size_t{1} << 23, "x has too many columns for int32 products");
+    return {out.shape(1), x.shape(1), x.shape(0)};
+}
+
+void require_rows(const RowLayout& layout, size_t rows, size_t cols, size_t packed_size) {
+    require_multiple("the number of rows", rows, layout.row_group);
+    require_multiple("the number of columns", cols, layout.row_group > 1 ? 1 : layout.geometry.block);
+    require_size("the packed array", packed_size, layout.bytes(rows, cols));
+}
+
+void pack(size_t index, const Trits& trits, float scale, const OutBytes& out) {
+    const RowLayout& layout = active().layouts[index];
+    require_rows(layout, trits.shape(0), trits.shape(1), out.size());
+    require_scale(scale, layout.geometry.row_header == 4 || layout.geometry.scale == Scale::none ? Float::f32 : Float::f16);
+    layout.pack(trits.data(), trits.shape(0), trits.shape(1), scale, out.data());
+}
+
+int64_t unpack(size_t index, const Bytes& packed, const OutTrits& out, float* scales, size_t scale_count) {
+    const RowLayout& layout = active().layouts[index];
+    require_rows(layout, out.shape(0), out.shape(1), packed.size());
+    require_size("scales", scale_count, layout.scales(out.shape(0), out.shape(1)));
+    return layout.unpack(packed.data(), out.shape(0), out.shape(1), out.data(), scales);
+}
+
+void matmul(size_t index, const Bytes& packed, const Activations& x, const Products& out) {
+    const RowLayout& layout = active().layouts[index];
+    const auto [rows, cols, n] = matmul_sizes(x, out);
+    require_rows(layout, rows, cols, packed.size());
+    layout.matmul(packed.data(), x.data(), out.data(), rows, cols, n);
+}
+
+void define_row_layout(nb::module_& m, size_t index) {
+    const RowLayout& layout = active().layouts[index];
+    const std::string name = layout.name;
+    if (layout.geometry.scale == Scale::none) {
+        if (layout.pack) {
+            m.def((name + "_pack").c_str(),
+                  [=](const Trits& trits, const OutBytes& out) { pack(index, trits, 1.0f, out); },
+                  "trits"_a.noconvert(), "out"_a.noconvert(), Release());
+        }
+        m.def((name + "_unpack").c_str(),
+              [=](const Bytes& packed, const OutTrits& out) { return unpack(index, packed, out, nullptr, 0); },
+              "packed"_a.noconvert(), "out"_a.noconvert(), Release());
+    } else {
+        m.def((name + "_pack").c_str(),
+              [=](const Trits& trits, float scale, const OutBytes& out) { pack(index, trits, scale, out); },
+              "trits"_a.noconvert(), "scale"_a, "out"_a.noconvert(), Release());
+        m.def((name + "_unpack").c_str(),
+              [=](const Bytes& packed, const OutTrits& out, const Scales& scales) {
+                  return unpack(index, packed, out, scales.data(), scales.size());
+              },
+              "packed"_a.noconvert(), "out"_a.noconvert(), "scales"_a.noconvert(), Release());
+    }
+    if (layout.matmul) {
+        m.def((name + "_matmul").c_str(),
+              [=](const Bytes& packed, const Activations& x, const Products& out) { matmul(index, packed, x, out); },
+              "packed"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release());
+    }
+}
+
+void require_tiles(size_t rows, const Tiles& tiles) {
+    require(tiles.bm > 0 && tiles.bk > 0, "bm or bk is 0");
+    require_multiple("the number of rows", rows, tiles.bm);
+    require_multiple("bm", tiles.bm, tiles.bmm);
+}
+
+Tiles tl1_tiles(size_t rows, size_t cols, size_t packed_size, size_t bm, size_t bk, size_t bmm) {
+    require(bmm == 32 || bmm == 64, "bmm is " + std::to_string(bmm) + ", not 32 or 64");
+    const Tiles tiles{bm, bk, bmm};
+    require_tiles(rows, tiles);
+    require_multiple("the number of columns", cols, bk);
+    require_multiple("bk", bk, 256 / bmm);
+    require_size("the packed array", packed_size, rows * cols / 4);
+    return tiles;
+}
+
+template <class Part>
+Tiles tl2_tiles(size_t rows, size_t cols, size_t bm, size_t bk, const Part& three, const Part& signs, const Part& two) {
+    const Tiles tiles{bm, bk, 32};
+    require_tiles(rows, tiles);
+    require_multiple("bk", bk, 24);
+    const size_t two_columns = cols % bk, three_columns = cols - two_columns;
+    require_multiple("the number of columns beyond a multiple of bk", two_columns, 32);
+    require_size("three", three.size(), rows * three_columns / 6);
+    require_size("signs", signs.size(), rows * three_columns / 24);
+    require_size("two", two.size(), rows * two_columns / 4);
+    return tiles;
+}
+
+void define_tl1(nb::module_& m) {
+    m.def("tl1_pack", [](const Trits& trits, size_t bm, size_t bk, size_t bmm, const OutBytes& out) {
+        const size_t rows = trits.shape(0), cols = trits.shape(1);
+        const Tiles tiles = tl1_tiles(rows, cols, out.size(), bm, bk, bmm);
+        active().tl1.pack(trits.data(), rows, cols, tiles, out.data());
+    }, "trits"_a.noconvert(), "bm"_a, "bk"_a, "bmm"_a, "out"_a.noconvert(), Release());
+
+    m.def("tl1_unpack", [](const Bytes& packed, size_t bm, size_t bk, size_t bmm, const OutTrits& out) {
+        const size_t rows = out.shape(0), cols = out.shape(1);
+        const Tiles tiles = tl1_tiles(rows, cols, packed.size(), bm, bk, bmm);
+        return active().tl1.unpack(packed.data(), rows, cols, tiles, out.data());
+    }, "packed"_a.noconvert(), "bm"_a, "bk"_a, "bmm"_a, "out"_a.noconvert(), Release());
+
+    m.def("tl1_matmul", [](const Bytes& packed, size_t bm, size_t bk, size_t bmm, const Activations& x,
+                           const Products& out) {
+        const auto [rows, cols, n] = matmul_sizes(x, out);
+        const Tiles tiles = tl1_tiles(rows, cols, packed.size(), bm, bk, bmm);
+        active().tl1.matmul(packed.data(), x.data(), out.data(), rows, cols, n, tiles);
+    }, "packed"_a.noconvert(), "bm"_a, "bk"_a, "bmm"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release());
+}
+
+void define_tl2(nb::module_& m) {
+    m.def("tl2_pack", [](const Trits& trits, size_t bm, size_t bk, const OutBytes& three, const OutBytes& signs,
+                         const OutBytes& two) {
+        const size_t rows = trits.shape(0), cols = trits.shape(1);
+        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
+        active().tl2.pack(trits.data(), rows, cols, tiles, {three.data(), signs.data(), two.data()});
+    }, "trits"_a.noconvert(), "bm"_a, "bk"_a, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(),
+       Release());
+
+    m.def("tl2_unpack", [](const Bytes& three, const Bytes& signs, const Bytes& two, size_t bm, size_t bk,
+                           const OutTrits& out) {
+        const size_t rows = out.shape(0), cols = out.shape(1);
+        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
+        return active().tl2.unpack({three.data(), signs.data(), two.data()}, rows, cols, tiles, out.data());
+    }, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(), "bm"_a, "bk"_a, "out"_a.noconvert(),
+       Release());
+
+    m.def("tl2_matmul", [](const Bytes& three, const Bytes& signs, const Bytes& two, size_t bm, size_t bk,
+                           const Activations& x, const Products& out) {
+        const auto [rows, cols, n] = matmul_sizes(x, out);
+        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
+        const Tl2In packed{three.data(), signs.data(), two.data()};
+        active().tl2.matmul(packed, x.data(), out.data(), rows, cols, n, tiles);
+    }, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(), "bm"_a, "bk"_a, "x"_a.noconvert(),
+       "out"_a.noconvert(), Release());
+}
+
+}  // namespace
+}  // namespace bitconv
+
+NB_MODULE(_kernels, m) {
+    using namespace bitconv;
+
+    if (const char* name = std::getenv("BITCONV_ISA"); name && *name && !use(name)) {
+        throw nb::import_error((std::string("BITCONV_ISA names '") + name + "', which this CPU or build has not").c_str());
+    }
+
+    m.def("isas", [] {
+        std::vector<std::string> names;
+        for (const Kernels* table : available()) names.emplace_back(table->name);
+        return names;
+    }, "The instruction sets that can be used here, the portable one first, the fastest last.");
+    m.def("isa", [] { return std::string(active().name); }, "The instruction set in use.");
+    m.def("use_isa", [](const std::string& name) {
+        require(use(name), "instruction set '" + name + "' is not available");
+    }, "name"_a, "Use this instruction set from now on, in all threads.");
+
+    m.def("abs_sum", [](const Bytes& x, const std::string& dtype) {
+        const Float type = float_type(dtype);
+        return active().abs_sum(x.data(), float_count(x, type), type);
+    }, "x"_a.noconvert(), "dtype"_a, Release());
+
+    m.def("ternarize", [](const Bytes& x, const std::string& dtype, float inverse_scale, const Array<int8_t>& out) {
+        const Float type = float_type(dtype);
+        require(inverse_scale > 0 && std::isfinite(inverse_scale), "inverse_scale is not positive and finite");
+        require_size("out", out.size(), float_count(x, type));
+        active().ternarize(x.data(), out.size(), type, inverse_scale, out.data());
+    }, "x"_a.noconvert(), "dtype"_a, "inverse_scale"_a, "out"_a.noconvert(), Release());
+
+    m.def("unpack_hf", [](const Bytes& packed, int quarter, const Array<int8_t>& out) {
+        require(0 <= quarter && quarter < 4, "quarter is not 0 to 3");
+        require_size("out", out.size(), packed.size());
+        return active().unpack_hf(packed.data(), packed.size(), quarter, out.data());
+    }, "packed"_a.noconvert(), "quarter"_a, "out"_a.noconvert(), Release());
+
+    m.def("convert_floats", [](const Bytes& x, const std::string& dtype, const OutBytes& out, const std::string& out_dtype) {
+        const Float type = float_type(dtype), out_type = float_type(out_dtype);
+        const size_t n = float_count(x, type);
+        require_size("out", out.size(), n * float_bytes(out_type));
+        return active().convert_floats(x.data(), n, type, out.data(), out_type);
+    }, "x"_a.noconvert(), "dtype"_a, "out"_a.noconvert(), "out_dtype"_a, Release());
+
+    m.def("dequantize", [](const Array<const int8_t>& trits, float scale, const OutBytes& out, const std::string& out_dtype) {
+        const Float out_type = float_type(out_dtype);
+        require_scale(scale, out_type);
+        require_size("out", out.size(), trits.size() * float_bytes(out_type));
+        active().dequantize(trits.data(), trits.size(), scale, out.data(), out_type);
+    }, "trits"_a.noconvert(), "scale"_a, "out"_a.noconvert(), "out_dtype"_a, Release());
+
+    m.def("matmul", [](const Trits& trits, const Activations& x, const Products& out) {
+        const auto [rows, cols, n] = matmul_sizes(x, out);
+        require(trits.shape(0) == rows && trits.shape(1) == cols, "the shapes of trits, x and out do not fit");
+        active().matmul(trits.data(), x.data(), out.data(), rows, cols, n);
+    }, "trits"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release());
+
+    for (size_t index = 0; index < row_layouts; ++index) define_row_layout(m, index);
+    define_tl1(m);
+    define_tl2(m);
+}

@@ -1,0 +1,142 @@
+// Which instruction sets this CPU and its operating system support, and which table is in use.
+#include "kernels.hpp"
+
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#ifdef BITCONV_X86
+#ifdef _MSC_VER
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+#ifdef BITCONV_ARM64
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#endif
+
+namespace bitconv {
+
+namespace scalar { extern const Kernels table; }
+namespace avx2 { extern const Kernels table; }
+namespace avx512 { extern const Kernels table; }
+namespace avx512_vnni { extern const Kernels table; }
+namespace neon { extern const Kernels table; }
+namespace neon_dotprod { extern const Kernels table; }
+
+namespace {
+
+#ifdef BITCONV_X86
+
+struct Registers {
+    uint32_t a, b, c, d;
+};
+
+Registers cpuid(uint32_t leaf) {
+    Registers r{};
+#ifdef _MSC_VER
+    int out[4];
+    __cpuidex(out, static_cast<int>(leaf), 0);
+    std::memcpy(&r, out, sizeof r);
+#else
+    __get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d);
+#endif
+    return r;
+}
+
+/// The register state that the operating system saves (XCR0).
+uint64_t saved_state() {
+#ifdef _MSC_VER
+    return _xgetbv(0);
+#else
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return uint64_t{high} << 32 | low;
+#endif
+}
+
+void add_native(std::vector<const Kernels*>& tables) {
+    const auto has = [](uint32_t bits, int bit) { return (bits >> bit & 1) != 0; };
+    const Registers one = cpuid(1), seven = cpuid(7);
+    if (!has(one.c, 27)) return;  // OSXSAVE: xgetbv may be asked
+    const uint64_t state = saved_state();
+    const bool f16c = has(one.c, 29);
+    if ((state & 0x6) != 0x6 || !has(seven.b, 5) || !f16c) return;
+    tables.push_back(&avx2::table);
+#ifdef BITCONV_EMULATE_AVX512
+    const bool avx512_usable = true, vnni = true;
+#else
+    const bool f = has(seven.b, 16), dq = has(seven.b, 17), bw = has(seven.b, 30), vl = has(seven.b, 31);
+    const bool avx512_usable = (state & 0xe6) == 0xe6 && f && dq && bw && vl;
+    const bool vnni = has(seven.c, 11);
+#endif
+    if (!avx512_usable) return;
+    tables.push_back(&avx512::table);
+    if (vnni) tables.push_back(&avx512_vnni::table);
+}
+
+#elif defined(BITCONV_ARM64)
+
+bool has_dotprod() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & 1 << 20) != 0;  // HWCAP_ASIMDDP
+#elif defined(__APPLE__)
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0 && value != 0;
+#else
+    return false;
+#endif
+}
+
+void add_native(std::vector<const Kernels*>& tables) {
+    tables.push_back(&neon::table);
+    if (has_dotprod()) tables.push_back(&neon_dotprod::table);
+}
+
+#else
+
+void add_native(std::vector<const Kernels*>&) {}
+
+#endif
+
+std::atomic<const Kernels*>& in_use() {
+    static std::atomic<const Kernels*> table{available().back()};
+    return table;
+}
+
+}  // namespace
+
+const std::vector<const Kernels*>& available() {
+    static const std::vector<const Kernels*> tables = [] {
+        std::vector<const Kernels*> found{&scalar::table};
+        add_native(found);
+        return found;
+    }();
+    return tables;
+}
+
+const Kernels& active() { return *in_use(); }
+
+bool use(const std::string& name) {
+    for (const Kernels* table : available()) {
+        if (name == table->name) {
+            in_use() = table;
+            return true;
+        }
+    }
+    return false;
+}
+
+Buffer::Buffer(size_t bytes) : data_(static_cast<uint8_t*>(::operator new(bytes, std::align_val_t{64}))) {
+    std::memset(data_, 0, bytes);
+}
+
+Buffer::~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+
+}  // namespace bitconv

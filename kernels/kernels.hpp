@@ -1,0 +1,138 @@
+// The native kernels of bitconv: one table of function pointers an instruction set, chosen once at run time.
+//
+// Matrices are C-contiguous: trits int8 [rows, cols] with values -1, 0, +1; activations x int8 [n, cols], any
+// value; products int32 [n, rows], exact while cols * 128 < 2^31. Floats and packed weights are raw
+// little-endian bytes without alignment. Callers have checked every size; kernels check only codes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace bitconv {
+
+enum class Float { f32, f16, bf16 };
+
+/// Where a layout stores scales.
+enum class Scale { none, row, block };
+
+/// Sizes of a layout that stores row after row. A row is `row_header` bytes and cols / block blocks.
+struct Geometry {
+    size_t block;        ///< columns in a block
+    size_t block_bytes;  ///< bytes of a block
+    size_t row_header;   ///< bytes of the scale before the blocks of a row
+    Scale scale;
+};
+
+/// A layout that stores row after row (or, where `row_group` is more than 1, group of rows after group).
+struct RowLayout {
+    const char* name;
+    Geometry geometry;
+    size_t row_group;  ///< rows come in multiples of this
+
+    /// trits [rows, cols] -> out. `scale` goes where the layout stores one, rounded to its type.
+    /// Null for a layout that is read only.
+    void (*pack)(const int8_t* trits, size_t rows, size_t cols, float scale, uint8_t* out);
+
+    /// packed -> trits [rows, cols] and, where the layout stores scales, scales [rows] or [rows, cols / block].
+    /// Returns the lowest index in trits that an invalid code stands for, or -1.
+    int64_t (*unpack)(const uint8_t* packed, size_t rows, size_t cols, int8_t* trits, float* scales);
+
+    /// out[v, r] = sum over k of trit[r, k] * x[v, k], straight from the packed codes, which must be valid.
+    /// Scales play no part. Null for a layout that is read only.
+    void (*matmul)(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n);
+
+    constexpr size_t bytes(size_t rows, size_t cols) const {
+        return rows * geometry.row_header + rows * cols / geometry.block * geometry.block_bytes;
+    }
+    constexpr size_t scales(size_t rows, size_t cols) const {
+        return geometry.scale == Scale::none ? 0 : geometry.scale == Scale::row ? rows : rows * cols / geometry.block;
+    }
+};
+
+constexpr size_t row_layouts = 8;
+
+/// The tile sizes that a runner of TL1 or TL2 was built with; rows are a multiple of bm. TL2 has bmm 32.
+struct Tiles {
+    size_t bm, bk, bmm;
+};
+
+/// Pack, unpack and matmul as in RowLayout.
+struct Tl1 {
+    void (*pack)(const int8_t* trits, size_t rows, size_t cols, const Tiles& tiles, uint8_t* out);
+    int64_t (*unpack)(const uint8_t* packed, size_t rows, size_t cols, const Tiles& tiles, int8_t* trits);
+    void (*matmul)(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n,
+                   const Tiles& tiles);
+};
+
+/// The parts of TL2, each contiguous for any number of blocks of bm rows. With three = cols - cols % bk and
+/// two = cols % bk, a row has three / 6 bytes of values, three / 24 of signs and two / 4 of pairs.
+template <class Byte>
+struct Tl2Parts {
+    Byte *values, *signs, *pairs;
+};
+using Tl2In = Tl2Parts<const uint8_t>;
+using Tl2Out = Tl2Parts<uint8_t>;
+
+struct Tl2 {
+    void (*pack)(const int8_t* trits, size_t rows, size_t cols, const Tiles& tiles, const Tl2Out& out);
+    int64_t (*unpack)(const Tl2In& packed, size_t rows, size_t cols, const Tiles& tiles, int8_t* trits);
+    void (*matmul)(const Tl2In& packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n,
+                   const Tiles& tiles);
+};
+
+struct Kernels {
+    const char* name;
+
+    /// Sum of |x[i]| in float64, in an order that is the same on every instruction set: 64 partial sums, number
+    /// l adding the x[i] with i % 64 = l in ascending order; then partial sum l takes l + 32, for l < 32, then
+    /// l + 16, and so on down to 1. NaN or infinity in x makes the sum NaN or infinity.
+    double (*abs_sum)(const uint8_t* x, size_t n, Float type);
+
+    /// out[i] = p > 0.5 ? 1 : p < -0.5 ? -1 : 0, where p = float32(x[i]) * inverse_scale in float32; 0 for NaN.
+    /// This is clip(round_half_even(p), -1, 1). inverse_scale is positive and finite.
+    void (*ternarize)(const uint8_t* x, size_t n, Float type, float inverse_scale, int8_t* out);
+
+    /// out[i] = code - 1, the code being bits 2q+1:2q of packed[i] with q = quarter, 0 to 3.
+    /// Returns the lowest i whose code is 3, or -1.
+    int64_t (*unpack_hf)(const uint8_t* packed, size_t n, int quarter, int8_t* out);
+
+    /// Converts n floats, rounding to nearest even. Returns the lowest index of a NaN, an infinity, or a value
+    /// that becomes infinite by rounding, or -1.
+    int64_t (*convert_floats)(const uint8_t* x, size_t n, Float type, uint8_t* out, Float out_type);
+
+    /// out[i] = trits[i] * scale rounded to nearest even; +0 for trit 0.
+    void (*dequantize)(const int8_t* trits, size_t n, float scale, uint8_t* out, Float out_type);
+
+    /// out[v, r] = sum over k of trits[r, k] * x[v, k]; trits may hold any int8.
+    void (*matmul)(const int8_t* trits, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n);
+
+    RowLayout layouts[row_layouts];
+    Tl1 tl1;
+    Tl2 tl2;
+};
+
+/// The tables that this CPU can run, the portable one first, the fastest last.
+const std::vector<const Kernels*>& available();
+
+/// The table in use: the last of available(), until use() changes it.
+const Kernels& active();
+
+/// Makes `name` the table in use; false if this CPU or this build has none of that name.
+bool use(const std::string& name);
+
+/// Zeroed scratch memory, aligned to 64 bytes.
+class Buffer {
+public:
+    explicit Buffer(size_t bytes);
+    ~Buffer();
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    uint8_t* data() { return data_; }
+
+private:
+    uint8_t* data_;
+};
+
+}  // namespace bitconv

@@ -1,0 +1,51 @@
+// Products of codes with activations on AVX2. See dot.hpp.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <immintrin.h>
+
+namespace bitconv::BITCONV_ISA {
+
+struct Dot {
+    static constexpr size_t width = 32;
+    using Bytes = __m256i;
+    using Partial = __m256i;  // int16: one product of two pairs is at most 2 * 2 * 128, a chunk at most 5 of them
+    using Sum = __m256i;      // int32
+    static constexpr size_t chunks_per_partial = 12;
+
+    static Bytes load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+    template <size_t Stride>
+    static Bytes load_pieces(const uint8_t* p) {
+        return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + Stride), reinterpret_cast<const __m128i*>(p));
+    }
+
+    template <int Digit>
+    static Bytes two_bit(Bytes b) {
+        return _mm256_and_si256(_mm256_srli_epi16(b, 2 * Digit), _mm256_set1_epi8(3));
+    }
+
+    static Bytes first_base3_digit(Bytes b) {
+        const Bytes one = _mm256_set1_epi8(1);
+        return _mm256_add_epi8(_mm256_min_epu8(_mm256_subs_epu8(b, _mm256_set1_epi8(85)), one),
+                               _mm256_min_epu8(_mm256_subs_epu8(b, _mm256_set1_epi8(static_cast<char>(170))), one));
+    }
+    static Bytes times_3(Bytes b) { return _mm256_add_epi8(b, _mm256_add_epi8(b, b)); }
+
+    static Partial zero() { return _mm256_setzero_si256(); }
+    static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
+        return add(sum, _mm256_maddubs_epi16(codes, load(reinterpret_cast<const uint8_t*>(x))));
+    }
+    static Partial add(Partial a, Partial b) { return _mm256_add_epi16(a, b); }
+    static Sum widen(Sum sum, Partial partial) {
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(partial, _mm256_set1_epi16(1)));
+    }
+    static Sum sum_zero() { return _mm256_setzero_si256(); }
+    static int32_t total(Sum s) {
+        __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+        t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+        return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+    }
+};
+
+}  // namespace bitconv::BITCONV_ISA

@@ -1,0 +1,272 @@
+// Compares the kernels of every instruction set that this machine can run with the portable ones, on random data,
+// and every layout's unpack and matmul with what was packed. Needs no Python, so it also runs under an emulator.
+// Prints "N passed, M failed"; the exit code is 1 if a comparison failed or an instruction set named as an
+// argument is not available.
+#include "kernels.hpp"
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+
+using namespace bitconv;
+
+namespace {
+
+int passed = 0, failed = 0;
+std::mt19937 random_bits(20240227);
+
+void check(bool good, const std::string& what) {
+    ++(good ? passed : failed);
+    if (!good) std::printf("FAILED %s\n", what.c_str());
+}
+
+/// A vector whose data starts at an odd address, since kernels promise to take any.
+template <class T>
+struct Unaligned {
+    std::vector<uint8_t> bytes;
+    size_t size;
+    explicit Unaligned(size_t n) : bytes(n * sizeof(T) + 1), size(n) {}
+    T* data() { return reinterpret_cast<T*>(bytes.data() + (sizeof(T) == 1 ? 1 : 0)); }
+    bool operator==(const Unaligned& other) const { return bytes == other.bytes; }
+};
+using Bytes = Unaligned<uint8_t>;
+using Int8s = Unaligned<int8_t>;
+using Int32s = std::vector<int32_t>;
+
+Bytes random_bytes(size_t n) {
+    Bytes bytes(n);
+    for (size_t i = 0; i < n; ++i) bytes.data()[i] = static_cast<uint8_t>(random_bits());
+    return bytes;
+}
+
+/// The first two rows are blocks of one value, for the largest sums.
+Int8s random_trits(size_t rows, size_t cols) {
+    Int8s trits(rows * cols);
+    for (size_t i = 0; i < trits.size; ++i) trits.data()[i] = static_cast<int8_t>(random_bits() % 3) - 1;
+    for (size_t k = 0; k < cols && rows > 0; ++k) trits.data()[k] = k < cols / 2 ? 0 : 1;
+    for (size_t k = 0; k < cols && rows > 1; ++k) trits.data()[cols + k] = -1;
+    return trits;
+}
+
+Int8s random_activations(size_t n, size_t cols) {
+    Int8s x(n * cols);
+    for (size_t i = 0; i < x.size; ++i) x.data()[i] = static_cast<int8_t>(random_bits());
+    for (size_t k = 0; k < cols && n > 0; ++k) x.data()[k] = -128;
+    for (size_t k = 0; k < cols && n > 1; ++k) x.data()[cols + k] = 127;
+    return x;
+}
+
+size_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
+
+/// Random bit patterns; with `plain`, no NaN or infinity in them.
+Bytes random_floats(size_t n, Float type, bool plain) {
+    const size_t size = float_bytes(type);
+    Bytes floats = random_bytes(n * size);
+    for (size_t i = 0; plain && i < n; ++i) floats.data()[i * size + size - 1] &= 0xbb;  // an exponent bit off
+    return floats;
+}
+
+Int32s product_of(Int8s& trits, Int8s& x, size_t rows, size_t cols, size_t n) {
+    Int32s out(n * rows);
+    for (size_t v = 0; v < n; ++v) {
+        for (size_t r = 0; r < rows; ++r) {
+            int32_t sum = 0;
+            for (size_t k = 0; k < cols; ++k) sum += trits.data()[r * cols + k] * x.data()[v * cols + k];
+            out[v * rows + r] = sum;
+        }
+    }
+    return out;
+}
+
+constexpr Float float_types[] = {Float::f32, Float::f16, Float::bf16};
+
+void test_sources(const Kernels& kernels, const Kernels& portable) {
+    const std::string isa = kernels.name;
+    for (size_t n : {0, 1, 7, 63, 64, 65, 200, 1027}) {
+        for (Float type : float_types) {
+            for (bool plain : {true, false}) {
+                Bytes x = random_floats(n, type, plain);
+                const double a = kernels.abs_sum(x.data(), n, type), b = portable.abs_sum(x.data(), n, type);
+                check(std::memcmp(&a, &b, sizeof a) == 0 || (!std::isfinite(a) && !std::isfinite(b)), isa + " abs_sum");
+                for (float inverse_scale : {1.0f, 0.37f, 1e5f, 1e-5f, 3e38f}) {
+                    Int8s t(n), expected(n);
+                    kernels.ternarize(x.data(), n, type, inverse_scale, t.data());
+                    portable.ternarize(x.data(), n, type, inverse_scale, expected.data());
+                    check(t == expected, isa + " ternarize");
+                }
+                for (Float out_type : float_types) {
+                    Bytes out(n * float_bytes(out_type)), expected(n * float_bytes(out_type));
+                    const int64_t fault = kernels.convert_floats(x.data(), n, type, out.data(), out_type);
+                    check(fault == portable.convert_floats(x.data(), n, type, expected.data(), out_type) &&
+                              (fault >= 0 || out == expected), isa + " convert_floats");
+                }
+            }
+            Int8s trits = random_trits(1, n);
+            Bytes out(n * float_bytes(type)), expected(n * float_bytes(type));
+            kernels.dequantize(trits.data(), n, 0.3f, out.data(), type);
+            portable.dequantize(trits.data(), n, 0.3f, expected.data(), type);
+            check(out == expected, isa + " dequantize");
+        }
+        for (int quarter = 0; quarter < 4; ++quarter) {
+            Bytes packed = random_bytes(n);
+            for (size_t i = 0; i < n; ++i) packed.data()[i] &= i == n / 2 ? 0xff : 0xaa;  // few codes 3, or none
+            Int8s t(n), expected(n);
+            check(kernels.unpack_hf(packed.data(), n, quarter, t.data()) ==
+                          portable.unpack_hf(packed.data(), n, quarter, expected.data()) && t == expected,
+                  isa + " unpack_hf");
+        }
+    }
+}
+
+constexpr size_t vector_counts[] = {0, 1, 2, 3, 4, 5, 8, 13};
+
+void test_row_layout(const Kernels& kernels, size_t index, const Kernels& portable) {
+    const RowLayout &layout = kernels.layouts[index], &truth = portable.layouts[index];
+    const std::string what = std::string(kernels.name) + " " + layout.name;
+    const size_t unit = layout.row_group > 1 ? 5 : layout.geometry.block;
+    for (size_t rows : {size_t{0}, layout.row_group, 3 * layout.row_group}) {
+        for (size_t cols : {unit, 2 * unit, 3 * unit, 5 * unit, 7 * unit, 2048 + unit - 2048 % unit, 16384 + unit * 3}) {
+            if (cols % unit) continue;
+            const size_t size = layout.bytes(rows, cols), scale_count = layout.scales(rows, cols);
+            Int8s trits = random_trits(rows, cols), unpacked(rows * cols), expected(rows * cols);
+            Bytes packed = random_bytes(size);  // the read-only layouts take any bytes
+            if (layout.pack) {
+                Bytes other(size);
+                layout.pack(trits.data(), rows, cols, 0.3f, packed.data());
+                truth.pack(trits.data(), rows, cols, 0.3f, other.data());
+                check(packed == other, what + " pack");
+            }
+            std::vector<float> scales(scale_count), expected_scales(scale_count);
+            const auto unpack_both = [&](const std::string& how) {
+                const int64_t invalid = layout.unpack(packed.data(), rows, cols, unpacked.data(), scales.data());
+                const int64_t expected_invalid =
+                    truth.unpack(packed.data(), rows, cols, expected.data(), expected_scales.data());
+                check(invalid == expected_invalid, what + " unpack " + how + ": the index");
+                if (invalid < 0) {
+                    check(unpacked == expected && scales == expected_scales, what + " unpack " + how);
+                }
+                return invalid;
+            };
+            if (!layout.pack) {
+                unpack_both("random bytes");
+                continue;
+            }
+            check(unpack_both("packed") == -1 && unpacked == trits, what + " unpack what was packed");
+            for (size_t n : vector_counts) {
+                Int8s x = random_activations(n, cols);
+                Int32s out(n * rows);
+                layout.matmul(packed.data(), x.data(), out.data(), rows, cols, n);
+                check(out == product_of(trits, x, rows, cols, n), what + " matmul " + std::to_string(cols));
+            }
+            for (int i = 0; i < 20 && size > 0; ++i) {
+                packed.data()[random_bits() % size] = static_cast<uint8_t>(random_bits());
+                std::memset(unpacked.data(), 0, unpacked.size);
+                std::memset(expected.data(), 0, expected.size);
+                unpack_both("damaged");
+            }
+        }
+    }
+}
+
+void test_tl1(const Kernels& kernels, const Kernels& portable) {
+    const std::string what = std::string(kernels.name) + " tl1";
+    constexpr Tiles all_tiles[] = {{32, 8, 32}, {64, 64, 32}, {64, 4, 64}, {128, 12, 64}, {160, 520, 32}, {64, 260, 64}};
+    for (const Tiles& tiles : all_tiles) {
+        for (size_t blocks : {0, 1, 3}) {
+            const size_t rows = 2 * tiles.bm, cols = blocks * tiles.bk, size = rows * cols / 4;
+            Int8s trits = random_trits(rows, cols), unpacked(rows * cols), expected(rows * cols);
+            Bytes packed(size), other(size);
+            kernels.tl1.pack(trits.data(), rows, cols, tiles, packed.data());
+            portable.tl1.pack(trits.data(), rows, cols, tiles, other.data());
+            check(packed == other, what + " pack");
+            check(kernels.tl1.unpack(packed.data(), rows, cols, tiles, unpacked.data()) == -1 && unpacked == trits,
+                  what + " unpack what was packed");
+            for (size_t n : vector_counts) {
+                Int8s x = random_activations(n, cols);
+                Int32s out(n * rows);
+                kernels.tl1.matmul(packed.data(), x.data(), out.data(), rows, cols, n, tiles);
+                check(out == product_of(trits, x, rows, cols, n), what + " matmul");
+                std::fill(out.begin(), out.end(), 77);
+                portable.tl1.matmul(packed.data(), x.data(), out.data(), rows, cols, n, tiles);
+                check(out == product_of(trits, x, rows, cols, n), "portable tl1 matmul");
+            }
+            for (int i = 0; i < 20 && size > 0; ++i) {
+                packed.data()[random_bits() % size] = static_cast<uint8_t>(random_bits());
+                check(kernels.tl1.unpack(packed.data(), rows, cols, tiles, unpacked.data()) ==
+                          portable.tl1.unpack(packed.data(), rows, cols, tiles, expected.data()) && unpacked == expected,
+                      what + " unpack damaged");
+            }
+        }
+    }
+}
+
+void test_tl2(const Kernels& kernels, const Kernels& portable) {
+    const std::string what = std::string(kernels.name) + " tl2";
+    struct Case {
+        Tiles tiles;
+        size_t cols;
+    };
+    constexpr Case cases[] = {{{32, 24, 32}, 24}, {{32, 96, 32}, 256}, {{64, 192, 32}, 32}, {{96, 192, 32}, 768},
+                              {{64, 240, 32}, 304}, {{32, 408, 32}, 408}};
+    for (const auto& [tiles, cols] : cases) {
+        const size_t rows = 2 * tiles.bm, two = cols % tiles.bk, three = cols - two;
+        Int8s trits = random_trits(rows, cols), unpacked(rows * cols), expected(rows * cols);
+        Bytes values(rows * three / 6), signs(rows * three / 24), pairs(rows * two / 4);
+        Bytes values2(values.size), signs2(signs.size), pairs2(pairs.size);
+        kernels.tl2.pack(trits.data(), rows, cols, tiles, {values.data(), signs.data(), pairs.data()});
+        portable.tl2.pack(trits.data(), rows, cols, tiles, {values2.data(), signs2.data(), pairs2.data()});
+        check(values == values2 && signs == signs2 && pairs == pairs2, what + " pack");
+        const Tl2In packed{values.data(), signs.data(), pairs.data()};
+        check(kernels.tl2.unpack(packed, rows, cols, tiles, unpacked.data()) == -1 && unpacked == trits,
+              what + " unpack what was packed");
+        for (size_t n : vector_counts) {
+            Int8s x = random_activations(n, cols);
+            Int32s out(n * rows);
+            kernels.tl2.matmul(packed, x.data(), out.data(), rows, cols, n, tiles);
+            check(out == product_of(trits, x, rows, cols, n), what + " matmul");
+            std::fill(out.begin(), out.end(), 77);
+            portable.tl2.matmul(packed, x.data(), out.data(), rows, cols, n, tiles);
+            check(out == product_of(trits, x, rows, cols, n), "portable tl2 matmul");
+        }
+        for (int i = 0; i < 60; ++i) {
+            Bytes& part = i % 3 == 0 ? values : i % 3 == 1 ? signs : pairs;
+            if (part.size == 0) continue;
+            part.data()[random_bits() % part.size] = static_cast<uint8_t>(random_bits());
+            check(kernels.tl2.unpack(packed, rows, cols, tiles, unpacked.data()) ==
+                      portable.tl2.unpack(packed, rows, cols, tiles, expected.data()) && unpacked == expected,
+                  what + " unpack damaged");
+        }
+    }
+}
+
+void test_matmul(const Kernels& kernels) {
+    for (size_t rows : {0, 1, 5}) {
+        for (size_t cols : {0, 1, 31, 257}) {
+            for (size_t n : vector_counts) {
+                Int8s a = random_activations(rows, cols), x = random_activations(n, cols);
+                Int32s out(n * rows);
+                kernels.matmul(a.data(), x.data(), out.data(), rows, cols, n);
+                check(out == product_of(a, x, rows, cols, n), std::string(kernels.name) + " matmul");
+            }
+        }
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    for (int i = 1; i < argc; ++i) check(use(argv[i]), std::string("instruction set ") + argv[i] + " is available");
+    const Kernels& portable = *available().front();
+    for (const Kernels* kernels : available()) {
+        const int before = passed;
+        test_sources(*kernels, portable);
+        test_matmul(*kernels);
+        for (size_t index = 0; index < row_layouts; ++index) test_row_layout(*kernels, index, portable);
+        test_tl1(*kernels, portable);
+        test_tl2(*kernels, portable);
+        std::printf("%s: %d comparisons passed\n", kernels->name, passed - before);
+    }
+    std::printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}
