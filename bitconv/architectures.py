@@ -1,0 +1,135 @@
+"""GGUF architectures of BitNet models: which tensors a runner's graph loads, and of what shape.
+
+Sources: the tensor tables of llama.cpp and of bitnet.cpp's fork of it. A runner refuses a file that lacks one of
+these tensors or holds any other ("wrong number of tensors").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from bitconv.hyperparameters import Hyperparameters
+
+
+class Role(Enum):
+    """What a tensor is to the model, which decides the types that it may have."""
+
+    TERNARY = "ternary"
+    NORM = "norm"
+    EMBEDDING = "embedding"  # the token embedding and an untied output head
+    SCALE = "scale"
+    ROPE_FACTORS = "rope factors"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that an architecture loads. Shape row-major: (rows, columns) or (length,)."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """activation: the `hidden_act` that the graph applies, whatever the file says.
+
+    untied_head: an output.weight is loaded and used. bitnet has none, and the bitnet-b1.58 graph multiplies by the
+    embedding even where one is present.
+    rope_factors: a rope_freqs.weight is loaded.
+    interleaved_rope: the graph rotates neighbouring pairs of a head's rows; Hugging Face checkpoints rotate row i
+    with row i + head_dim/2, so rows of q and k are permuted for it.
+    free_head_dim: head_dim may differ from hidden / heads.
+    """
+
+    name: str
+    activation: str
+    sub_norms: bool
+    untied_head: bool
+    rope_factors: bool
+    interleaved_rope: bool
+    free_head_dim: bool
+
+    def slots(self, sizes: Hyperparameters) -> list[Slot]:
+        """Every tensor of a model of these sizes, in file order."""
+        q_rows, kv_rows = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+        hidden, ffn = sizes.hidden, sizes.ffn
+        slots = [Slot("token_embd.weight", (sizes.vocab, hidden), Role.EMBEDDING)]
+        if self.rope_factors:
+            slots.append(Slot("rope_freqs.weight", (sizes.head_dim // 2,), Role.ROPE_FACTORS, optional=True))
+        for layer in range(sizes.layers):
+            block = [
+                Slot("attn_norm", (hidden,), Role.NORM),
+                Slot("attn_q", (q_rows, hidden), Role.TERNARY),
+                Slot("attn_k", (kv_rows, hidden), Role.TERNARY),
+                Slot("attn_v", (kv_rows, hidden), Role.TERNARY),
+                Slot("attn_sub_norm", (q_rows,), Role.NORM),
+                Slot("attn_output", (hidden, q_rows), Role.TERNARY),
+                Slot("ffn_norm", (hidden,), Role.NORM),
+                Slot("ffn_gate", (ffn, hidden), Role.TERNARY),
+                Slot("ffn_up", (ffn, hidden), Role.TERNARY),
+                Slot("ffn_sub_norm", (ffn,), Role.NORM),
+                Slot("ffn_down", (hidden, ffn), Role.TERNARY),
+            ]
+            for slot in block:
+                name = f"blk.{layer}.{slot.name}.weight"
+                if self.sub_norms or not slot.name.endswith("_sub_norm"):
+                    slots.append(Slot(name, slot.shape, slot.role))
+                if slot.role is Role.TERNARY:
+                    slots.append(Slot(scale_name(name), (1,), Role.SCALE, optional=True))
+        slots.append(Slot("output_norm.weight", (hidden,), Role.NORM))
+        if self.untied_head:
+            slots.append(Slot("output.weight", (sizes.vocab, hidden), Role.EMBEDDING, optional=True))
+        return slots
+
+
+def scale_name(weight_name: str) -> str:
+    """The name of the optional float32 tensor of shape (1,) that multiplies a weight's output (llama.cpp, 2026)."""
+    return weight_name.removesuffix("weight") + "scale"
+
+
+LLAMA = Architecture(
+    "llama",
+    activation="silu",
+    sub_norms=False,
+    untied_head=True,
+    rope_factors=True,
+    interleaved_rope=True,
+    free_head_dim=True,
+)
+BITNET = Architecture(
+    "bitnet",
+    activation="silu",
+    sub_norms=True,
+    untied_head=False,
+    rope_factors=False,
+    interleaved_rope=False,
+    free_head_dim=False,
+)
+# bitnet.cpp from April 2025 on; the first release of it called the same graph bitnet-25.
+BITNET_B158 = Architecture(
+    "bitnet-b1.58",
+    activation="relu2",
+    sub_norms=True,
+    untied_head=False,
+    rope_factors=False,
+    interleaved_rope=False,
+    free_head_dim=False,
+)
+
+_BY_NAME = {
+    "llama": LLAMA,
+    "bitnet": BITNET,
+    "bitnet-b1.58": BITNET_B158,
+    "bitnet-25": BITNET_B158,
+}
+
+
+def architecture(name: str) -> Architecture | None:
+    return _BY_NAME.get(name)
+
+
+def architecture_names() -> list[str]:
+    return list(_BY_NAME)

@@ -1,0 +1,48 @@
+"""What a model family is: how its checkpoints name the tensors of a GGUF architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bitconv.architectures import Architecture
+
+# GGUF slot within a block -> module within a layer of transformers' Llama, which BitNet models extend.
+_LLAMA_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_TOP_LEVEL = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """name: as publishers call it. hf_architecture: the entry of config.json's "architectures".
+
+    native: the model class ternarises float weights itself, without a quantization_config.
+    modules: slots of a block whose modules are not named as in Llama.
+    """
+
+    name: str
+    hf_architecture: str
+    architecture: Architecture
+    native: bool
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+    def source_name(self, slot_name: str) -> str:
+        """The checkpoint's name of a slot's tensor."""
+        if not slot_name.startswith("blk."):
+            return _TOP_LEVEL[slot_name]
+        _, layer, slot, _ = slot_name.split(".")
+        return f"model.layers.{layer}.{(_LLAMA_MODULES | dict(self.modules))[slot]}.weight"

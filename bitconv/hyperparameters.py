@@ -1,0 +1,169 @@
+"""The sizes of a model: read from config.json or from GGUF metadata, written as GGUF metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv.errors import BitconvError
+from bitconv.gguf import MalformedGGUF, Metadata
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """rope_type "llama3": the frequencies of long wavelengths are divided by `factor`, those between smoothly."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+    def factors(self, base: float, dims: int) -> npt.NDArray[np.float32]:
+        """Divisors of the dims/2 rotary frequencies, float32, as llama.cpp's rope_freqs.weight holds them."""
+        frequencies = base ** -(np.arange(0, dims, 2, dtype=np.float64) / dims)
+        wavelengths = 2 * math.pi / frequencies
+        smooth = (self.original_context / wavelengths - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        smooth = np.clip(smooth, 0.0, 1.0)
+        return (1 / ((1 - smooth) / self.factor + smooth)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    rms_eps: float
+    rope_base: float
+    rope_linear_factor: float | None = None
+    rope_llama3: Llama3Rope | None = None
+
+    def metadata(self, architecture: str) -> Metadata:
+        """The `{architecture}.*` keys that runners read (llama.cpp's names and types)."""
+        keys: Metadata = {
+            "vocab_size": np.uint32(self.vocab),
+            "context_length": np.uint32(self.context),
+            "embedding_length": np.uint32(self.hidden),
+            "block_count": np.uint32(self.layers),
+            "feed_forward_length": np.uint32(self.ffn),
+            "attention.head_count": np.uint32(self.heads),
+            "attention.head_count_kv": np.uint32(self.kv_heads),
+            "attention.layer_norm_rms_epsilon": np.float32(self.rms_eps),
+            "rope.dimension_count": np.uint32(self.head_dim),
+            "rope.freq_base": np.float32(self.rope_base),
+        }
+        if self.head_dim * self.heads != self.hidden:
+            keys["attention.key_length"] = np.uint32(self.head_dim)
+            keys["attention.value_length"] = np.uint32(self.head_dim)
+        if self.rope_linear_factor is not None:
+            keys["rope.scaling.type"] = "linear"
+            keys["rope.scaling.factor"] = np.float32(self.rope_linear_factor)
+        return {f"{architecture}.{key}": value for key, value in keys.items()}
+
+
+class _Config:
+    """config.json with checked look-ups."""
+
+    def __init__(self, values: Mapping[str, Any], file: object) -> None:
+        self.values = values
+        self.file = file
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if type(value) is not int or not 0 < value < 2**31:
+            raise BitconvError(f"{self.file}: {key} is {value!r}, expected a positive integer")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+            return float(value)
+        raise BitconvError(f"{self.file}: {key} is {value!r}, expected a positive number")
+
+    def group(self, key: str) -> _Config:
+        value = self.values.get(key)
+        if not isinstance(value, Mapping | None):
+            raise BitconvError(f"{self.file}: {key} is {value!r}, expected an object")
+        return _Config(value or {}, f"{self.file}: {key}")
+
+
+def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
+    """The sizes that config.json states (the keys of transformers' Llama-like configs)."""
+    config = _Config(values, file)
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    head_dim = config.integer("head_dim", hidden // heads)
+    kv_heads = config.integer("num_key_value_heads", heads)
+    if heads % kv_heads or head_dim % 2:
+        raise BitconvError(f"{file}: {heads} heads of {head_dim} over {kv_heads} key-value heads cannot be divided")
+    # transformers 5 writes rope_parameters, earlier releases rope_theta beside rope_scaling.
+    rope = config.group("rope_parameters" if values.get("rope_parameters") else "rope_scaling")
+    for holder in (config, rope):
+        if holder.values.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise BitconvError(f"{file}: partial_rotary_factor other than 1 is not supported")
+    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
+    linear, llama3 = None, None
+    if kind == "linear":
+        linear = rope.number("factor")
+    elif kind == "llama3":
+        llama3 = Llama3Rope(
+            rope.number("factor"),
+            rope.number("low_freq_factor"),
+            rope.number("high_freq_factor"),
+            rope.integer("original_max_position_embeddings"),
+        )
+        if llama3.high_freq_factor <= llama3.low_freq_factor:
+            raise BitconvError(f"{file}: rope scaling: high_freq_factor must be above low_freq_factor")
+    elif kind != "default":
+        raise BitconvError(f"{file}: rope scaling {kind!r} is not supported (default, linear and llama3 are)")
+    return Hyperparameters(
+        layers=config.integer("num_hidden_layers"),
+        hidden=hidden,
+        ffn=config.integer("intermediate_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=config.integer("vocab_size"),
+        context=config.integer("max_position_embeddings"),
+        rms_eps=config.number("rms_norm_eps"),
+        rope_base=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
+        rope_linear_factor=linear,
+        rope_llama3=llama3,
+    )
+
+
+def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperparameters:
+    """The sizes that a GGUF file states. MalformedGGUF where a key that runners require is missing or no size."""
+
+    def number(key: str, default: float | None = None) -> float:
+        value = metadata.get(f"{architecture}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or value <= 0:
+            raise MalformedGGUF(f"{file}: {architecture}.{key} is {value!r}, expected a positive number")
+        return float(value)
+
+    hidden, heads = int(number("embedding_length")), int(number("attention.head_count"))
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return Hyperparameters(
+        layers=int(number("block_count")),
+        hidden=hidden,
+        ffn=int(number("feed_forward_length")),
+        heads=heads,
+        kv_heads=int(number("attention.head_count_kv", heads)),
+        head_dim=int(number("attention.key_length", hidden // heads)),
+        vocab=int(number("vocab_size", len(tokens) if isinstance(tokens, list) else None)),
+        context=int(number("context_length")),
+        rms_eps=number("attention.layer_norm_rms_epsilon"),
+        rope_base=number("rope.freq_base", 10000.0),
+    )

@@ -1,0 +1,188 @@
+"""A checkpoint understood: every weight of the GGUF file with where its values come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv import families, hyperparameters
+from bitconv.architectures import Role, Slot
+from bitconv.checkpoint import Checkpoint, StoredTensor
+from bitconv.errors import BitconvError
+from bitconv.families import Family
+from bitconv.hyperparameters import Hyperparameters
+from bitconv.quantization import ScaleConvention, Storage, check_plausible, storage
+
+_FLOATS = ("bf16", "f16", "f32")
+
+
+@dataclass(frozen=True)
+class TernaryWeight:
+    """A projection: rows x columns trits and one scale.
+
+    scale: None where it is the mean magnitude of the stored master weights, which only reading them all tells.
+    rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order; 0: as stored.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    stored: StoredTensor
+    scale: np.float32 | None
+    rope_heads: int
+
+
+@dataclass(frozen=True)
+class DenseWeight:
+    """An embedding, an output head or a norm, copied with at most a change of float type."""
+
+    name: str
+    shape: tuple[int, ...]
+    stored: StoredTensor
+    role: Role
+
+
+@dataclass(frozen=True)
+class ComputedWeight:
+    """A small float32 tensor that follows from config.json alone."""
+
+    name: str
+    values: npt.NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
+Weight: TypeAlias = TernaryWeight | DenseWeight | ComputedWeight
+
+
+@dataclass(frozen=True)
+class Model:
+    family: Family
+    sizes: Hyperparameters
+    weights: tuple[Weight, ...]
+
+
+def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None) -> Model:
+    """Understand an open checkpoint.
+
+    convention: overrules the one that config.json implies for weight_scale, and the check of its plausibility.
+    BitconvError where the checkpoint is not one that bitconv knows, or where its tensors are not exactly those that
+    its config asks for.
+    """
+    config, file = checkpoint.config, checkpoint.path / "config.json"
+    family = families.detect(config, file)
+    sizes = hyperparameters.from_config(config, file)
+    _check_architecture(family, sizes, checkpoint)
+    stored_as, implied = storage(config, file, native=family.native)
+    tied = bool(config.get("tie_word_embeddings", False))
+    llama3 = sizes.rope_llama3
+
+    binder = _Binder(checkpoint, stored_as, convention or implied)
+    weights: list[Weight] = []
+    for slot in family.architecture.slots(sizes):
+        if slot.role is Role.ROPE_FACTORS:
+            if llama3 is not None:
+                weights.append(ComputedWeight(slot.name, llama3.factors(sizes.rope_base, sizes.head_dim)))
+        elif slot.role is Role.TERNARY:
+            heads = _rope_heads(slot, sizes) if family.architecture.interleaved_rope else 0
+            weights.append(binder.ternary(slot, family.source_name(slot.name), heads))
+        elif slot.role is not Role.SCALE and not (tied and slot.name == "output.weight"):
+            weights.append(binder.dense(slot, family.source_name(slot.name)))
+    binder.check_all_used(tied)
+    if stored_as is Storage.PACKED and convention is None:
+        check_plausible(binder.scales, implied, file)
+    return Model(family, sizes, tuple(weights))
+
+
+def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Checkpoint) -> None:
+    """Refuse what no runner's graph of this architecture computes."""
+    config, file, architecture = checkpoint.config, checkpoint.path / "config.json", family.architecture
+    activation = config.get("hidden_act", architecture.activation)
+    if activation != architecture.activation:
+        raise BitconvError(
+            f"{file}: hidden_act is {activation!r}, but runners apply {architecture.activation} in the graph of "
+            f"{architecture.name}: the file would load and talk nonsense"
+        )
+    if not architecture.untied_head and not config.get("tie_word_embeddings", False):
+        raise BitconvError(
+            f"{file}: tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by the "
+            "embedding: no runner can compute this model's own output head"
+        )
+    if not architecture.rope_factors and (sizes.rope_llama3 or sizes.rope_linear_factor):
+        raise BitconvError(
+            f"{file}: rope scaling, but no runner applies it in the graph of {architecture.name} "
+            "(a rope_freqs.weight does not load there)"
+        )
+    if not architecture.free_head_dim and sizes.head_dim * sizes.heads != sizes.hidden:
+        raise BitconvError(
+            f"{file}: head_dim {sizes.head_dim} is not hidden_size / num_attention_heads, which the "
+            f"{architecture.name} graph assumes"
+        )
+
+
+def _rope_heads(slot: Slot, sizes: Hyperparameters) -> int:
+    if slot.name.endswith("attn_q.weight"):
+        return sizes.heads
+    return sizes.kv_heads if slot.name.endswith("attn_k.weight") else 0
+
+
+class _Binder:
+    """Finds the tensors of slots in a checkpoint, checks them, and keeps count of what was used."""
+
+    def __init__(self, checkpoint: Checkpoint, stored_as: Storage, convention: ScaleConvention) -> None:
+        self.checkpoint = checkpoint
+        self.stored_as = stored_as
+        self.convention = convention
+        self.used: set[str] = set()
+        self.scales: list[np.float32] = []
+
+    def find(self, name: str, shape: tuple[int, ...], dtypes: Iterable[str]) -> StoredTensor:
+        tensor = self.checkpoint.tensors.get(name)
+        if tensor is None:
+            raise BitconvError(f"{self.checkpoint.path}: {name}: missing; config.json asks for this tensor")
+        if tensor.dtype not in dtypes:
+            raise tensor.error(f"stored as {tensor.dtype}, expected {' or '.join(dtypes)} ({self.stored_as.value})")
+        if tensor.shape != shape:
+            raise tensor.error(f"has shape {tensor.shape}, config.json implies {shape}")
+        self.used.add(name)
+        return tensor
+
+    def dense(self, slot: Slot, name: str) -> DenseWeight:
+        return DenseWeight(slot.name, slot.shape, self.find(name, slot.shape, _FLOATS), slot.role)
+
+    def ternary(self, slot: Slot, name: str, rope_heads: int) -> TernaryWeight:
+        rows, columns = slot.shape
+        if self.stored_as is Storage.MASTER:
+            stored = self.find(name, (rows, columns), _FLOATS)
+            return TernaryWeight(slot.name, (rows, columns), stored, None, rope_heads)
+        if rows % 4:
+            raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
+        stored = self.find(name, (rows // 4, columns), ["u8"])
+        scale = self.scale(name.removesuffix("weight") + "weight_scale")
+        return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads)
+
+    def scale(self, name: str) -> np.float32:
+        tensor = self.checkpoint.tensors.get(name)
+        shape = (1,) if tensor is None or tensor.shape != () else ()
+        tensor = self.find(name, shape, _FLOATS)
+        stored = np.float32(self.checkpoint.values(tensor).reshape(()))
+        if not (np.isfinite(stored) and stored > 0):
+            raise tensor.error(f"is {stored}; a scale must be finite and positive")
+        scale = self.convention.scale(stored)
+        if not np.isfinite(scale):
+            raise tensor.error(f"is {stored}, whose inverse overflows float32")
+        self.scales.append(scale)
+        return scale
+
+    def check_all_used(self, tied: bool) -> None:
+        """A tensor that nothing reads is a part of the model that would be lost in silence."""
+        for name, tensor in self.checkpoint.tensors.items():
+            # Buffers that older transformers saved, and the alias of a tied embedding, carry nothing of their own.
+            redundant = name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+            if name not in self.used and not redundant:
+                raise tensor.error("is no part of this architecture as config.json describes it")

@@ -1,0 +1,241 @@
+"""Small checkpoints of every supported family with random weights, and the ternary rules written out in numpy.
+
+Nothing here is imported from bitconv: what the tests expect is derived by code of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+PROJECTIONS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+GGUF_PROJECTIONS = dict(
+    zip(PROJECTIONS, ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), strict=True)
+)
+GGUF_NORMS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.inner_attn_ln": "attn_sub_norm",
+    "self_attn.attn_sub_norm": "attn_sub_norm",
+    "mlp.ffn_layernorm": "ffn_sub_norm",
+    "mlp.ffn_sub_norm": "ffn_sub_norm",
+}
+
+
+def round_to_bf16(values: np.ndarray) -> np.ndarray:
+    """float32 rounded to the nearest bfloat16, ties to even, as float32."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    bits = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def absmean(weights: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """The absmean rule of BitNet b1.58: trits and scale of float32 master weights."""
+    mean = np.float32(np.abs(weights.astype(np.float64)).sum() / weights.size)
+    scale = max(mean, np.float32(1e-5))
+    products = weights.astype(np.float32) * (np.float32(1) / scale)
+    return np.clip(np.rint(products), -1, 1).astype(np.int8), scale
+
+
+def pack_hf(trits: np.ndarray) -> np.ndarray:
+    """Hugging Face's packing of trits, four rows to a byte."""
+    quarters = (trits + 1).astype(np.uint8).reshape(4, trits.shape[0] // 4, trits.shape[1])
+    return quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6
+
+
+def interleave(matrix: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a rotary projection from the half-rotation order to the interleaved one, head by head, row by row."""
+    head_dim = matrix.shape[0] // heads
+    order = []
+    for head in range(heads):
+        for pair in range(head_dim // 2):
+            order += [head * head_dim + pair, head * head_dim + head_dim // 2 + pair]
+    return matrix[order]
+
+
+@dataclass
+class Synthetic:
+    """A checkpoint on disk, and what its GGUF file must hold: trits and scale, or dense values, by GGUF name."""
+
+    path: Path
+    config: dict[str, Any]
+    trits: dict[str, np.ndarray] = field(default_factory=dict)
+    scales: dict[str, np.float32] = field(default_factory=dict)
+    dense: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def rewrite_config(self, **changes: Any) -> None:
+        """Write config.json again with keys changed; a value of None removes one."""
+        self.config = {k: v for k, v in (self.config | changes).items() if v is not None}
+        (self.path / "config.json").write_text(json.dumps(self.config))
+
+
+FAMILIES = {
+    "1bitllm": ("BitnetForCausalLM", "silu", "self_attn.inner_attn_ln", "mlp.ffn_layernorm"),
+    "microsoft": ("BitNetForCausalLM", "relu2", "self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
+    "llama": ("LlamaForCausalLM", "silu", None, None),
+}
+
+
+def make_checkpoint(
+    path: Path,
+    family: str,
+    *,
+    dtype: str = "bf16",
+    packed: bool | None = None,
+    convention: str | None = None,
+    hidden: int = 256,
+    ffn: int = 384,
+    heads: int = 4,
+    kv_heads: int = 2,
+    layers: int = 2,
+    shards: int = 1,
+    scalar_scale: bool = False,
+    head_dim: int | None = None,
+    seed: int = 0,
+) -> Synthetic:
+    """Write a checkpoint of a family. dtype: of all floats. packed and convention default to the family's usual."""
+    rng = np.random.default_rng(seed)
+    packed = family == "llama" if packed is None else packed
+    convention = convention or ("divide" if family == "llama" else "multiply")
+    hf_name, activation, attn_sub_norm, ffn_sub_norm = FAMILIES[family]
+    size = head_dim or hidden // heads
+    tokenizer = "bitnet_b1_58-tiny" if family == "1bitllm" else "Llama3-1.58-tiny"
+    vocab = 1024 if family == "1bitllm" else 1280
+    config: dict[str, Any] = {
+        "architectures": [hf_name],
+        "hidden_act": activation,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 50000.0,
+        "tie_word_embeddings": family != "llama",
+        "vocab_size": vocab,
+    }
+    if head_dim:
+        config["head_dim"] = head_dim
+    if family == "llama":
+        config["quantization_config"] = {"quant_method": "bitnet"}
+    elif family == "microsoft":
+        mode = "offline" if packed else "online"
+        config["quantization_config"] = {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": mode,
+        }
+    result = Synthetic(path, config)
+    tensors: dict[str, np.ndarray] = {}
+    u8: set[str] = set()
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        if dtype == "bf16":
+            return round_to_bf16(values)
+        return values.astype(np.float16 if dtype == "f16" else np.float32).astype(np.float32)
+
+    def floats(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return rounded(rng.standard_normal(shape) * scale)
+
+    def dense(name: str, gguf_name: str, *shape: int) -> None:
+        tensors[name] = result.dense[gguf_name] = floats(*shape)
+
+    dense("model.embed_tokens.weight", "token_embd.weight", vocab, hidden)
+    dense("model.norm.weight", "output_norm.weight", hidden)
+    if family == "llama":
+        dense("lm_head.weight", "output.weight", vocab, hidden)
+    shapes = {
+        "self_attn.q_proj": (heads * size, hidden),
+        "self_attn.k_proj": (kv_heads * size, hidden),
+        "self_attn.v_proj": (kv_heads * size, hidden),
+        "self_attn.o_proj": (hidden, heads * size),
+        "mlp.gate_proj": (ffn, hidden),
+        "mlp.up_proj": (ffn, hidden),
+        "mlp.down_proj": (hidden, ffn),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+        if attn_sub_norm and ffn_sub_norm:
+            norms |= {attn_sub_norm: heads * size, ffn_sub_norm: ffn}
+        for norm, length in norms.items():
+            dense(f"{prefix}.{norm}.weight", f"blk.{layer}.{GGUF_NORMS[norm]}.weight", length)
+        for projection, shape in shapes.items():
+            name = f"{prefix}.{projection}.weight"
+            masters = floats(*shape, scale=0.05)
+            trits, scale = absmean(masters)
+            if packed:
+                stored = rounded(np.array([1 / scale if convention == "divide" else scale]))
+                tensors[name.replace(".weight", ".weight_scale")] = stored.reshape(() if scalar_scale else (1,))
+                scale = np.float32(1) / stored[0] if convention == "divide" else stored[0]
+                tensors[name] = pack_hf(trits)
+                u8.add(name)
+            else:
+                tensors[name] = masters
+            gguf_name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}.weight"
+            if family == "llama" and projection.endswith("q_proj"):
+                trits = interleave(trits, heads)
+            if family == "llama" and projection.endswith("k_proj"):
+                trits = interleave(trits, kv_heads)
+            result.trits[gguf_name], result.scales[gguf_name] = trits, np.float32(scale)
+
+    path.mkdir(parents=True)
+    result.rewrite_config()
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"):
+        if (FIXTURES / tokenizer / name).exists():
+            shutil.copy(FIXTURES / tokenizer / name, path / name)
+    names = sorted(tensors)
+    if shards == 1:
+        write_safetensors(path / "model.safetensors", tensors, dtype, u8)
+        return result
+    weight_map = {}
+    for shard in range(shards):
+        part = names[shard::shards]
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        write_safetensors(path / file, {name: tensors[name] for name in part}, dtype, u8)
+        weight_map |= dict.fromkeys(part, file)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return result
+
+
+def write_safetensors(file: Path, tensors: dict[str, np.ndarray], dtype: str, u8: set[str] = frozenset()) -> None:
+    """Store float tensors as dtype (bf16, f16, f32), those in u8 as they are. numpy has no bf16: patch the header."""
+    if dtype != "bf16":
+        to = {"f16": np.float16, "f32": np.float32}[dtype]
+        save_file({n: t if n in u8 else np.ascontiguousarray(t, to).reshape(t.shape) for n, t in tensors.items()}, file)
+        return
+    halves = {
+        n: t if n in u8 else (np.ascontiguousarray(t).view(np.uint32) >> 16).astype(np.uint16).reshape(t.shape)
+        for n, t in tensors.items()
+    }
+    save_file(halves, file)
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b'"dtype":"U16"', b'"dtype":"BF16"').rstrip()
+    header += b" " * (-len(header) % 8)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+def rope_factors(factor: float, low: float, high: float, original: int, base: float, dims: int) -> np.ndarray:
+    """llama3 rope scaling, one frequency at a time, as the Llama 3.1 reference states it."""
+    result = []
+    for i in range(0, dims, 2):
+        wavelength = 2 * math.pi * base ** (i / dims)
+        if wavelength < original / high:
+            result.append(1.0)
+        elif wavelength > original / low:
+            result.append(factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            result.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(result, np.float32)
