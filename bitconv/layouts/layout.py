@@ -1,0 +1,91 @@
+"""What a format of ternary tensors is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv.tiles import Tile
+
+Trits = npt.NDArray[np.int8]
+Bytes = npt.NDArray[np.uint8]
+Scales = npt.NDArray[np.float32]
+
+
+class Region(NamedTuple):
+    """A run of bytes in which the rows of a tensor follow each other, `row_bytes` bytes each, from `offset` on."""
+
+    offset: int
+    row_bytes: int
+
+
+class InvalidCode(ValueError):  # noqa: N818 - the term of the formats
+    """Packed bytes hold what stands for no trit: at `row` (of the block given) and `column`."""
+
+    def __init__(self, row: int, column: int, what: str = "an invalid code") -> None:
+        super().__init__(f"{what} at row {row}, column {column}")
+        self.row = row
+        self.column = column
+        self.what = what
+
+
+class Layout(ABC):
+    """How a matrix of M rows and K columns of trits and one scale is written.
+
+    Blocks of whole rows are written alone, so that a tensor can be streamed: every multiple of row_multiple rows
+    takes row_bytes bytes a row of each region. What follows the regions is the tail. tile: of TL1 and TL2.
+    """
+
+    name: str
+    row_multiple: int = 1
+    tile: Tile | None = None
+
+    @abstractmethod
+    def refusal(self, rows: int, columns: int) -> str | None:
+        """Why this layout cannot take a matrix of this shape; None where it can."""
+
+    def stored_scale(self, scale: np.float32) -> np.float32:
+        """A scale after the rounding that storing it costs: what a runner will multiply by."""
+        return scale
+
+    @abstractmethod
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes of the whole tensor, tail included."""
+
+    @abstractmethod
+    def regions(self, rows: int, columns: int) -> Sequence[Region]:
+        """Where the rows lie in the tensor."""
+
+    @abstractmethod
+    def pack_rows(self, trits: Trits, scale: np.float32) -> Sequence[Bytes]:
+        """The bytes, for each region, of int8 (rows, columns) trits."""
+
+    def tail(self, scale: np.float32) -> bytes:
+        """What stands at the end of the tensor, the same for every shape."""
+        return b""
+
+    @abstractmethod
+    def unpack_rows(self, packed: Sequence[Bytes], columns: int) -> tuple[Trits, Scales]:
+        """The inverse: int8 (rows, columns) and the float32 scales that stand among the rows, from each region.
+
+        scales: of shape (rows,) or (rows, blocks), 0 allowed for a block of zeros, or empty where the tail holds
+        the tensor's scale. InvalidCode where a code is no trit.
+        """
+
+    @abstractmethod
+    def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
+        """The product over the packed bytes: x (n, columns) int8 times the rows' trits, (n, rows) int32, exact."""
+
+    def tail_scale(self, tail: bytes) -> np.float32 | None:
+        """The scale that the tail holds; None in a layout whose scales stand among the rows."""
+        return None
+
+
+def float16_scale(scale: np.float32) -> np.float32:
+    """A scale rounded to the nearest float16: 0 or infinite where float16 cannot hold it."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float32(np.float16(scale))

@@ -1,0 +1,26 @@
+"""Q2_0: llama.cpp's two-bit layout of small blocks, 2.25 bits a weight, a float16 scale a block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitconv import _kernels
+from bitconv.layouts.layout import float16_scale
+from bitconv.layouts.scaled_rows import ScaledRows
+
+
+class Q2_0(ScaledRows):  # noqa: N801 - the format's name
+    """Blocks of 64 in 18 bytes: the scale, then 16 bytes, byte j holding the codes 4j to 4j+3, low bits first.
+
+    Code 3 would be +2: valid for llama.cpp, but no trit.
+    """
+
+    name = "q2_0"
+    block = 64
+    block_bytes = 18
+    pack_kernel = staticmethod(_kernels.q2_0_pack)
+    unpack_kernel = staticmethod(_kernels.q2_0_unpack)
+    matmul_kernel = staticmethod(_kernels.q2_0_matmul)
+
+    def stored_scale(self, scale: np.float32) -> np.float32:
+        return float16_scale(scale)

@@ -1,0 +1,108 @@
+"""The ternary rules: from a checkpoint's bytes to trits, a block of rows at a time.
+
+A trit is an int8 of -1, 0 or +1; a block is an int8 array (rows, columns); a scale is one positive float32 for the
+whole tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv import _kernels
+from bitconv.checkpoint import ITEMSIZE, Checkpoint
+from bitconv.model import TernaryWeight
+
+Trits = npt.NDArray[np.int8]
+
+# Blocks of about this many weights: the source bytes, the trits and the packed bytes of one stay in a core's cache.
+BLOCK_WEIGHTS = 1 << 18
+# BitNet b1.58: the mean is clamped before it is inverted (clamp_(min=1e-5) in every implementation of the rule).
+MIN_MEAN = 1e-5
+
+
+def row_blocks(rows: int, columns: int, multiple: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of consecutive blocks of rows, each but the last a whole number of `multiple` rows."""
+    step = max(1, BLOCK_WEIGHTS // (columns * multiple)) * multiple
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
+
+
+class TritReader:
+    """Reads one projection of an open checkpoint as trits.
+
+    Its scratch memory is a few blocks. Where the scale is not stored, making a reader reads all weights once.
+    check: called for every block of that; it may raise to give up.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, weight: TernaryWeight, check: Callable[[], None]) -> None:
+        self.checkpoint = checkpoint
+        self.weight = weight
+        self.rows, self.columns = weight.shape
+        self.packed = weight.stored.dtype == "u8"
+        # A head's rows are permuted among themselves, so a block must hold whole heads.
+        self.row_multiple = self.rows // weight.rope_heads if weight.rope_heads else 1
+        self.scale = self._absmean(check) if weight.scale is None else weight.scale
+        self.inverse = np.float32(1) / self.scale
+
+    def stored_trits(self, first: int, last: int) -> Trits:
+        """Rows first to last (exclusive) in the order of the checkpoint."""
+        return self._packed_rows(first, last) if self.packed else self._master_rows(first, last)
+
+    def trits(self, first: int, last: int) -> Trits:
+        """Rows first to last (exclusive), both multiples of row_multiple, in the order of the GGUF file."""
+        block = self.stored_trits(first, last)
+        if self.weight.rope_heads:
+            # (head, half, pair) -> (head, pair, half): rows i and i + head_dim/2 become neighbours.
+            halves = block.reshape(-1, 2, self.row_multiple // 2, self.columns)
+            block = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(block.shape)
+        return block
+
+    def _read(self, first: int, last: int, itemsize: int) -> npt.NDArray[np.uint8]:
+        stride = self.columns * itemsize
+        raw = np.empty((last - first) * stride, np.uint8)
+        self.checkpoint.read(self.weight.stored, first * stride, raw)
+        return raw
+
+    def _absmean(self, check: Callable[[], None]) -> np.float32:
+        """The absmean rule's scale: the mean magnitude, summed in float64, rounded to float32 once, clamped.
+
+        Blocks are summed in order, so that the scale does not depend on the number of threads.
+        """
+        dtype = self.weight.stored.dtype
+        total = 0.0
+        for first, last in row_blocks(self.rows, self.columns, 1):
+            check()
+            block_sum = _kernels.abs_sum(self._read(first, last, ITEMSIZE[dtype]), dtype)
+            if not math.isfinite(block_sum):
+                raise self.weight.stored.error(f"holds NaN or infinity in rows {first} to {last - 1}")
+            total += block_sum
+        return max(np.float32(total / (self.rows * self.columns)), np.float32(MIN_MEAN))
+
+    def _master_rows(self, first: int, last: int) -> Trits:
+        """The absmean rule: clip(round_half_even(W * (1 / scale)), -1, 1) in float32."""
+        dtype = self.weight.stored.dtype
+        block = np.empty((last - first, self.columns), np.int8)
+        _kernels.ternarize(self._read(first, last, ITEMSIZE[dtype]), dtype, float(self.inverse), block.reshape(-1))
+        return block
+
+    def _packed_rows(self, first: int, last: int) -> Trits:
+        """Hugging Face's packing: byte [r, k] of R = rows/4 rows holds rows r, r+R, r+2R, r+3R, low bits first."""
+        stored_rows = self.rows // 4
+        block = np.empty((last - first, self.columns), np.int8)
+        at = first
+        while at < last:
+            quarter, row = divmod(at, stored_rows)
+            count = min(last - at, stored_rows - row)
+            raw = self._read(row, row + count, 1)
+            bad = _kernels.unpack_hf(raw, quarter, block[at - first : at - first + count].reshape(-1))
+            if bad >= 0:
+                r, k = divmod(bad, self.columns)
+                raise self.weight.stored.error(
+                    f"byte [{row + r}, {k}] holds the code 3, which is no trit: corrupt, or not packed ternary weights"
+                )
+            at += count
+        return block
