@@ -1,0 +1,245 @@
+"""Writing a plan: one streaming engine for all sources and formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from bitconv import _kernels, jobs
+from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
+from bitconv.errors import BitconvError
+from bitconv.layouts import Bytes
+from bitconv.model import ComputedWeight, DenseWeight, TernaryWeight, load_model
+from bitconv.output import check_output, replacing
+from bitconv.placement import TernaryPlace
+from bitconv.plan import Options, Plan, PlannedTensor, make_plan
+from bitconv.quantization import scale_convention_of
+from bitconv.rawio import write_at
+from bitconv.ternary import TritReader, row_blocks
+from bitconv.tiles import read_kernel_config
+
+# A job converts this many values of a dense tensor: large ones are split, for the threads to share.
+DENSE_JOB_VALUES = 1 << 22
+
+Check = Callable[[], None]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ConvertedTensor:
+    """offset: in bytes from the start of the file.
+
+    scale: of a ternary tensor, as the model has it; scale_error: how far off the file's is, relative; both None in a
+    dry run. fallback: why the tensor does not have the type asked for.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    scale: float | None
+    scale_error: float | None
+    fallback: str | None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion wrote, or with dry_run would write. Sizes and offsets in bytes.
+
+    exact_scales: every scale is kept in float32. reason: why this type, where it was "auto". run: the command that
+    runs the file.
+    """
+
+    output: str
+    family: str
+    architecture: str
+    type: str
+    runner: str
+    exact_scales: bool
+    reason: str | None
+    size: int
+    dry_run: bool
+    run: str
+    tensors: tuple[ConvertedTensor, ...]
+
+
+def convert(
+    model: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    type: str = "i2_s",
+    runner: str | None = None,
+    embed_type: str = "f16",
+    fallback: str = "error",
+    tensor_types: Sequence[tuple[str, str]] = (),
+    kernel_config: str | PathLike[str] | None = None,
+    scale_in_blocks: bool = False,
+    scale_convention: str | None = None,
+    pre: str | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a Hugging Face model directory to a GGUF file.
+
+    type: of the ternary tensors: a packed layout, "auto", or f32, f16, bf16 for the unpacked ternary model in floats.
+    runner: a name of `bitconv.runners`; what it could not compute right is refused; None for the one that the type
+    implies. embed_type: of the token embedding and of an untied head. fallback: "error", "f16" or "q8_0", for
+    tensors whose shape the type cannot take. tensor_types: (regular expression, type) pairs that overrule the type of
+    tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that the runner was built
+    with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16. scale_convention:
+    "multiply" or "divide", overrules what config.json implies for weight_scale. pre: tokenizer.ggml.pre, overrules
+    the recognised pre-tokenizer. threads: all cores where None; the bytes written do not depend on it. force:
+    overwrite output. progress: called with the bytes written so far and in all.
+
+    BitconvError on anything that cannot be converted right; then output is as it was before.
+    """
+    source, target = Path(model), Path(output)
+    check_output(target, force=force)
+    options = Options(
+        type=type,
+        runner=runner,
+        embed_type=embed_type,
+        fallback=fallback,
+        overrides=tuple(tensor_types),
+        tiles=None if kernel_config is None else read_kernel_config(Path(kernel_config), type),
+        scale_in_blocks=scale_in_blocks,
+        pre=pre,
+    )
+    with Checkpoint(source) as checkpoint:
+        _check_not_input(target, checkpoint)
+        plan = make_plan(checkpoint, load_model(checkpoint, scale_convention_of(scale_convention)), options)
+        scales: dict[str, np.float32] = {}
+        if not dry_run:
+            with replacing(target, plan.size) as descriptor:
+                scales = _write(checkpoint, plan, descriptor, threads, progress)
+    return Conversion(
+        output=str(target),
+        family=plan.model.family.name,
+        architecture=plan.model.family.architecture.name,
+        type=plan.type_name,
+        runner=plan.runner.name,
+        exact_scales=all(t.place is None or t.place.exact for t in plan.tensors),
+        reason=plan.reason,
+        size=plan.size,
+        dry_run=dry_run,
+        run=plan.runner.command(plan.type_name, target),
+        tensors=tuple(_report(plan, t, scales.get(t.weight.name)) for t in plan.tensors),
+    )
+
+
+def _report(plan: Plan, tensor: PlannedTensor, scale: np.float32 | None) -> ConvertedTensor:
+    error = None
+    if scale is not None and tensor.place is not None:
+        error = abs(float(tensor.place.stored_scale(scale)) / float(scale) - 1)
+    return ConvertedTensor(
+        tensor.weight.name,
+        tensor.type_name,
+        tensor.weight.shape,
+        plan.data_offset + tensor.offset,
+        tensor.nbytes,
+        None if scale is None else float(scale),
+        error,
+        tensor.fallback,
+    )
+
+
+def _check_not_input(target: Path, checkpoint: Checkpoint) -> None:
+    if target.resolve() in {tensor.file.resolve() for tensor in checkpoint.tensors.values()}:
+        raise BitconvError(f"{target}: is a file of the checkpoint itself; name another output")
+
+
+def _write(
+    checkpoint: Checkpoint, plan: Plan, descriptor: int, threads: int | None, progress: Progress | None
+) -> dict[str, np.float32]:
+    """Write every byte of the plan. Returns the scales of the ternary tensors by name."""
+    write_at(descriptor, plan.header, 0)
+    scales: dict[str, np.float32] = {}
+
+    def ternary(weight: TernaryWeight, place: TernaryPlace, check: Check) -> int:
+        scales[weight.name] = _write_ternary(checkpoint, plan, weight, place, descriptor, check)
+        return place.nbytes
+
+    work: list[Callable[[Check], int]] = []
+    for tensor in plan.tensors:
+        weight = tensor.weight
+        if isinstance(weight, TernaryWeight):
+            assert tensor.place is not None
+            work.append(partial(ternary, weight, tensor.place))
+        elif isinstance(weight, DenseWeight):
+            part = partial(_write_dense, checkpoint, plan, tensor, weight.stored, descriptor)
+            count = prod(weight.shape)
+            work += [partial(part, at, min(at + DENSE_JOB_VALUES, count)) for at in range(0, count, DENSE_JOB_VALUES)]
+        else:
+            work.append(partial(_write_computed, plan, tensor, weight, descriptor))
+
+    done = len(plan.header)
+    for written in jobs.run(work, threads):
+        done += written
+        if progress is not None:
+            progress(done, plan.size)
+    return scales
+
+
+def _write_ternary(
+    checkpoint: Checkpoint, plan: Plan, weight: TernaryWeight, place: TernaryPlace, descriptor: int, check: Check
+) -> np.float32:
+    reader = TritReader(checkpoint, weight, check)
+    if not place.holds(reader.scale):
+        raise weight.stored.error(f"{place.layout.name} cannot hold its scale of {reader.scale}")
+    place.write(descriptor, plan.data_offset, reader.scale, reader.trits, reader.row_multiple, check)
+    return reader.scale
+
+
+def _write_dense(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tensor: PlannedTensor,
+    stored: StoredTensor,
+    descriptor: int,
+    first: int,
+    last: int,
+    check: Check,
+) -> int:
+    itemsize = ITEMSIZE[tensor.type_name]
+    for at, end in row_blocks(last - first, 1, 1):
+        check()
+        data = dense_values(checkpoint, stored, tensor.type_name, first + at, first + end)
+        write_at(descriptor, data, plan.data_offset + tensor.offset + (first + at) * itemsize)
+    return (last - first) * itemsize
+
+
+def _write_computed(plan: Plan, tensor: PlannedTensor, weight: ComputedWeight, descriptor: int, check: Check) -> int:
+    write_at(descriptor, weight.values, plan.data_offset + tensor.offset)
+    return tensor.nbytes
+
+
+def dense_values(checkpoint: Checkpoint, stored: StoredTensor, type_name: str, first: int, last: int) -> Bytes:
+    """Values first to last (exclusive) of a stored float tensor as bytes of a float type, rounded to nearest even.
+
+    BitconvError where a value is NaN or infinite, or becomes infinite.
+    """
+    itemsize = ITEMSIZE[stored.dtype]
+    raw = np.empty((last - first) * itemsize, np.uint8)
+    checkpoint.read(stored, first * itemsize, raw)
+    data = np.empty((last - first) * ITEMSIZE[type_name], np.uint8)
+    bad = _kernels.convert_floats(raw, stored.dtype, data, type_name)
+    if bad >= 0:
+        value = np.empty(4, np.uint8)
+        _kernels.convert_floats(raw[bad * itemsize : (bad + 1) * itemsize], stored.dtype, value, "f32")
+        number = value.view("<f4")[0]
+        where = list(map(int, np.unravel_index(first + bad, stored.shape)))
+        if np.isfinite(number):
+            raise stored.error(
+                f"element {where} is {number:g}, which {type_name} cannot hold; pass --embed-type f32 or bf16"
+            )
+        raise stored.error(f"element {where} is {number}; a weight must be finite")
+    return data

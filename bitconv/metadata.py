@@ -1,0 +1,70 @@
+"""The metadata of a GGUF file that bitconv writes."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+import gguf
+import numpy as np
+
+from bitconv.checkpoint import Checkpoint
+from bitconv.errors import BitconvError
+from bitconv.gguf import Metadata, Value
+from bitconv.model import ComputedWeight, Model
+from bitconv.tokenizer import tokenizer_metadata
+
+# GGML_QNT_VERSION: which encoding of ggml's quantized blocks the file uses.
+QUANTIZATION_VERSION = 2
+
+_NUMBERS = {
+    gguf.GGUFValueType.UINT8: np.uint8,
+    gguf.GGUFValueType.INT8: np.int8,
+    gguf.GGUFValueType.UINT16: np.uint16,
+    gguf.GGUFValueType.INT16: np.int16,
+    gguf.GGUFValueType.UINT32: np.uint32,
+    gguf.GGUFValueType.INT32: np.int32,
+    gguf.GGUFValueType.FLOAT32: np.float32,
+    gguf.GGUFValueType.UINT64: np.uint64,
+    gguf.GGUFValueType.INT64: np.int64,
+    gguf.GGUFValueType.FLOAT64: np.float64,
+}
+
+
+def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: str | None) -> Metadata:
+    """All metadata of the file: general keys, the architecture's sizes, the tokenizer."""
+    architecture = model.family.architecture.name
+    parameters = sum(prod(w.shape) for w in model.weights if not isinstance(w, ComputedWeight))
+    return {
+        "general.architecture": architecture,
+        "general.type": "model",
+        **_authorship(checkpoint.path, architecture, parameters),
+        "general.file_type": np.uint32(file_type),
+        "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
+        **model.sizes.metadata(architecture),
+        **tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre),
+    }
+
+
+def _authorship(directory: Path, architecture: str, parameters: int) -> Metadata:
+    """Name, basename, size label, license, source and what else the model card says, by the gguf package's rules."""
+    try:
+        card = gguf.Metadata.load(None, directory.resolve(), total_params=parameters)
+    except Exception as error:  # whatever a malformed front matter makes the library raise
+        raise BitconvError(f"{directory / 'README.md'}: its front matter cannot be read: {error}") from None
+    card.name = card.name or directory.resolve().name
+    card.basename = card.basename or card.name
+    card.size_label = gguf.size_label(parameters, 0, 0, 0)
+    writer = gguf.GGUFWriter(None, architecture)
+    card.set_gguf_meta_model(writer)
+    return {key: _value(field) for key, field in writer.kv_data[0].items() if key != "general.architecture"}
+
+
+def _value(field: Any) -> Value:
+    """A value of the gguf package in the form of bitconv.gguf."""
+    if field.type in (gguf.GGUFValueType.STRING, gguf.GGUFValueType.BOOL):
+        return cast(Value, field.value)
+    if field.type is gguf.GGUFValueType.ARRAY:
+        return [str(item) for item in field.value]
+    return cast(Value, _NUMBERS[field.type](field.value))

@@ -1,0 +1,70 @@
+"""A file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bitconv.errors import BitconvError
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse a path that cannot be written or, without force, that holds something."""
+    if path.is_dir():
+        raise BitconvError(f"{path}: is a directory; name a file")
+    if not path.parent.is_dir():
+        raise BitconvError(f"{path}: the directory {path.parent} does not exist")
+    if path.exists() and not force:
+        raise BitconvError(f"{path}: exists; pass --force to overwrite it")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size: int) -> Iterator[int]:
+    """A descriptor to write `size` bytes to, in a temporary file beside `path` that takes its place at the end.
+
+    The space is taken first, so that a disk too small is found before the work. On any error, an interrupt
+    included, the temporary file is removed and `path` is as it was.
+    """
+    target = path.resolve()
+    try:
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+    temporary = Path(name)
+    try:
+        try:
+            _reserve(descriptor, size)
+            yield descriptor
+            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(target)
+    except OSError as error:
+        if error.filename not in (None, name):
+            raise
+        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        os.truncate(descriptor, size)
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        os.truncate(descriptor, size)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,192 @@
+"""Every tensor of the file with its type, size and place, known before a byte of weights is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bitconv import runners
+from bitconv.architectures import Role
+from bitconv.checkpoint import Checkpoint
+from bitconv.errors import BitconvError
+from bitconv.gguf import type_by_name
+from bitconv.layouts import BLOCK_SCALED, EXACT_SCALE, FLOATS, TERNARY_TYPES, TILED, Layout, make_layout
+from bitconv.metadata import build_metadata
+from bitconv.model import DenseWeight, Model, TernaryWeight, Weight
+from bitconv.placement import DataSection, TernaryPlace
+from bitconv.runners import Runner
+from bitconv.tiles import Tile
+
+EMBED_TYPES = ("f16", "f32", "bf16")
+FALLBACKS = ("error", "f16", "q8_0")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user chooses about a file.
+
+    type: of the ternary tensors, or "auto". runner: None for the one that the type implies. embed_type: of the
+    embedding and an untied head. fallback: for a tensor whose shape the type cannot take. overrides: (regular
+    expression, type) for names of tensors; the first that is found in a name decides. tiles: of TL1 and TL2 by
+    (rows, columns); None for bitconv's choice. scale_in_blocks: the classic form of llama.cpp's layouts, even where
+    the runner takes exact scales. pre: tokenizer.ggml.pre, None for the one recognised.
+    """
+
+    type: str = "i2_s"
+    runner: str | None = None
+    embed_type: str = "f16"
+    fallback: str = "error"
+    overrides: tuple[tuple[str, str], ...] = ()
+    tiles: Mapping[tuple[int, int], Tile] | None = None
+    scale_in_blocks: bool = False
+    pre: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """offset: in bytes from the start of the data section.
+
+    place: of a ternary tensor. fallback: why it does not have the type asked for.
+    """
+
+    weight: Weight
+    type_name: str
+    offset: int
+    nbytes: int
+    place: TernaryPlace | None = None
+    fallback: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """header: the bytes before the data section. size: of the whole file, in bytes. reason: why this type, if auto."""
+
+    model: Model
+    runner: Runner
+    type_name: str
+    header: bytes
+    tensors: tuple[PlannedTensor, ...]
+    size: int
+    reason: str | None
+
+    @property
+    def data_offset(self) -> int:
+        """Where the data section starts in the file."""
+        return len(self.header)
+
+
+def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
+    """Lay out the file. BitconvError where the runner would not load it or would compute it wrong."""
+    _check(options)
+    type_name, target, reason = _type_and_runner(model, options)
+    section = DataSection(target, scale_in_blocks=options.scale_in_blocks)
+    tensors: list[PlannedTensor] = []
+    for weight in model.weights:
+        if isinstance(weight, TernaryWeight):
+            layout, fallback = _layout(weight, type_name, target, options)
+            place = section.place_ternary(weight.name, weight.shape, layout)
+            tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, place, fallback))
+        else:
+            name = _dense_type(weight, options)
+            nbytes = type_by_name(name).nbytes(weight.shape)
+            offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
+            tensors.append(PlannedTensor(weight, name, offset, nbytes))
+    header = section.header(build_metadata(checkpoint, model, target.file_type(type_name), options.pre))
+    return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason)
+
+
+def _check(options: Options) -> None:
+    for what, name, known in (
+        ("type", options.type, (*TERNARY_TYPES, "auto")),
+        ("embedding type", options.embed_type, EMBED_TYPES),
+        ("fallback", options.fallback, FALLBACKS),
+        *(("type", name, (*TERNARY_TYPES, "q8_0")) for _, name in options.overrides),
+    ):
+        if name not in known:
+            raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are")
+    for pattern, _ in options.overrides:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BitconvError(f"--tensor-type {pattern!r} is not a regular expression: {error}") from None
+
+
+def _type_and_runner(model: Model, options: Options) -> tuple[str, Runner, str | None]:
+    architecture = model.family.architecture
+    if options.type == "auto":
+        return _smallest_exact(model, options)
+    if options.runner is None:
+        target = runners.default_runner(options.type, architecture.name)
+        if options.type in FLOATS:  # the reference of all comparisons, whatever computes it
+            return options.type, target, None
+    else:
+        target = runners.runner(options.runner)
+    refusal = runners.refusal(target, architecture.name, architecture.activation, options.type)
+    if refusal is not None:
+        raise BitconvError(refusal)
+    return options.type, target, None
+
+
+def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
+    """The layout of the fewest bytes that keeps every scale exact, in the runner asked for or in any.
+
+    TL1 and TL2 are left out: they run only in a build made for the model's shapes.
+    """
+    architecture = model.family.architecture
+    shapes = [weight.shape for weight in model.weights if isinstance(weight, TernaryWeight)]
+    candidates = []
+    for target in runners.RUNNERS if options.runner is None else [runners.runner(options.runner)]:
+        for name in TERNARY_TYPES:
+            exact = name in EXACT_SCALE or (name in BLOCK_SCALED and target.scale_tensors)
+            if (
+                not exact
+                or name in (*TILED, *FLOATS)
+                or runners.refusal(target, architecture.name, architecture.activation, name)
+            ):
+                continue
+            if any(runners.shape_refusal(target, make_layout(name), *shape) for shape in shapes):
+                continue
+            candidates.append((sum(make_layout(name).nbytes(*shape) for shape in shapes), name, target))
+    if not candidates:
+        raise BitconvError(
+            f"--type auto: no packed layout of {options.runner or 'any runner'} takes every tensor of this model with "
+            "its exact scale; name a --type, with --fallback for the tensors that it cannot take"
+        )
+    size, name, target = min(candidates, key=lambda candidate: candidate[0])
+    count = sum(rows * columns for rows, columns in shapes)
+    reason = f"{name}: {size * 8 / count:.4g} bits a weight, the smallest exact layout that {target.name} computes"
+    return name, target, f"{reason} for these shapes"
+
+
+def _dense_type(weight: Weight, options: Options) -> str:
+    if not (isinstance(weight, DenseWeight) and weight.role is Role.EMBEDDING):
+        return "f32"  # norms: bitnet.cpp aborts on others
+    name = _override(weight.name, options) or options.embed_type
+    if name not in EMBED_TYPES:
+        raise BitconvError(f"{weight.name}: type {name} is for ternary tensors; {', '.join(EMBED_TYPES)} are possible")
+    return name
+
+
+def _override(name: str, options: Options) -> str | None:
+    return next((type_name for pattern, type_name in options.overrides if re.search(pattern, name)), None)
+
+
+def _layout(weight: TernaryWeight, type_name: str, target: Runner, options: Options) -> tuple[Layout, str | None]:
+    """The layout of one ternary tensor, and why it is not the one asked for."""
+    override = _override(weight.name, options)
+    name = override or type_name
+    if override is not None and name not in FLOATS and name not in target.computes:
+        raise BitconvError(f"{weight.name}: {target.name} does not compute {name}")
+    try:
+        layout = make_layout(name, weight.shape, options.tiles)
+        refusal = runners.shape_refusal(target, layout, *weight.shape)
+    except BitconvError as error:
+        refusal = str(error)
+    if refusal is None:
+        return layout, None
+    fallback = None if options.fallback == "error" else make_layout(options.fallback)
+    if fallback is None or fallback.refusal(*weight.shape) is not None:
+        way_out = "--fallback f16 keeps this tensor in floats"
+        raise weight.stored.error(f"{refusal}; {way_out}")
+    return fallback, refusal

@@ -1,0 +1,166 @@
+"""The runners: what each one calls the ternary types, and what it computes right.
+
+One table, from which the refusals, the type ids, the file types and `bitconv runners` all come. Sources: each
+runner's ggml.h and llama.h for the numbers; perplexity runs of each runner on small trained models for what it
+computes right, the release of bitnet.cpp of July 2026 excepted, which was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bitconv.errors import BitconvError
+from bitconv.gguf import type_by_name
+from bitconv.layouts import Layout
+
+
+@dataclass(frozen=True)
+class Runner:
+    """types: general.file_type (LLAMA_FTYPE_*) by the type of the ternary tensors, for each type computed right.
+
+    activations: the hidden_act that the graph of each architecture applies, whatever the file says.
+    type_ids: the ggml type ids of ternary types. Other types have ids that all runners agree on.
+    embed_types: of token_embd and output. scale_tensors: a float32 `.scale` beside a weight multiplies its output.
+    min_columns: the fewest columns of a ternary tensor of a type. older_names: of architectures, still read.
+    run: the command that runs a file, {} standing for it.
+    """
+
+    name: str
+    versions: str
+    activations: Mapping[str, str]
+    types: Mapping[str, int]
+    type_ids: Mapping[str, int]
+    run: str
+    scale_tensors: bool = False
+    min_columns: Mapping[str, int] = field(default_factory=dict)
+    run_by_type: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def computes(self) -> frozenset[str]:
+        """All types that a tensor may have beside the file's own: the ternary ones, floats, and q8_0."""
+        return frozenset(self.types) | {"q8_0"}
+
+    def file_type(self, type_name: str) -> int:
+        return self.types[type_name] if type_name in self.types else FLOAT_FILE_TYPES[type_name]
+
+    def type_id(self, type_name: str) -> int:
+        return self.type_ids[type_name] if type_name in self.type_ids else type_by_name(type_name).id
+
+    def command(self, type_name: str, file: object) -> str:
+        return self.run_by_type.get(type_name, self.run).format(file)
+
+
+# The same in every runner.
+FLOAT_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
+_LLAMA_CLI = "llama-cli -m {} -p 'Once upon a time'"
+
+RUNNERS = (
+    Runner(
+        "bitnet.cpp",
+        "October 2024 to May 2026; bitnet-b1.58 from April 2025",
+        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "relu2", "bitnet-25": "relu2"},
+        types={"i2_s": 40, "tl1": 38, "tl2": 39, "tq1_0": 36, "tq2_0": 37, "f32": 0, "f16": 1, "bf16": 32},
+        type_ids={"tq1_0": 34, "tq2_0": 35, "i2_s": 36, "tl1": 38, "tl2": 39},
+        run=_LLAMA_CLI,
+        # Its generated TL2 kernels give NaN for batches of 8 tokens and more; TL1's are right for one token only.
+        run_by_type={"tl1": _LLAMA_CLI + " -b 1 -ub 1", "tl2": _LLAMA_CLI + " -b 4 -ub 4"},
+        notes=(
+            "TL1 and TL2 need a build with kernels of the same tiles (TL1 on arm64, TL2 on x86); a file with others "
+            "is garbage without an error",
+            "builds for arm64 from November 2025 on are reported to read I2_S in another byte order",
+        ),
+    ),
+    Runner(
+        "bitnet.cpp-2026",
+        "from July 2026 (read, not measured)",
+        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "silu"},
+        types={"i2_s": 41, "tl1": 42, "tl2": 43},
+        type_ids={"i2_s": 36, "tl1": 38, "tl2": 42},
+        run=_LLAMA_CLI,
+    ),
+    Runner(
+        "llama.cpp",
+        "2026",
+        activations={"llama": "silu", "bitnet": "silu"},
+        types={"tq1_0": 36, "tq2_0": 37, "q2_0": 41, "f32": 0, "f16": 1, "bf16": 32},
+        type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
+        run=_LLAMA_CLI,
+        scale_tensors=True,
+        notes=("refuses the type ids of I2_S, TL1 and TL2, or reads them as something else",),
+    ),
+    Runner(
+        "ik_llama.cpp",
+        "2026",
+        activations={"llama": "silu", "bitnet": "silu", "bitnet-25": "relu2", "bitnet-b1.58": "relu2"},
+        types={"iq2_bn": 137, "iq1_bn": 136, "f32": 0, "f16": 1},
+        type_ids={"iq1_bn": 134, "iq2_bn": 135},
+        run=_LLAMA_CLI,
+        min_columns={"iq1_bn": 512, "iq2_bn": 512},
+        notes=("loads I2_S and computes garbage; repack such a file to iq2_bn",),
+    ),
+)
+_BY_NAME = {runner.name: runner for runner in RUNNERS}
+
+
+def runner(name: str) -> Runner:
+    """The runner of a name. BitconvError where there is none."""
+    if name not in _BY_NAME:
+        raise BitconvError(f"runner {name!r} is not known; {', '.join(_BY_NAME)} are")
+    return _BY_NAME[name]
+
+
+def default_runner(type_name: str, architecture: str) -> Runner:
+    """The runner that a type implies: the one whose type it is, or for floats one that knows the architecture."""
+    if type_name in FLOAT_FILE_TYPES:
+        return next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if architecture in r.activations)
+    return next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if type_name in r.types)
+
+
+def refusal(target: Runner, architecture: str, activation: str, type_name: str) -> str | None:
+    """Why a runner would not load a model of this type, or compute it wrong; None where it is right."""
+    if architecture not in target.activations:
+        cause = f"{target.name} does not know the architecture {architecture}"
+    elif target.activations[architecture] != activation:
+        cause = (
+            f"{target.name} applies {target.activations[architecture]} in the graph of {architecture}, the model needs "
+            f"{activation}: it would load and talk nonsense"
+        )
+    elif type_name not in target.types:
+        cause = f"{target.name} does not compute {type_name}"
+    else:
+        return None
+    able = [
+        (name, r.name)
+        for r in RUNNERS
+        if r.activations.get(architecture) == activation
+        for name in r.types
+        if name not in FLOAT_FILE_TYPES
+    ]
+    nearest = min(able, key=lambda option: (option[0] != type_name, option[1] != target.name))
+    return f"{cause}; the nearest that works: --type {nearest[0]} --runner {nearest[1]}"
+
+
+def shape_refusal(target: Runner, packing: Layout, rows: int, columns: int) -> str | None:
+    """Why a tensor of this shape cannot have this format in this runner; None where it can."""
+    least = target.min_columns.get(packing.name, 0)
+    if columns < least:
+        return f"{target.name} needs {least} columns or more for {packing.name}, and these are {columns}"
+    return packing.refusal(rows, columns)
+
+
+def layout_name(type_id: int, file_type: int | None) -> str | None:
+    """The ternary layout that a ggml type id stands for in a file of this general.file_type; None where it is none.
+
+    Ids and file types have been given twice: 42 is Q2_0 in llama.cpp, and TL2 in bitnet.cpp from July 2026, whose
+    file type for it is 43.
+    """
+    names = {number: name for r in RUNNERS for name, number in r.type_ids.items()}
+    names[42] = "tl2" if file_type == 43 else "q2_0"
+    return names.get(type_id)
+
+
+def file_types(number: int) -> set[str]:
+    """The types that a general.file_type stands for in one runner or another."""
+    return {name for r in RUNNERS for name, known in r.types.items() if known == number}
