@@ -1,0 +1,191 @@
+"""The structure of a GGUF file of a BitNet model: everything about it but the values of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bitconv import hyperparameters
+from bitconv.architectures import Architecture, Role, Slot, architecture, architecture_names
+from bitconv.errors import BitconvError
+from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
+from bitconv.layouts import FLOATS, I2_S_ORDERS, TERNARY_TYPES, TILED, Layout, make_layout
+from bitconv.runners import file_types, layout_name
+from bitconv.tiles import Tile, tiles_from_metadata
+
+_TERNARY = {*TERNARY_TYPES, "q8_0"}
+# Which types runners load in each role. bitnet.cpp aborts on norms that are not F32.
+_ALLOWED = {
+    Role.TERNARY: _TERNARY,
+    Role.NORM: {"f32"},
+    Role.EMBEDDING: {*FLOATS, "q8_0", "q6_k"},
+    Role.SCALE: {"f32"},
+    Role.ROPE_FACTORS: {"f32"},
+}
+# Metadata arrays with one entry a token.
+_PER_TOKEN = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+# What a runner tokenizes differently without, in silence.
+_REQUIRED_BY_MODEL = {
+    "llama": ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"),
+    "gpt2": ("tokenizer.ggml.merges", "tokenizer.ggml.token_type", "tokenizer.ggml.pre"),
+}
+
+
+@dataclass
+class Structure:
+    """types, roles and nbytes: of every tensor listed. layouts: of the ternary ones.
+
+    faults: of the file; tensor_faults: by tensor name.
+    """
+
+    architecture: Architecture
+    architecture_name: str
+    types: dict[str, str] = field(default_factory=dict)
+    roles: dict[str, Role] = field(default_factory=dict)
+    nbytes: dict[str, int] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    tensor_faults: dict[str, list[str]] = field(default_factory=dict)
+
+    def fault(self, tensor: TensorInfo, text: str) -> None:
+        self.tensor_faults.setdefault(tensor.name, []).append(text)
+
+
+def check_structure(
+    gguf: GGUFFile, tiles: Mapping[tuple[int, int], Tile] | None = None, i2_s_order: str | None = None
+) -> Structure:
+    """Check sizes, offsets, alignment, types, the architecture's tensor set, dimensions, and vocabulary counts.
+
+    tiles: of TL1 and TL2 by (rows, columns), in place of those that the file's metadata records. i2_s_order: a key of
+    I2_S_ORDERS for a file that is not in the published byte order, which nothing in it tells.
+
+    BitconvError where the architecture or a tensor's type is not one that bitconv knows; MalformedGGUF where the
+    metadata lacks what the rest is checked by.
+    """
+    name = gguf.metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise MalformedGGUF(f"{gguf.path}: general.architecture is missing")
+    known = architecture(name)
+    if known is None:
+        raise BitconvError(
+            f"{gguf.path}: architecture {name!r} is not supported ({', '.join(architecture_names())} are)"
+        )
+    structure = Structure(known, name)
+    sizes = hyperparameters.from_metadata(gguf.metadata, name, gguf.path)
+    if sizes.layers > len(gguf.tensors):
+        raise MalformedGGUF(f"{gguf.path}: {name}.block_count is {sizes.layers}, more than there are tensors")
+    slots = {slot.name: slot for slot in known.slots(sizes)}
+    _check_types(gguf, structure)
+    _check_set(gguf, structure, slots)
+    _find_layouts(gguf, structure, tiles, i2_s_order)
+    _check_places(gguf, structure)
+    _check_file_type(gguf.metadata, structure)
+    _check_vocabulary(gguf.metadata, sizes.vocab, structure)
+    return structure
+
+
+def _check_types(gguf: GGUFFile, structure: Structure) -> None:
+    file_type = gguf.metadata.get("general.file_type")
+    for tensor in gguf.tensors:
+        plain = tensor_type(tensor.type_id)
+        layout = layout_name(tensor.type_id, int(file_type) if isinstance(file_type, np.integer) else None)
+        name = plain.name if plain is not None else layout
+        if name is None:
+            raise BitconvError(f"{gguf.path}: {tensor.name}: tensor type {tensor.type_id} is not supported")
+        structure.types[tensor.name] = name
+        if plain is not None:
+            try:
+                structure.nbytes[tensor.name] = plain.nbytes(tensor.shape)
+            except ValueError as error:
+                raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {error}") from None
+
+
+def _check_places(gguf: GGUFFile, structure: Structure) -> None:
+    """Tensors follow each other in the order listed, with no gap but alignment padding: llama.cpp refuses others."""
+    end = gguf.data_offset
+    for tensor in gguf.tensors:
+        place = -(-end // gguf.alignment) * gguf.alignment
+        if tensor.offset != place:
+            structure.fault(tensor, f"lies at byte {tensor.offset}; after the tensor before it, it must be {place}")
+        end = tensor.offset + structure.nbytes[tensor.name]
+        if end > gguf.size:
+            structure.fault(tensor, f"truncated: it ends at byte {end}, the file at byte {gguf.size}")
+    if gguf.size - end >= gguf.alignment:
+        structure.faults.append(f"{gguf.size - end} bytes follow the last tensor")
+
+
+def _check_set(gguf: GGUFFile, structure: Structure, slots: Mapping[str, Slot]) -> None:
+    for tensor in gguf.tensors:
+        slot = slots.get(tensor.name)
+        if slot is None:
+            # Its role does not matter any more: the tensor is a fault, and its data is not looked at.
+            structure.roles[tensor.name] = Role.EMBEDDING
+            structure.fault(tensor, f"is no tensor of the architecture {structure.architecture_name}")
+            continue
+        structure.roles[tensor.name] = slot.role
+        if tensor.shape != slot.shape:
+            structure.fault(tensor, f"has shape {tensor.shape}, the metadata implies {slot.shape}")
+        if structure.types[tensor.name] not in _ALLOWED[slot.role]:
+            structure.fault(tensor, f"is {structure.types[tensor.name]}, which no runner takes for a {slot.role.value}")
+    listed = {tensor.name for tensor in gguf.tensors}
+    for slot in slots.values():
+        if slot.name not in listed and not slot.optional:
+            structure.faults.append(f"tensor {slot.name} is missing")
+
+
+def _find_layouts(
+    gguf: GGUFFile, structure: Structure, tiles: Mapping[tuple[int, int], Tile] | None, i2_s_order: str | None
+) -> None:
+    """The layout of every ternary or packed tensor, its size, and whether it can take the tensor's shape."""
+    if tiles is None:
+        tiles = tiles_from_metadata(gguf.metadata, gguf.path)
+    for tensor in gguf.tensors:
+        name = structure.types[tensor.name]
+        ternary = structure.roles[tensor.name] is Role.TERNARY
+        if tensor.name in structure.nbytes and not (ternary and name in _TERNARY):
+            continue
+        if len(tensor.shape) != 2:
+            raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {name} holds matrices, not shape {tensor.shape}")
+        rows, columns = tensor.shape
+        if name in TILED and (rows, columns) not in tiles:
+            raise BitconvError(
+                f"{gguf.path}: {tensor.name}: the file does not say the {name} tile of {rows}x{columns}; pass "
+                "--kernel-config with the ini that its runner was built with"
+            )
+        layout = I2_S_ORDERS[i2_s_order] if name == "i2_s" and i2_s_order else make_layout(name, (rows, columns), tiles)
+        refusal = layout.refusal(rows, columns)
+        if refusal is not None:
+            structure.fault(tensor, refusal)
+        structure.nbytes[tensor.name] = layout.nbytes(rows, columns)
+        structure.layouts[tensor.name] = layout
+
+
+def _check_file_type(metadata: Metadata, structure: Structure) -> None:
+    """general.file_type is what people see; a file of floats that says I2_S misleads them."""
+    number = metadata.get("general.file_type")
+    named = file_types(int(number)) if isinstance(number, np.integer) else set()
+    found = {structure.types[name] for name, role in structure.roles.items() if role is Role.TERNARY}
+    if named and found and not named & found:
+        structure.faults.append(
+            f"general.file_type says {' or '.join(sorted(named))}, the ternary tensors are {', '.join(sorted(found))}"
+        )
+
+
+def _check_vocabulary(metadata: Metadata, vocab: int, structure: Structure) -> None:
+    model = metadata.get("tokenizer.ggml.model")
+    if model not in _REQUIRED_BY_MODEL:
+        structure.faults.append(f"tokenizer.ggml.model is {model!r}; llama or gpt2 are what BitNet models have")
+        return
+    for key in ("tokenizer.ggml.tokens", *_REQUIRED_BY_MODEL[str(model)]):
+        if key not in metadata:
+            structure.faults.append(f"{key} is missing")
+    for key in ("tokenizer.ggml.tokens", *_PER_TOKEN):
+        value = metadata.get(key)
+        if isinstance(value, list | np.ndarray) and len(value) != vocab:
+            structure.faults.append(f"{key} has {len(value)} entries, the vocabulary {vocab}")
+    for key, value in metadata.items():
+        is_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        if is_id and not (isinstance(value, np.integer) and 0 <= value < vocab):
+            structure.faults.append(f"{key} is {value}, the vocabulary has {vocab} tokens")

@@ -1,0 +1,322 @@
+"""Proving a file right: alone, or against the checkpoint that it claims to be."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import lcm, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv import _kernels, jobs
+from bitconv.architectures import Role, scale_name
+from bitconv.checkpoint import ITEMSIZE, Checkpoint
+from bitconv.conversion import dense_values
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf
+from bitconv.layouts import FLOATS, Bytes, Layout, Trits
+from bitconv.metadata import build_metadata
+from bitconv.model import DenseWeight, Model, TernaryWeight, Weight, load_model
+from bitconv.quantization import scale_convention_of
+from bitconv.rawio import read_at
+from bitconv.structure import Structure, check_structure
+from bitconv.ternary import TritReader, row_blocks
+from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.tiles import read_kernel_config
+
+Check = Callable[[], None]
+Progress = Callable[[int, int], None]
+
+NOT_COVERED = (
+    "the graph: whether a runner computes this architecture and these types right",
+    "the tokenizer: whether a runner splits text with this vocabulary as the model's own tokenizer does",
+)
+
+
+@dataclass(frozen=True)
+class VerifiedTensor:
+    """scale: of a ternary tensor. faults: empty where the tensor is right."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+    scale: float | None
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """faults: those of the file as a whole. checked: what was checked and how many of it. not_covered: what was not."""
+
+    file: str
+    against: str | None
+    architecture: str | None
+    faults: tuple[str, ...]
+    tensors: tuple[VerifiedTensor, ...]
+    checked: dict[str, int]
+    not_covered: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        return not self.faults and not any(tensor.faults for tensor in self.tensors)
+
+
+def verify(
+    file: str | os.PathLike[str],
+    *,
+    against: str | os.PathLike[str] | None = None,
+    scale_convention: str | None = None,
+    pre: str | None = None,
+    kernel_config: str | os.PathLike[str] | None = None,
+    i2_s_order: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check a GGUF file of a BitNet model.
+
+    Alone: its structure; every code, scale and float valid; and for every ternary tensor that the kernel's product
+    over the packed bytes with random int8 activations equals that of the unpacked matrix, in int32 and scaled to
+    float32, bit for bit. against: a Hugging Face model directory; then also every trit, every scale, every dense
+    value after rounding to the file's type, every size and the vocabulary equal the checkpoint's, read with
+    scale_convention and pre as `convert` takes them. kernel_config: the ini with the tiles of a TL1 or TL2 file that
+    does not record them. i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in
+    a file tells which one it is in. threads: all cores where None.
+
+    BitconvError where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
+    """
+    path = Path(file)
+    try:
+        gguf = read_gguf(path)
+        tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
+        structure = check_structure(gguf, tiles, i2_s_order)
+    except MalformedGGUF as fault:
+        return Verification(str(path), None, None, (str(fault),), (), {}, NOT_COVERED)
+    if against is None:
+        return _Verifier(gguf, structure, None, None).run(threads, progress)
+    with Checkpoint(Path(against)) as checkpoint:
+        model = load_model(checkpoint, scale_convention_of(scale_convention))
+        verifier = _Verifier(gguf, structure, checkpoint, model)
+        verifier.compare_metadata(pre)
+        return verifier.run(threads, progress)
+
+
+class _Verifier:
+    def __init__(
+        self, gguf: GGUFFile, structure: Structure, checkpoint: Checkpoint | None, model: Model | None
+    ) -> None:
+        self.gguf = gguf
+        self.structure = structure
+        self.checkpoint = checkpoint
+        self.faults = list(structure.faults)
+        self.expected: dict[str, Weight] = {} if model is None else {w.name: w for w in model.weights}
+        self.model = model
+        self.scale_tensors = {t.name: t for t in gguf.tensors if structure.roles[t.name] is Role.SCALE}
+        self.descriptor = -1
+
+    def compare_metadata(self, pre: str | None) -> None:
+        """Sizes and vocabulary: every key that bitconv would write and the file has must have the same value."""
+        assert self.checkpoint is not None and self.model is not None
+        wanted = self.model.family.architecture
+        if wanted is not self.structure.architecture:
+            self.faults.append(
+                f"the architecture is {self.structure.architecture_name}, the checkpoint's is {wanted.name}"
+            )
+            return
+        metadata = build_metadata(self.checkpoint, self.model, 0, pre)
+        for key, value in metadata.items():
+            if key.startswith("general."):
+                continue
+            key = key.replace(wanted.name, self.structure.architecture_name, 1)
+            if key in self.gguf.metadata and not _same(self.gguf.metadata[key], value):
+                self.faults.append(f"{key} is not what the checkpoint says")
+        for name in self.expected.keys() - {tensor.name for tensor in self.gguf.tensors}:
+            self.faults.append(f"tensor {name} is missing; the checkpoint has it")
+
+    def run(self, threads: int | None, progress: Progress | None) -> Verification:
+        work = [partial(self.tensor, tensor) for tensor in self.gguf.tensors]
+        total = sum(self.structure.nbytes.values())
+        done, results = 0, []
+        self.descriptor = os.open(self.gguf.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            for result in jobs.run(work, threads):
+                results.append(result)
+                done += result.nbytes
+                if progress is not None:
+                    progress(done, total)
+        finally:
+            os.close(self.descriptor)
+        return Verification(
+            str(self.gguf.path),
+            None if self.checkpoint is None else str(self.checkpoint.path),
+            self.structure.architecture_name,
+            tuple(self.faults),
+            tuple(results),
+            self._checked(results),
+            (*NOT_COVERED, *self._values_not_covered()),
+        )
+
+    def _values_not_covered(self) -> list[str]:
+        """Dense tensors of quantized types: runners take them, bitconv does not write them."""
+        types = self.structure.types
+        return [
+            f"the values of {tensor.name}, which is {types[tensor.name]}"
+            for tensor in self.gguf.tensors
+            if types[tensor.name] not in FLOATS and tensor.name not in self.structure.layouts
+        ]
+
+    def _checked(self, results: list[VerifiedTensor]) -> dict[str, int]:
+        ternary = [t for t in results if t.name in self.structure.layouts]
+        floats = [t for t in results if t.type in FLOATS and t not in ternary]
+        checked = {
+            "metadata keys": len(self.gguf.metadata),
+            "tensors placed, typed and shaped": len(results),
+            "ternary tensors whose kernel product equals the unpacked product": len(ternary),
+            "trits valid": sum(prod(t.shape) for t in ternary),
+            "scales finite and positive": len(ternary),
+            "floats finite": sum(prod(t.shape) for t in floats),
+        }
+        if self.checkpoint is not None:
+            checked["trits equal to the checkpoint's"] = sum(prod(t.shape) for t in ternary)
+            checked["scales equal to the checkpoint's"] = len(ternary)
+            checked["dense values equal to the checkpoint's"] = sum(prod(t.shape) for t in floats)
+        return checked
+
+    def tensor(self, tensor: TensorInfo, check: Check) -> VerifiedTensor:
+        """All checks of one tensor's data."""
+        type_name = self.structure.types[tensor.name]
+        nbytes = self.structure.nbytes[tensor.name]
+        faults = list(self.structure.tensor_faults.get(tensor.name, ()))
+        scale = None
+        if not faults:
+            try:
+                scale = self._data(tensor, type_name, check)
+            except FaultyTensor as fault:
+                faults.append(str(fault))
+        return VerifiedTensor(tensor.name, type_name, tensor.shape, nbytes, scale, tuple(faults))
+
+    def _data(self, tensor: TensorInfo, type_name: str, check: Check) -> float | None:
+        if self.structure.roles[tensor.name] is Role.SCALE:  # read with its weight
+            return None
+        expected = self.expected.get(tensor.name)
+        if self.model is not None and expected is None:
+            raise FaultyTensor("the checkpoint has no such tensor")
+        if expected is not None and expected.shape != tensor.shape:
+            raise FaultyTensor(f"has shape {tensor.shape}, the checkpoint's is {expected.shape}")
+        layout = self.structure.layouts.get(tensor.name)
+        if layout is not None:
+            scale = self._ternary(tensor, layout, expected, check)
+            return None if scale is None else float(scale)
+        if type_name not in FLOATS:
+            return None
+        self._dense(tensor, type_name, expected, check)
+        return None
+
+    def _ternary(self, tensor: TensorInfo, layout: Layout, expected: Weight | None, check: Check) -> np.float32 | None:
+        scale_tensor = self.scale_tensors.get(scale_name(tensor.name))
+        file = TernaryTensor(self.descriptor, tensor, layout, scale_tensor)
+        reader = self._reader(expected, check)
+        x = np.random.default_rng(zlib.crc32(tensor.name.encode())).integers(-128, 128, (1, file.columns), np.int8)
+        for first, last in row_blocks(
+            file.rows, file.columns, lcm(layout.row_multiple, reader.row_multiple if reader else 1)
+        ):
+            check()
+            rows = file.read(first, last)
+            _compare_products(layout.matmul_rows(rows.packed, x), rows.trits, x, file.scale, first)
+            if reader is not None:
+                _compare_trits(reader, rows.trits, first, last)
+        if reader is not None and file.scale is not None:
+            wanted = reader.scale if scale_tensor is not None else layout.stored_scale(reader.scale)
+            if file.scale != wanted:
+                raise FaultyTensor(f"its scale is {file.scale!r}, the checkpoint's is {wanted!r}")
+        return file.scale
+
+    def _dense(self, tensor: TensorInfo, type_name: str, expected: Weight | None, check: Check) -> None:
+        count = prod(tensor.shape)
+        itemsize = ITEMSIZE[type_name]
+        for first, last in row_blocks(count, 1, 1):
+            check()
+            raw = self._read(tensor, first * itemsize, (last - first) * itemsize)
+            self._finite(raw, type_name, first, tensor.shape)
+            if isinstance(expected, DenseWeight):
+                assert self.checkpoint is not None
+                wanted = dense_values(self.checkpoint, expected.stored, type_name, first, last)
+                _compare_floats(raw, wanted, itemsize, first, tensor.shape)
+            elif expected is not None:
+                assert not isinstance(expected, TernaryWeight)
+                _compare_floats(raw, expected.values[first:last].view(np.uint8), itemsize, first, tensor.shape)
+
+    def _reader(self, expected: Weight | None, check: Check) -> TritReader | None:
+        if expected is None:
+            return None
+        assert self.checkpoint is not None and isinstance(expected, TernaryWeight)
+        return TritReader(self.checkpoint, expected, check)
+
+    def _read(self, tensor: TensorInfo, start: int, count: int) -> Bytes:
+        raw = np.empty(count, np.uint8)
+        if not read_at(self.descriptor, raw, tensor.offset + start):
+            raise FaultyTensor("the file has become shorter while it was read")
+        return raw
+
+    @staticmethod
+    def _finite(raw: Bytes, type_name: str, first: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        values = np.empty(raw.size // ITEMSIZE[type_name], "<f4")
+        bad = _kernels.convert_floats(raw, type_name, values.view(np.uint8), "f32")
+        if bad >= 0:
+            raise FaultyTensor(f"element {_where(first + bad, shape)} is {values[bad]}, not finite")
+        return values
+
+
+def _where(index: int, shape: tuple[int, ...]) -> list[int]:
+    return [int(i) for i in np.unravel_index(index, shape)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _compare_products(
+    product: npt.NDArray[np.int32], trits: Trits, x: npt.NDArray[np.int8], scale: np.float32 | None, first: int
+) -> None:
+    """The kernel's product over the packed bytes against that of the unpacked matrix.
+
+    Scaled, the kernel's integer is multiplied once in float32; the unpacked matrix's values are summed as scaled
+    floats, in float64, where every sum of int8 x float32 products of this length is exact, and rounded once.
+    """
+    unpacked = np.empty_like(product)
+    _kernels.matmul(trits, x, unpacked)
+    scale = np.float32(1) if scale is None else scale
+    with np.errstate(over="ignore"):  # damaged scales may be huge; infinity equals infinity
+        scaled = product.astype(np.float32) * scale
+        wanted = (unpacked.astype(np.float64) * np.float64(scale)).astype(np.float32)
+    wrong = (product != unpacked) | (scaled != wanted)
+    if wrong.any():
+        raise FaultyTensor(f"row {first + int(wrong.argmax())}: the kernel's product is not the unpacked matrix's")
+
+
+def _compare_trits(reader: TritReader, trits: Trits, first: int, last: int) -> None:
+    """The file's rows, put back into the checkpoint's order by the definition of the rotation, against its own.
+
+    Row i of an interleaved head is stored row i/2 where i is even, and row head_dim/2 + (i-1)/2 where it is odd.
+    """
+    stored = reader.stored_trits(first, last)
+    if reader.weight.rope_heads:
+        head, i = np.divmod(np.arange(last - first), reader.row_multiple)
+        stored = stored[head * reader.row_multiple + i // 2 + i % 2 * (reader.row_multiple // 2)]
+    if not np.array_equal(trits, stored):
+        row, column = np.argwhere(trits != stored)[0]
+        raise FaultyTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
+
+
+def _compare_floats(raw: Bytes, wanted: Bytes, itemsize: int, first: int, shape: tuple[int, ...]) -> None:
+    """Bytes of floats from element `first` of a tensor on."""
+    if not np.array_equal(raw, wanted):
+        index = first + int((raw != wanted).argmax()) // itemsize
+        raise FaultyTensor(f"element {_where(index, shape)} is not the checkpoint's")
