@@ -1,0 +1,410 @@
+"""The command line: arguments, printing, exit codes. What is imported late is so that --help is fast."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from bitconv.errors import BitconvError
+
+if TYPE_CHECKING:
+    from bitconv.conversion import Conversion
+    from bitconv.verification import Verification
+
+RIGHT, WRONG, ERROR = 0, 1, 2
+
+
+class _OneLineErrors(TyperGroup):
+    """An error that a user can cause is one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except BitconvError as error:
+            _fail(str(error))
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted")
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    help="Convert BitNet b1.58 checkpoints to GGUF with packed ternary weights, and prove the file right.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", "-t", min=1, help="Threads to use. Default: all cores.", show_default=False)
+]
+ConventionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="multiply|divide",
+        help="What weight_scale does to the output, in place of what config.json implies.",
+        show_default=False,
+    ),
+]
+KernelConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.ini",
+        help="TL1 and TL2: the kernel_config.ini that the runner was built with.",
+        show_default=False,
+    ),
+]
+RunnerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Runner to write for; see bitconv runners. Default: the type's.", show_default=False
+    ),
+]
+ScaleInBlocksOption = Annotated[
+    bool, typer.Option("--scale-in-blocks", help="tq1_0, tq2_0, q2_0: scales rounded to float16, no .scale tensors.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite OUT.gguf.")]
+PreOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="tokenizer.ggml.pre, in place of the pre-tokenizer recognised from tokenizer.json.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def convert(
+    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.", show_default=False)],
+    type: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="Type of the ternary tensors: i2_s, tl1, tl2, tq1_0, tq2_0, q2_0, iq2_bn, iq1_bn; auto for the "
+            "smallest exact one; f32, f16, bf16 for the unpacked model.",
+        ),
+    ] = "i2_s",
+    runner: RunnerOption = None,
+    embed_type: Annotated[
+        str, typer.Option(metavar="f16|f32|bf16", help="Type of the embedding and an untied head.")
+    ] = "f16",
+    fallback: Annotated[
+        str, typer.Option(metavar="error|f16|q8_0", help="For tensors whose shape TYPE cannot take.")
+    ] = "error",
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="Type of the tensors whose name the regular expression is found in. Can be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    kernel_config: KernelConfigOption = None,
+    scale_in_blocks: ScaleInBlocksOption = False,
+    scale_convention: ConventionOption = None,
+    pre: PreOption = None,
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a checkpoint to a GGUF file."""
+    from bitconv.conversion import convert as run
+
+    with _progress("converting") as progress:
+        result = run(
+            model,
+            output,
+            type=type,
+            runner=runner,
+            embed_type=embed_type,
+            fallback=fallback,
+            tensor_types=[_pair(text) for text in tensor_type or ()],
+            kernel_config=kernel_config,
+            scale_in_blocks=scale_in_blocks,
+            scale_convention=scale_convention,
+            pre=pre,
+            threads=threads,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+    else:
+        _print_conversion(result)
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to check.", show_default=False)],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Checkpoint that the file must equal.", show_default=False),
+    ] = None,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: Annotated[
+        str | None,
+        typer.Option(
+            metavar="arm64|row4",
+            help="The file is I2_S in the byte order of such a build; nothing in a file tells.",
+            show_default=False,
+        ),
+    ] = None,
+    scale_convention: ConventionOption = None,
+    pre: PreOption = None,
+    threads: ThreadsOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a GGUF file: exit 0 if it is right, 1 if it is wrong, 2 if it cannot be judged."""
+    from bitconv.verification import verify as run
+
+    with _progress("verifying") as progress:
+        result = run(
+            file,
+            against=against,
+            scale_convention=scale_convention,
+            pre=pre,
+            kernel_config=kernel_config,
+            i2_s_order=i2_s_order,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        _print_json({**dataclasses.asdict(result), "right": result.right})
+    else:
+        _print_verification(result, verbose=verbose)
+    raise typer.Exit(RIGHT if result.right else WRONG)
+
+
+@app.command()
+def repack(
+    file: Annotated[Path, typer.Argument(metavar="IN.gguf", help="File to read.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.", show_default=False)],
+    type: Annotated[
+        str, typer.Option(metavar="TYPE", help="Type of the ternary tensors, as for convert.", show_default=False)
+    ],
+    runner: RunnerOption = None,
+    kernel_config: KernelConfigOption = None,
+    from_kernel_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.ini", help="The same for a TL1 or TL2 IN.gguf without recorded tiles.", show_default=False
+        ),
+    ] = None,
+    from_i2_s_order: Annotated[
+        str | None,
+        typer.Option(
+            metavar="arm64|row4", help="IN.gguf is I2_S in the byte order of such a build.", show_default=False
+        ),
+    ] = None,
+    scale_in_blocks: ScaleInBlocksOption = False,
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Change the layout or the runner of a GGUF file, without the checkpoint and without a changed trit."""
+    from bitconv.repacking import repack as run
+
+    with _progress("repacking") as progress:
+        result = run(
+            file,
+            output,
+            type=type,
+            runner=runner,
+            kernel_config=kernel_config,
+            from_kernel_config=from_kernel_config,
+            from_i2_s_order=from_i2_s_order,
+            scale_in_blocks=scale_in_blocks,
+            threads=threads,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+        return
+    changes = sorted({f"{tensor.from_type} to {tensor.type}" for tensor in result.tensors})
+    print(f"{len(result.tensors)} tensors, {', '.join(changes)}, architecture {result.architecture}")
+    worst = max((tensor.scale_error for tensor in result.tensors), default=0.0)
+    print("scales: exact" if worst == 0 else f"scales: rounded, off by {worst:.2g} at most")
+    _print_output(result.output, result.size, result.run, result.runner)
+
+
+@app.command("kernel-config")
+def kernel_config(
+    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    type: Annotated[str, typer.Option(metavar="tl1|tl2", help="Layout to build kernels for.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.ini", help="File to write.")] = Path(
+        "kernel_config.ini"
+    ),
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out shapes that have no legal tile.")] = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the kernel_config.ini that bitnet.cpp must be built with to run TL1 or TL2 files of a model."""
+    from bitconv.kernel_config import kernel_config as run
+
+    result = run(model, output, type=type, leave_out=leave_out, force=force)
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+        return
+    for shape in result.shapes:
+        rows, columns = shape.shape
+        print(f"{rows}x{columns}: {shape.tile}{'' if shape.shipped else ', chosen by bitconv'}")
+    for left_out, reason in result.left_out.items():
+        print(f"{left_out}: left out: {reason}")
+    print(f"{result.output}: for --kernel-config. In the directory of bitnet.cpp, build a runner with the same tiles:")
+    if result.generator_entry is not None:
+        print(f"  add to ModelShapeDict in utils/codegen_{result.type}.py:  {result.generator_entry}")
+    for command in (result.generator, *result.build):
+        print(f"  {command}")
+
+
+@app.command()
+def runners(as_json: JsonOption = False) -> None:
+    """List the runners: the architectures and types that each one computes right."""
+    from bitconv.runners import RUNNERS
+
+    if as_json:
+        _print_json([dataclasses.asdict(runner) for runner in RUNNERS])
+        return
+    for runner in RUNNERS:
+        print(f"{runner.name} ({runner.versions})")
+        graphs = ", ".join(f"{name} ({activation})" for name, activation in runner.activations.items())
+        print(f"  architectures: {graphs}")
+        print(f"  types:         {', '.join(runner.types)}")
+        for type_name, columns in runner.min_columns.items():
+            print(f"  {type_name + ':':14} {columns} columns or more")
+        if runner.scale_tensors:
+            print("  exact scales:  in float32 .scale tensors beside tq1_0, tq2_0, q2_0")
+        for note in runner.notes:
+            print(f"  note:          {note}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    pattern, equals, type_name = text.rpartition("=")
+    if not (pattern and equals):
+        raise BitconvError(f"--tensor-type {text}: expected PATTERN=TYPE")
+    return pattern, type_name
+
+
+def _version(value: bool) -> None:
+    if value:
+        from bitconv import __version__
+
+        print(f"bitconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"bitconv: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(ERROR)
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print_conversion(result: Conversion) -> None:
+    by_type: dict[str, list[int]] = {}
+    for tensor in result.tensors:
+        by_type.setdefault(tensor.type, []).append(tensor.nbytes)
+    if result.dry_run:
+        for tensor in result.tensors:
+            shape = "x".join(map(str, tensor.shape))
+            print(f"{tensor.name:32} {tensor.type:>6} {shape:>14} {tensor.nbytes:>12,} bytes")
+    print(f"{result.family}, architecture {result.architecture}, for {result.runner}")
+    if result.reason is not None:
+        print(result.reason)
+    for type_name, sizes in by_type.items():
+        print(f"{type_name:>6}: {len(sizes)} tensors, {sum(sizes):,} bytes")
+    for tensor in result.tensors:
+        if tensor.fallback is not None:
+            print(f"fell back to {tensor.type}: {tensor.name}: {tensor.fallback}")
+    if result.exact_scales:
+        print("scales: exact, in float32")
+    else:
+        worst = max((tensor.scale_error or 0.0 for tensor in result.tensors), default=0.0)
+        print(f"scales: rounded to the type's own floats{'' if result.dry_run else f', off by {worst:.2g} at most'}")
+    if result.dry_run:
+        print(f"{result.output}: {result.size:,} bytes would be written")
+    else:
+        _print_output(result.output, result.size, result.run, result.runner)
+
+
+def _print_output(output: str, size: int, run: str, runner: str) -> None:
+    print(f"{output}: {size:,} bytes")
+    print(f"check it:  bitconv verify {output}")
+    print(f"run it:    {run}   ({runner})")
+
+
+def _print_verification(result: Verification, *, verbose: bool) -> None:
+    if verbose:
+        for tensor in result.tensors:
+            shape = "x".join(map(str, tensor.shape))
+            scale = "" if tensor.scale is None else f"scale {tensor.scale:.9g}"
+            verdict = "; ".join(tensor.faults) or "ok"
+            print(f"{tensor.name:32} {tensor.type:>5} {shape:>14}  {scale:24} {verdict}")
+    if result.checked:
+        print("checked:")
+        for what, count in result.checked.items():
+            print(f"  {count:>16,}  {what}")
+    print("not covered:")
+    for what in result.not_covered:
+        print(f"  {what}")
+    for fault in result.faults:
+        print(f"WRONG  {fault}")
+    for tensor in result.tensors:
+        for fault in tensor.faults:
+            print(f"WRONG  {tensor.name}: {fault}")
+    against = f", equal to {result.against}" if result.against else ""
+    print(f"{result.file}: {f'right{against}' if result.right else 'WRONG'}")

@@ -1,0 +1,200 @@
+"""The command line as a user meets it: exit codes, streams, interrupts, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import bitconv
+import pytest
+from bitconv.cli import app
+from typer.testing import CliRunner
+
+from synthetic import FIXTURES
+
+MODEL = FIXTURES / "Llama3-1.58-tiny"
+BITCONV = [sys.executable, "-c", "from bitconv.cli import main; main()"]
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    bitconv.convert(MODEL, tmp_path / "good.gguf")
+    return tmp_path / "good.gguf"
+
+
+def test_convert_prints_what_it_wrote_and_the_line_that_runs_it(tmp_path: Path) -> None:
+    code, out, err = run("convert", MODEL, tmp_path / "out.gguf")
+    assert (code, err) == (0, "")
+    assert f"{(tmp_path / 'out.gguf').stat().st_size:,} bytes" in out
+    assert f"llama-cli -m {tmp_path / 'out.gguf'}" in out
+    assert "i2_s: 14 tensors" in out
+
+
+def test_convert_json_is_the_typed_result(tmp_path: Path) -> None:
+    code, out, _ = run("convert", MODEL, tmp_path / "out.gguf", "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert result["architecture"] == "llama"
+    assert result["size"] == (tmp_path / "out.gguf").stat().st_size
+    q = next(tensor for tensor in result["tensors"] if tensor["name"] == "blk.0.attn_q.weight")
+    assert (q["type"], q["shape"], q["nbytes"]) == ("i2_s", [512, 512], 512 * 512 // 4 + 32)
+    assert 0.01 < q["scale"] < 0.1
+
+
+def test_a_dry_run_lists_the_tensors(tmp_path: Path) -> None:
+    code, out, _ = run("convert", MODEL, tmp_path / "out.gguf", "--dry-run")
+    assert code == 0
+    assert "blk.1.ffn_down.weight" in out
+    assert "would be written" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_exits_with_0_where_the_file_is_right(good: Path) -> None:
+    code, out, err = run("verify", good, "--against", MODEL, "-v")
+    assert (code, err) == (0, "")
+    assert out.count(" ok\n") == 21
+    assert "not covered" in out
+    assert out.endswith(f"right, equal to {MODEL}\n")
+
+
+def test_verify_exits_with_1_where_the_file_is_wrong(good: Path) -> None:
+    good.write_bytes(good.read_bytes()[:-100])
+    code, out, _ = run("verify", good)
+    assert code == 1
+    assert "WRONG  output.weight: truncated" in out
+
+
+def test_verify_exits_with_2_where_it_cannot_judge(tmp_path: Path) -> None:
+    code, out, err = run("verify", MODEL / "tokenizer.json")
+    assert (code, out) == (2, "")
+    assert err == f"bitconv: error: {MODEL / 'tokenizer.json'}: not a GGUF file\n"
+    code, _, err = run("verify", tmp_path / "nothing.gguf")
+    assert code == 2
+    assert "nothing.gguf" in err and err.count("\n") == 1
+
+
+def test_verify_json_states_the_verdict(good: Path) -> None:
+    code, out, _ = run("verify", good, "--json")
+    assert code == 0
+    assert json.loads(out)["right"] is True
+    data = bytearray(good.read_bytes())
+    data[-1] = 0x7F  # the last value of the head, in float16, becomes NaN or huge
+    data[-2] = 0xFF
+    good.write_bytes(data)
+    code, out, _ = run("verify", good, "--json")
+    assert code == 1
+    result = json.loads(out)
+    assert result["right"] is False
+    assert [tensor["name"] for tensor in result["tensors"] if tensor["faults"]] == ["output.weight"]
+
+
+@pytest.mark.parametrize("arguments", [["convert"], ["convert", "x", "y", "--type", "q9"], ["frobnicate"], ["--what"]])
+def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
+    assert run(*arguments)[0] == 2
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert run("--version")[1] == f"bitconv {bitconv.__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from bitconv.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "print([m for m in ('numpy', 'torch', 'transformers', 'gguf', 'safetensors') if m in sys.modules])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_converting_and_verifying_need_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "import bitconv\n"
+        f"bitconv.convert({str(MODEL)!r}, {str(tmp_path / 'out.gguf')!r})\n"
+        f"print(bitconv.verify({str(tmp_path / 'out.gguf')!r}, against={str(MODEL)!r}).right)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "True\n"
+
+
+def stop_in_the_middle(tmp_path: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Run convert and send it a signal while it writes its first ternary tensor."""
+    script = (
+        "import os, bitconv.conversion as c\n"
+        "first = c._write_ternary\n"
+        "def slow(*arguments):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    import time\n"
+        "    for _ in range(1000):\n"
+        "        arguments[-1]()\n"
+        "        time.sleep(0.01)\n"
+        "    return first(*arguments)\n"
+        "c._write_ternary = slow\n"
+        "from bitconv.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "convert", "--force", str(MODEL), str(tmp_path / "out.gguf")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "out.gguf").write_text("precious")
+    result = stop_in_the_middle(tmp_path, number)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "bitconv: error: interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+    assert (tmp_path / "out.gguf").read_text() == "precious"
+
+
+def test_a_file_size_limit_ends_in_one_line(tmp_path: Path) -> None:
+    """The nearest thing to a full disk that a test can make: the system refuses to let the file grow."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    command = [*BITCONV, "convert", str(MODEL), str(tmp_path / "out.gguf")]
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"bitconv: error: {tmp_path / 'out.gguf'}: cannot be written: File too large\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    code, out, err = run("convert", MODEL, tmp_path / "out.gguf")
+    assert (code, out) == (2, "")
+    assert err == f"bitconv: error: {tmp_path / 'out.gguf'}: cannot be written: No space left on device\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_is_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        bitconv.convert(MODEL, tmp_path / "out.gguf")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out.gguf").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_as_output_keeps_being_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real.gguf").write_text("old")
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "real.gguf")
+    bitconv.convert(MODEL, tmp_path / "link.gguf", force=True)
+    assert (tmp_path / "link.gguf").is_symlink()
+    assert (tmp_path / "real.gguf").read_bytes()[:4] == b"GGUF"
