@@ -1,0 +1,34 @@
+# make demo: set up, convert a bundled checkpoint, verify the file.   make test: set up, lint, all tests.
+PYTHON ?= python3
+CXX_AARCH64 ?= aarch64-linux-gnu-g++
+QEMU_AARCH64 ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+
+BIN := .venv/bin
+SOURCES := pyproject.toml $(shell find bitconv kernels -type f -not -name '*.pyc')
+DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
+
+.PHONY: demo test lint test-aarch64 clean
+
+demo: .venv/installed
+	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
+	$(BIN)/bitconv verify demo.gguf --against $(DEMO_MODEL)
+
+test: .venv/tested lint
+	$(BIN)/pytest
+
+lint: .venv/tested
+	$(BIN)/ruff check bitconv tests
+	$(BIN)/ruff format --check bitconv tests
+	$(BIN)/mypy
+
+.venv/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint tests/constraints.txt .
+	touch $@
+
+.venv/tested: .venv/installed tests/constraints.txt
+	$(BIN)/pip install --quiet --constraint tests/constraints.txt '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build demo.gguf
