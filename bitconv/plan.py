@@ -138,12 +138,10 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
     candidates = []
     for target in runners.RUNNERS if options.runner is None else [runners.runner(options.runner)]:
         for name in TERNARY_TYPES:
-            exact = name in EXACT_SCALE or (name in BLOCK_SCALED and target.scale_tensors)
-            if (
-                not exact
-                or name in (*TILED, *FLOATS)
-                or runners.refusal(target, architecture.name, architecture.activation, name)
-            ):
+            beside = name in BLOCK_SCALED and target.scale_tensors and not options.scale_in_blocks
+            if name in (*TILED, *FLOATS) or not (beside or name in EXACT_SCALE):
+                continue
+            if runners.refusal(target, architecture.name, architecture.activation, name):
                 continue
             if any(runners.shape_refusal(target, make_layout(name), *shape) for shape in shapes):
                 continue

@@ -139,6 +139,8 @@ def _find_layouts(
     gguf: GGUFFile, structure: Structure, tiles: Mapping[tuple[int, int], Tile] | None, i2_s_order: str | None
 ) -> None:
     """The layout of every ternary or packed tensor, its size, and whether it can take the tensor's shape."""
+    if i2_s_order is not None and i2_s_order not in I2_S_ORDERS:
+        raise BitconvError(f"I2_S byte order {i2_s_order!r} is not known; {' and '.join(I2_S_ORDERS)} are")
     if tiles is None:
         tiles = tiles_from_metadata(gguf.metadata, gguf.path)
     for tensor in gguf.tensors:

@@ -83,6 +83,12 @@ def test_verify_exits_with_2_where_it_cannot_judge(tmp_path: Path) -> None:
     assert "nothing.gguf" in err and err.count("\n") == 1
 
 
+def test_an_unknown_byte_order_is_one_line(good: Path) -> None:
+    code, out, err = run("verify", good, "--i2-s-order", "middle-endian")
+    assert (code, out) == (2, "")
+    assert "arm64 and row4" in err and err.count("\n") == 1
+
+
 def test_verify_json_states_the_verdict(good: Path) -> None:
     code, out, _ = run("verify", good, "--json")
     assert code == 0
