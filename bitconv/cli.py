@@ -274,6 +274,7 @@ def kernel_config(
         print(f"  add to ModelShapeDict in utils/codegen_{result.type}.py:  {result.generator_entry}")
     for command in (result.generator, *result.build):
         print(f"  {command}")
+    print("not with its setup_env.py, which would put the kernels of its own list of models over these")
 
 
 @app.command()

@@ -105,6 +105,8 @@ def _check(options: Options) -> None:
     ):
         if name not in known:
             raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are")
+    if {"tl1", "tl2"} <= {options.type, *(name for _, name in options.overrides)}:
+        raise BitconvError("tl1 and tl2 in one file: no build of a runner computes both")
     for pattern, _ in options.overrides:
         try:
             re.compile(pattern)

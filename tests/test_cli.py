@@ -104,6 +104,25 @@ def test_verify_json_states_the_verdict(good: Path) -> None:
     assert [tensor["name"] for tensor in result["tensors"] if tensor["faults"]] == ["output.weight"]
 
 
+def test_kernel_config_writes_the_ini_and_says_how_to_build(tmp_path: Path) -> None:
+    code, out, err = run("kernel-config", MODEL, "--type", "tl2", "-o", tmp_path / "k.ini")
+    assert (code, err) == (0, "")
+    assert "512x1024: " in out
+    assert "utils/codegen_tl2.py" in out and "-DBITNET_X86_TL2=ON" in out
+    assert (tmp_path / "k.ini").read_text().count("[Kernels_") == 4
+    code, _, err = run("convert", MODEL, tmp_path / "out.gguf", "--type", "tl2", "--kernel-config", tmp_path / "k.ini")
+    assert (code, err) == (0, "")
+    code, _, err = run("kernel-config", MODEL, "--type", "tl2", "-o", tmp_path / "k.ini")
+    assert code == 2 and "--force" in err
+
+
+def test_a_kernel_configuration_without_the_model_s_shapes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "k.ini").write_text("[Kernels_0]\nm = 512\nk = 512\nbm = 256\nbk = 96\nbmm = 32\n")
+    code, out, err = run("convert", MODEL, tmp_path / "o.gguf", "--type", "tl2", "--kernel-config", tmp_path / "k.ini")
+    assert (code, out) == (2, "")
+    assert "256x512" in err and "bitconv kernel-config" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [["convert"], ["convert", "x", "y", "--type", "q9"], ["frobnicate"], ["--what"]])
 def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
     assert run(*arguments)[0] == 2

@@ -146,7 +146,7 @@ def test_a_pattern_overrules_the_type_of_the_tensors_it_is_found_in(tmp_path: Pa
     assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
 
 
-@pytest.mark.parametrize("text", ["ffn", "=f16", "ffn=nothing", "(=f16", "ffn=iq2_bn", "embd=tq2_0"])
+@pytest.mark.parametrize("text", ["ffn", "=f16", "ffn=nothing", "(=f16", "ffn=iq2_bn", "embd=tq2_0", "q=tl1"])
 def test_a_pattern_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", ffn=512)
     arguments = ["convert", str(model.path), str(tmp_path / "out.gguf"), "--type", "tq2_0", "--tensor-type", text]

@@ -47,7 +47,10 @@ def make_layout(
     if shape is None:
         raise ValueError(f"{name} depends on a tensor's shape")
     if tiles is not None and shape not in tiles:
-        raise BitconvError(f"the kernel configuration has no tile for {shape[0]}x{shape[1]}")
+        raise BitconvError(
+            f"the kernel configuration has no section for {shape[0]}x{shape[1]}, and a runner built with it cannot run "
+            "this shape: build one with the ini that bitconv kernel-config writes"
+        )
     return TILED[name](_tiles.choose(name, *shape) if tiles is None else tiles[shape])
 
 
