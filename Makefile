@@ -1,5 +1,6 @@
 # make demo: set up, convert a bundled checkpoint, verify the file.   make test: set up, lint, all tests.
 PYTHON ?= python3
+CMAKE ?= cmake
 CXX_AARCH64 ?= aarch64-linux-gnu-g++
 QEMU_AARCH64 ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
@@ -7,7 +8,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml $(shell find bitconv kernels -type f -not -name '*.pyc')
 DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
 
-.PHONY: demo test lint test-aarch64 clean
+.PHONY: demo test lint test-aarch64 test-avx512 clean
 
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
@@ -20,6 +21,18 @@ lint: .venv/tested
 	$(BIN)/ruff check bitconv tests
 	$(BIN)/ruff format --check bitconv tests
 	$(BIN)/mypy
+
+# The kernels' own tests, without Python: NEON under qemu-user, AVX-512 emulated by SIMDe.
+test-aarch64:
+	$(CMAKE) -S kernels -B build/aarch64 -DBITCONV_KERNEL_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
+	$(CMAKE) --build build/aarch64 --parallel
+	$(QEMU_AARCH64) build/aarch64/kernels_test
+
+test-avx512:
+	$(CMAKE) -S kernels -B build/avx512 -DBITCONV_KERNEL_TESTS=ON -DBITCONV_EMULATE_AVX512=ON
+	$(CMAKE) --build build/avx512 --parallel
+	build/avx512/kernels_test
 
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

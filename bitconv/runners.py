@@ -94,7 +94,7 @@ RUNNERS = (
         "ik_llama.cpp",
         "2026",
         activations={"llama": "silu", "bitnet": "silu", "bitnet-25": "relu2", "bitnet-b1.58": "relu2"},
-        types={"iq2_bn": 137, "iq1_bn": 136, "f32": 0, "f16": 1},
+        types={"iq2_bn": 137, "iq1_bn": 136, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"iq1_bn": 134, "iq2_bn": 135},
         run=_LLAMA_CLI,
         min_columns={"iq1_bn": 512, "iq2_bn": 512},
