@@ -13,6 +13,7 @@ from bitconv.errors import BitconvError
 
 if TYPE_CHECKING:
     from bitconv.conversion import Conversion, ConvertedTensor, convert
+    from bitconv.exporting import Export, ExportedTensor, export
     from bitconv.repacking import RepackedTensor, Repacking, repack
     from bitconv.verification import Verification, VerifiedTensor, verify
 
@@ -21,12 +22,15 @@ __all__ = [
     "BitconvError",
     "Conversion",
     "ConvertedTensor",
+    "Export",
+    "ExportedTensor",
     "RepackedTensor",
     "Repacking",
     "Verification",
     "VerifiedTensor",
     "__version__",
     "convert",
+    "export",
     "repack",
     "verify",
 ]
@@ -38,6 +42,9 @@ _HOMES = {
     "RepackedTensor": "repacking",
     "Repacking": "repacking",
     "repack": "repacking",
+    "Export": "exporting",
+    "ExportedTensor": "exporting",
+    "export": "exporting",
     "Verification": "verification",
     "VerifiedTensor": "verification",
     "verify": "verification",

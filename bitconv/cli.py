@@ -66,6 +66,14 @@ KernelConfigOption = Annotated[
         show_default=False,
     ),
 ]
+I2SOrderOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="arm64|row4",
+        help="The file is I2_S in the byte order of such a build; nothing in a file tells.",
+        show_default=False,
+    ),
+]
 RunnerOption = Annotated[
     str | None,
     typer.Option(
@@ -158,14 +166,7 @@ def verify(
         typer.Option(metavar="MODEL", help="Checkpoint that the file must equal.", show_default=False),
     ] = None,
     kernel_config: KernelConfigOption = None,
-    i2_s_order: Annotated[
-        str | None,
-        typer.Option(
-            metavar="arm64|row4",
-            help="The file is I2_S in the byte order of such a build; nothing in a file tells.",
-            show_default=False,
-        ),
-    ] = None,
+    i2_s_order: I2SOrderOption = None,
     scale_convention: ConventionOption = None,
     pre: PreOption = None,
     threads: ThreadsOption = None,
@@ -244,6 +245,42 @@ def repack(
     worst = max((tensor.scale_error for tensor in result.tensors), default=0.0)
     print("scales: exact" if worst == 0 else f"scales: rounded, off by {worst:.2g} at most")
     _print_output(result.output, result.size, result.run, result.runner)
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(metavar="IN.gguf", help="File to read.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Model directory to write.", show_default=False)],
+    pre: PreOption = None,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace a DIR that holds nothing but an export.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a GGUF file as a packed Hugging Face model directory, which transformers loads."""
+    from bitconv.exporting import export as run
+
+    with _progress("exporting") as progress:
+        result = run(
+            file,
+            directory,
+            pre=pre,
+            kernel_config=kernel_config,
+            i2_s_order=i2_s_order,
+            threads=threads,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+        return
+    print(f"{result.architecture}, {len(result.tensors)} tensors, to be run in {result.dtype}")
+    if not result.exact_scales:
+        print(f"scales: exact in the files; {result.dtype} cannot hold them, so transformers rounds them when it loads")
+    print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
 
 
 @app.command("kernel-config")

@@ -223,3 +223,15 @@ def test_a_link_as_output_keeps_being_a_link(tmp_path: Path) -> None:
     bitconv.convert(MODEL, tmp_path / "link.gguf", force=True)
     assert (tmp_path / "link.gguf").is_symlink()
     assert (tmp_path / "real.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_export_writes_a_model_directory_that_converts_to_the_same_file(good: Path, tmp_path: Path) -> None:
+    code, out, err = run("export", good, tmp_path / "model")
+    assert (code, err) == (0, "")
+    assert "LlamaForCausalLM" in out and "tokenizer.json" in out
+    code, out, err = run("export", good, tmp_path / "model")
+    assert (code, out) == (2, "")
+    assert "--force" in err and err.count("\n") == 1
+    code, out, _ = run("convert", tmp_path / "model", tmp_path / "again.gguf", "--embed-type", "f16")
+    assert code == 0
+    assert run("verify", tmp_path / "again.gguf", "--against", MODEL)[0] == 0

@@ -9,16 +9,19 @@ from bitconv.errors import BitconvError
 from bitconv.families import llama, microsoft, onebitllm
 from bitconv.families.family import Family
 
-FAMILIES = (onebitllm.FAMILY, microsoft.FAMILY, llama.FAMILY)
+FAMILIES = (onebitllm.FAMILY, microsoft.FAMILY, microsoft.SILU_FAMILY, llama.FAMILY)
 
 
 def detect(config: Mapping[str, Any], file: object) -> Family:
-    """The family that config.json's "architectures" names."""
+    """The family that config.json's "architectures" names; of several, the one with its "hidden_act"."""
     named = config.get("architectures")
-    for family in FAMILIES:
-        if named == [family.hf_architecture]:
+    families = [family for family in FAMILIES if named == [family.hf_architecture]]
+    for family in families:
+        if family.architecture.activation == config.get("hidden_act"):
             return family
-    supported = ", ".join(family.hf_architecture for family in FAMILIES)
+    if families:
+        return families[0]
+    supported = ", ".join(dict.fromkeys(family.hf_architecture for family in FAMILIES))
     raise BitconvError(f"{file}: architectures {named!r} is not supported; {supported} are")
 
 

@@ -1,6 +1,8 @@
 """microsoft/bitnet-b1.58-2B-4T: packed, or bfloat16 master weights (-bf16). Squared ReLU, sub-norms."""
 
-from bitconv.architectures import BITNET_B158
+from dataclasses import replace
+
+from bitconv.architectures import BITNET, BITNET_B158
 from bitconv.families.family import Family
 
 FAMILY = Family(
@@ -10,3 +12,6 @@ FAMILY = Family(
     native=True,
     modules={"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
 )
+# transformers' BitNetForCausalLM applies any hidden_act: with SiLU it computes what 1bitLLM's class does, which
+# transformers lacks. An exported 1bitLLM model is this.
+SILU_FAMILY = replace(FAMILY, name="1bitLLM b1.58 for transformers", architecture=BITNET)

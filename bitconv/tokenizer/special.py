@@ -12,7 +12,7 @@ from bitconv.tokenizer.files import TokenizerFiles, steps
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary
 
 # Role in the Hugging Face files -> GGUF key; the misspelt one is the format's.
-_ROLES = {
+ROLES = {
     "bos": "tokenizer.ggml.bos_token_id",
     "eos": "tokenizer.ggml.eos_token_id",
     "unk": "tokenizer.ggml.unknown_token_id",
@@ -44,7 +44,7 @@ def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary) -> Metadata:
     eos token (runners would take one of their own choice), and for a prompt template that runners cannot express.
     """
     ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
-    roles = {role: _role_id(files, ids, role) for role in _ROLES}
+    roles = {role: _role_id(files, ids, role) for role in ROLES}
     if roles["unk"] is None:
         roles["unk"] = next(iter(np.flatnonzero(vocabulary.types == TokenType.UNKNOWN).tolist()), None)
     if roles["eos"] is None:
@@ -53,7 +53,7 @@ def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary) -> Metadata:
         )
     add_bos, add_eos = _adds(files, roles)
 
-    found = {key: roles[role] for role, key in _ROLES.items()}
+    found = {key: roles[role] for role, key in ROLES.items()}
     found["tokenizer.ggml.eot_token_id"], found["tokenizer.ggml.eom_token_id"] = _other_ends(files, ids, roles["eos"])
     for key, texts in _FILL_IN_MIDDLE.items():
         found[key] = _first(ids, texts)

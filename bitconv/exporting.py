@@ -1,0 +1,319 @@
+"""The way back: a GGUF file as a packed Hugging Face checkpoint that transformers loads and `convert` takes again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from bitconv import _kernels, hyperparameters
+from bitconv.architectures import Role, scale_name
+from bitconv.checkpoint import ITEMSIZE
+from bitconv.config_json import config_json, rope_scaling
+from bitconv.errors import BitconvError
+from bitconv.families import llama, microsoft
+from bitconv.gguf import GGUFFile, TensorInfo, read_gguf, type_by_name
+from bitconv.layouts import Bytes, make_layout
+from bitconv.output import replacing
+from bitconv.quantization import ScaleConvention
+from bitconv.rawio import read_at, write_at
+from bitconv.safetensors_files import NewTensor, write_tensors
+from bitconv.structure import Structure, check_structure
+from bitconv.ternary import row_blocks
+from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.tiles import read_kernel_config
+from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
+
+Check = Callable[[], None]
+Progress = Callable[[int, int], None]
+
+# The names of the files that an export writes.
+_WRITTEN = re.compile(
+    r"config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|tokenizer\.json|tokenizer\.model|tokenizer_config\.json"
+)
+# By GGUF architecture: whose class in transformers computes its graph from packed weights.
+_FAMILIES = {family.architecture: family for family in (llama.FAMILY, microsoft.FAMILY, microsoft.SILU_FAMILY)}
+
+
+@dataclass(frozen=True)
+class ExportedTensor:
+    """A tensor of the checkpoint. dtype: as safetensors calls it. scale: what multiplies the trits of a packed one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    scale: float | None
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote. size: of all tensors, in bytes. dtype: that transformers runs the model in.
+
+    scale_convention: what it does with weight_scale, "multiply" or "divide". exact_scales: dtype holds every
+    weight_scale; where not they are stored in float32, and transformers rounds them when it loads the model.
+    """
+
+    directory: str
+    architecture: str
+    dtype: str
+    scale_convention: str
+    exact_scales: bool
+    size: int
+    files: tuple[str, ...]
+    tensors: tuple[ExportedTensor, ...]
+
+
+def export(
+    file: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    pre: str | None = None,
+    kernel_config: str | os.PathLike[str] | None = None,
+    i2_s_order: str | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Export:
+    """Write the model of a GGUF file as a Hugging Face model directory with packed ternary weights.
+
+    Trits, scales and all other weights are exactly those of the file, from any layout and from floats that are
+    nothing but -scale, 0 and +scale. transformers needs all floats in the type that it runs the model in: that is
+    bfloat16 where it holds every dense weight exactly, and else float32.
+    pre: name of the pre-tokenizer, overrules tokenizer.ggml.pre. kernel_config, i2_s_order: as `verify` takes them.
+    threads: all cores where None; the bytes written do not depend on it. force: replace a directory that holds
+    nothing but files of the names that an export writes. progress: called with the bytes of tensors written so far
+    and in all.
+
+    BitconvError on anything that cannot be exported right; then the directory is as it was before.
+    """
+    source, target = Path(file), Path(directory)
+    _check_target(target, force=force)
+    header = read_gguf(source)
+    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
+    structure = check_structure(header, tiles, i2_s_order)
+    for name, faults in structure.tensor_faults.items():
+        raise BitconvError(f"{source}: {name}: {faults[0]}")
+    files = tokenizer_files(header.metadata, source, pre)
+    ids = token_ids(header.metadata, source)
+    descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        checkpoint = _Source(header, structure, descriptor).checkpoint()
+        files |= {"config.json": encode_json(checkpoint.config | ids), "generation_config.json": encode_json(ids)}
+        with _replacing_directory(target) as temporary:
+            write_tensors(temporary, checkpoint.tensors, threads, progress)
+            for name, data in files.items():
+                with replacing(temporary / name, len(data)) as output:
+                    write_at(output, data, 0)
+            written = tuple(sorted(path.name for path in temporary.iterdir()))
+    finally:
+        os.close(descriptor)
+    return Export(
+        directory=str(target),
+        architecture=checkpoint.config["architectures"][0],
+        dtype=checkpoint.dtype,
+        scale_convention=checkpoint.convention.value,
+        exact_scales=checkpoint.scale_dtype == checkpoint.dtype,
+        size=sum(tensor.nbytes for tensor in checkpoint.tensors),
+        files=written,
+        tensors=tuple(
+            ExportedTensor(t.name, t.dtype.upper(), t.shape, t.nbytes, checkpoint.scales.get(t.name))
+            for t in checkpoint.tensors
+        ),
+    )
+
+
+class _Checkpoint(NamedTuple):
+    """scales: by the names of the packed tensors."""
+
+    config: dict[str, Any]
+    dtype: str
+    convention: ScaleConvention
+    scale_dtype: str
+    tensors: list[NewTensor]
+    scales: dict[str, float]
+
+
+class _Source:
+    """An open GGUF file, read as the tensors of a checkpoint."""
+
+    def __init__(self, header: GGUFFile, structure: Structure, descriptor: int) -> None:
+        self.path = header.path
+        self.metadata = header.metadata
+        self.infos = {info.name: info for info in header.tensors}
+        self.structure = structure
+        self.descriptor = descriptor
+        self.family = _FAMILIES[structure.architecture]
+        self.sizes = hyperparameters.from_metadata(header.metadata, structure.architecture_name, header.path)
+
+    def checkpoint(self) -> _Checkpoint:
+        """What there is to write. Reads the scales, and the dense weights to see which float type holds them."""
+        ternary: dict[str, tuple[TernaryTensor, np.float32]] = {}
+        dense: dict[str, TensorInfo] = {}
+        factors = None
+        for slot in self.structure.architecture.slots(self.sizes):
+            info = self.infos.get(slot.name)
+            if info is None:
+                if not slot.optional:
+                    raise BitconvError(f"{self.path}: tensor {slot.name} is missing")
+            elif slot.role is Role.TERNARY:
+                ternary[slot.name] = self.ternary(info)
+            elif slot.role is Role.ROPE_FACTORS:
+                factors = np.concatenate(list(self.values(info)))
+            elif slot.role is not Role.SCALE:
+                dense[slot.name] = info
+
+        dtype = "bf16" if all(_are_bf16(values) for info in dense.values() for values in self.values(info)) else "f32"
+        convention, scale_dtype = _scale_storage([scale for _, scale in ternary.values()], dtype)
+        tensors, scales = [], {}
+        for slot_name, (tensor, scale) in ternary.items():
+            name, (rows, columns) = (self.family.source_name(slot_name), tensor.info.shape)
+            tensors.append(NewTensor(name, "u8", (rows // 4, columns), partial(self.packed, tensor)))
+            stored = partial(self.weight_scale, slot_name, scale, scale_dtype, convention)
+            tensors.append(NewTensor(f"{name}_scale", scale_dtype, (1,), stored))
+            scales[name] = float(scale)
+        for slot_name, info in dense.items():
+            name = self.family.source_name(slot_name)
+            tensors.append(NewTensor(name, dtype, info.shape, partial(self.dense, info, dtype)))
+        scaling = rope_scaling(self.metadata, self.structure.architecture_name, self.sizes, factors, self.path)
+        tied = "output.weight" not in dense
+        config = config_json(self.family, self.sizes, scaling, tied=tied, dtype=dtype, convention=convention)
+        return _Checkpoint(config, dtype, convention, scale_dtype, tensors, scales)
+
+    def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
+        if info.shape[0] % 4:
+            raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte")
+        with self.naming(info.name):
+            scale_info = self.infos.get(scale_name(info.name))
+            tensor = TernaryTensor(self.descriptor, info, self.structure.layouts[info.name], scale_info)
+            return tensor, tensor.find_scale(lambda: None)
+
+    def values(self, info: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
+        """The values of a dense tensor in row order, a block at a time."""
+        *rows, columns = info.shape
+        row_bytes = type_by_name(self.structure.types[info.name]).nbytes((columns,))
+        for first, last in row_blocks(rows[0] if rows else 1, columns, 1):
+            raw = np.empty((last - first, row_bytes), np.uint8)
+            if not read_at(self.descriptor, raw, info.offset + first * row_bytes):
+                raise self.error(info.name, "the file has become shorter while it was read")
+            values: npt.NDArray[np.float32] = gguf.dequantize(raw, gguf.GGMLQuantizationType(info.type_id)).reshape(-1)
+            yield values
+
+    def dense(self, info: TensorInfo, dtype: str, check: Check) -> Iterator[Bytes]:
+        for values in self.values(info):
+            check()
+            yield self.encoded(info.name, values, dtype)
+
+    def weight_scale(
+        self, name: str, scale: np.float32, dtype: str, convention: ScaleConvention, check: Check
+    ) -> Iterator[Bytes]:
+        stored = _stored_scale(scale, dtype, convention)
+        assert stored is not None
+        yield self.encoded(name, np.array([stored]), dtype)
+
+    def encoded(self, name: str, values: npt.NDArray[np.float32], dtype: str) -> Bytes:
+        data = np.empty(values.size * ITEMSIZE[dtype], np.uint8)
+        bad = _kernels.convert_floats(values.view(np.uint8), "f32", data, dtype)
+        if bad >= 0:
+            raise self.error(name, f"holds {values[bad]}; a weight must be finite")
+        return data
+
+    def packed(self, tensor: TernaryTensor, check: Check) -> Iterator[Bytes]:
+        """Hugging Face's packing: byte [r, k] of R = rows/4 rows holds rows r, r+R, r+2R, r+3R, low bits first."""
+        quarter = tensor.rows // 4
+        packed = np.zeros((quarter, tensor.columns), np.uint8)
+        for first, last in row_blocks(tensor.rows, tensor.columns, tensor.layout.row_multiple):
+            check()
+            with self.naming(tensor.info.name):
+                codes = (tensor.read(first, last).trits + 1).view(np.uint8)
+            rows = self.checkpoint_rows(tensor.info.name, first, last)
+            for position in range(4):
+                here = rows // quarter == position
+                packed[rows[here] % quarter] |= codes[here] << 2 * position
+        yield packed.reshape(-1)
+
+    def checkpoint_rows(self, name: str, first: int, last: int) -> npt.NDArray[np.intp]:
+        """Where the checkpoint has the rows first to last (exclusive) of the file."""
+        rows = np.arange(first, last)
+        if self.structure.architecture.interleaved_rope and name.endswith(("attn_q.weight", "attn_k.weight")):
+            # Neighbours of a head in the file are half a head apart in the checkpoint.
+            size = self.sizes.head_dim
+            head, row = np.divmod(rows, size)
+            rows = head * size + row // 2 + row % 2 * (size // 2)
+        return rows
+
+    @contextlib.contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FaultyTensor as fault:
+            raise self.error(name, str(fault)) from None
+
+    def error(self, name: str, cause: str) -> BitconvError:
+        return BitconvError(f"{self.path}: {name}: {cause}")
+
+
+def _stored_scale(scale: np.float32, dtype: str, convention: ScaleConvention) -> np.float32 | None:
+    """A weight_scale that `dtype` holds and that stands for exactly this scale; None where there is none."""
+    stored = make_layout(dtype).stored_scale(convention.scale(scale))
+    return stored if convention.scale(stored) == scale else None
+
+
+def _scale_storage(scales: Collection[np.float32], dtype: str) -> tuple[ScaleConvention, str]:
+    """Which way weight_scale works, and its type: `dtype` if that can be exact, else float32 to multiply by."""
+    for convention in ScaleConvention:
+        if all(_stored_scale(scale, dtype, convention) is not None for scale in scales):
+            return convention, dtype
+    return ScaleConvention.MULTIPLY, "f32"
+
+
+def _are_bf16(values: npt.NDArray[np.float32]) -> bool:
+    return not (values.view(np.uint32) & 0xFFFF).any()
+
+
+def _check_target(path: Path, *, force: bool) -> None:
+    if not path.parent.is_dir():
+        raise BitconvError(f"{path}: the directory {path.parent} does not exist")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise BitconvError(f"{path}: is a file; name a directory")
+    names = sorted(entry.name for entry in path.iterdir())
+    foreign = [name for name in names if not _WRITTEN.fullmatch(name)]
+    if foreign:
+        raise BitconvError(f"{path}: holds {foreign[0]}, which is no file of an export; name another directory")
+    if names and not force:
+        raise BitconvError(f"{path}: holds files; pass --force to replace them")
+
+
+@contextlib.contextmanager
+def _replacing_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which takes the place of `path` at the end. On any error `path` is as it was."""
+    target = path.resolve()
+    try:
+        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+    with beside:
+        new, old = Path(beside.name, "new"), Path(beside.name, "old")
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
