@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from synthetic import FIXTURES
 
 MODEL = FIXTURES / "Llama3-1.58-tiny"
+# Scripts run in a directory of their own: beside the sources, `import bitconv` would find them, not the package.
 BITCONV = [sys.executable, "-c", "from bitconv.cli import main; main()"]
 
 
@@ -132,7 +133,7 @@ def test_the_version_is_the_package_s() -> None:
     assert run("--version")[1] == f"bitconv {bitconv.__version__}\n"
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
@@ -140,7 +141,7 @@ def test_help_imports_nothing_heavy() -> None:
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
         "print([m for m in ('numpy', 'torch', 'transformers', 'gguf', 'safetensors') if m in sys.modules])\n"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path).stdout == "[]\n"
 
 
 def test_converting_and_verifying_need_no_torch(tmp_path: Path) -> None:
@@ -151,7 +152,9 @@ def test_converting_and_verifying_need_no_torch(tmp_path: Path) -> None:
         f"bitconv.convert({str(MODEL)!r}, {str(tmp_path / 'out.gguf')!r})\n"
         f"print(bitconv.verify({str(tmp_path / 'out.gguf')!r}, against={str(MODEL)!r}).right)\n"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "True\n"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path).stdout == "True\n"
+    )
 
 
 def stop_in_the_middle(tmp_path: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
@@ -171,7 +174,7 @@ def stop_in_the_middle(tmp_path: Path, number: signal.Signals) -> subprocess.Com
         "main()\n"
     )
     command = [sys.executable, "-c", script, "convert", "--force", str(MODEL), str(tmp_path / "out.gguf")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -191,7 +194,7 @@ def test_a_file_size_limit_ends_in_one_line(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     command = [*BITCONV, "convert", str(MODEL), str(tmp_path / "out.gguf")]
-    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, preexec_fn=limit)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"bitconv: error: {tmp_path / 'out.gguf'}: cannot be written: File too large\n"
     assert list(tmp_path.iterdir()) == []
