@@ -38,6 +38,7 @@ class Architecture:
 
     untied_head: an output.weight is loaded and used. bitnet has none, and the bitnet-b1.58 graph multiplies by the
     embedding even where one is present.
+    idle_head: an output.weight is loaded and not used.
     rope_factors: a rope_freqs.weight is loaded.
     interleaved_rope: the graph rotates neighbouring pairs of a head's rows; Hugging Face checkpoints rotate row i
     with row i + head_dim/2, so rows of q and k are permuted for it.
@@ -51,6 +52,7 @@ class Architecture:
     rope_factors: bool
     interleaved_rope: bool
     free_head_dim: bool
+    idle_head: bool = False
 
     def slots(self, sizes: Hyperparameters) -> list[Slot]:
         """Every tensor of a model of these sizes, in file order."""
@@ -80,7 +82,7 @@ class Architecture:
                 if slot.role is Role.TERNARY:
                     slots.append(Slot(scale_name(name), (1,), Role.SCALE, optional=True))
         slots.append(Slot("output_norm.weight", (hidden,), Role.NORM))
-        if self.untied_head:
+        if self.untied_head or self.idle_head:
             slots.append(Slot("output.weight", (sizes.vocab, hidden), Role.EMBEDDING, optional=True))
         return slots
 
@@ -117,6 +119,7 @@ BITNET_B158 = Architecture(
     rope_factors=False,
     interleaved_rope=False,
     free_head_dim=False,
+    idle_head=True,
 )
 
 _BY_NAME = {

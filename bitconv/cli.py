@@ -92,6 +92,12 @@ PreOption = Annotated[
         show_default=False,
     ),
 ]
+FilePreOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Pre-tokenizer's name, in place of IN.gguf's tokenizer.ggml.pre.", show_default=False
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -216,6 +222,7 @@ def repack(
         ),
     ] = None,
     scale_in_blocks: ScaleInBlocksOption = False,
+    pre: FilePreOption = None,
     threads: ThreadsOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -233,6 +240,7 @@ def repack(
             from_kernel_config=from_kernel_config,
             from_i2_s_order=from_i2_s_order,
             scale_in_blocks=scale_in_blocks,
+            pre=pre,
             threads=threads,
             force=force,
             progress=progress,
@@ -251,7 +259,7 @@ def repack(
 def export(
     file: Annotated[Path, typer.Argument(metavar="IN.gguf", help="File to read.", show_default=False)],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Model directory to write.", show_default=False)],
-    pre: PreOption = None,
+    pre: FilePreOption = None,
     kernel_config: KernelConfigOption = None,
     i2_s_order: I2SOrderOption = None,
     threads: ThreadsOption = None,

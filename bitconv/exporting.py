@@ -162,7 +162,8 @@ class _Source:
         ternary: dict[str, tuple[TernaryTensor, np.float32]] = {}
         dense: dict[str, TensorInfo] = {}
         factors = None
-        for slot in self.structure.architecture.slots(self.sizes):
+        architecture = self.structure.architecture
+        for slot in architecture.slots(self.sizes):
             info = self.infos.get(slot.name)
             if info is None:
                 if not slot.optional:
@@ -171,7 +172,7 @@ class _Source:
                 ternary[slot.name] = self.ternary(info)
             elif slot.role is Role.ROPE_FACTORS:
                 factors = np.concatenate(list(self.values(info)))
-            elif slot.role is not Role.SCALE:
+            elif slot.role is not Role.SCALE and (architecture.untied_head or slot.name != "output.weight"):
                 dense[slot.name] = info
 
         dtype = "bf16" if all(_are_bf16(values) for info in dense.values() for values in self.values(info)) else "f32"

@@ -23,6 +23,7 @@ from bitconv.runners import Runner
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.tiles import TILES_KEY, Tile, read_kernel_config
+from bitconv.tokenizer.pretokenizers import check_name
 
 Check = Callable[[], None]
 Progress = Callable[[int, int], None]
@@ -78,6 +79,7 @@ def repack(
     from_kernel_config: str | os.PathLike[str] | None = None,
     from_i2_s_order: str | None = None,
     scale_in_blocks: bool = False,
+    pre: str | None = None,
     threads: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -86,8 +88,8 @@ def repack(
 
     type, runner, kernel_config, scale_in_blocks, threads, force, progress: as `convert` takes them.
     from_kernel_config: the ini with the tiles of a TL1 or TL2 input that does not record them. from_i2_s_order:
-    "arm64" or "row4" for an I2_S input in that byte order. Tensors that are not ternary and all metadata that does
-    not speak of the layout are carried over byte for byte.
+    "arm64" or "row4" for an I2_S input in that byte order. pre: tokenizer.ggml.pre, which published files lack.
+    Tensors that are not ternary and all metadata that does not speak of the layout are carried over byte for byte.
 
     BitconvError where the input is not ternary or not right, or the runner could not compute the output right.
     """
@@ -110,7 +112,10 @@ def repack(
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config), type)
     section = DataSection(chosen, scale_in_blocks=scale_in_blocks)
     planned = _plan(gguf, structure, section, type, tiles)
-    header = section.header(_metadata(gguf.metadata, structure, chosen, type))
+    metadata = _metadata(gguf.metadata, structure, chosen, type)
+    if pre is not None:
+        metadata["tokenizer.ggml.pre"] = check_name(pre)
+    header = section.header(metadata)
     size = len(header) + section.size
     with replacing(target, size) as descriptor:
         tensors = _write(gguf, structure, header, planned, descriptor, size, threads, progress)

@@ -37,7 +37,8 @@ _REQUIRED_BY_MODEL = {
 class Structure:
     """types, roles and nbytes: of every tensor listed. layouts: of the ternary ones.
 
-    faults: of the file; tensor_faults: by tensor name.
+    faults: of the set of tensors and their places; tensor_faults: by tensor name; metadata_faults: of the rest, which
+    a runner meets but which no tensor depends on.
     """
 
     architecture: Architecture
@@ -47,6 +48,7 @@ class Structure:
     nbytes: dict[str, int] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    metadata_faults: list[str] = field(default_factory=list)
     tensor_faults: dict[str, list[str]] = field(default_factory=dict)
 
     def fault(self, tensor: TensorInfo, text: str) -> None:
@@ -170,7 +172,7 @@ def _check_file_type(metadata: Metadata, structure: Structure) -> None:
     named = file_types(int(number)) if isinstance(number, np.integer) else set()
     found = {structure.types[name] for name, role in structure.roles.items() if role is Role.TERNARY}
     if named and found and not named & found:
-        structure.faults.append(
+        structure.metadata_faults.append(
             f"general.file_type says {' or '.join(sorted(named))}, the ternary tensors are {', '.join(sorted(found))}"
         )
 
@@ -178,16 +180,16 @@ def _check_file_type(metadata: Metadata, structure: Structure) -> None:
 def _check_vocabulary(metadata: Metadata, vocab: int, structure: Structure) -> None:
     model = metadata.get("tokenizer.ggml.model")
     if model not in _REQUIRED_BY_MODEL:
-        structure.faults.append(f"tokenizer.ggml.model is {model!r}; llama or gpt2 are what BitNet models have")
+        structure.metadata_faults.append(f"tokenizer.ggml.model is {model!r}; BitNet models have llama or gpt2")
         return
     for key in ("tokenizer.ggml.tokens", *_REQUIRED_BY_MODEL[str(model)]):
         if key not in metadata:
-            structure.faults.append(f"{key} is missing")
+            structure.metadata_faults.append(f"{key} is missing")
     for key in ("tokenizer.ggml.tokens", *_PER_TOKEN):
         value = metadata.get(key)
         if isinstance(value, list | np.ndarray) and len(value) != vocab:
-            structure.faults.append(f"{key} has {len(value)} entries, the vocabulary {vocab}")
+            structure.metadata_faults.append(f"{key} has {len(value)} entries, the vocabulary {vocab}")
     for key, value in metadata.items():
         is_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
         if is_id and not (isinstance(value, np.integer) and 0 <= value < vocab):
-            structure.faults.append(f"{key} is {value}, the vocabulary has {vocab} tokens")
+            structure.metadata_faults.append(f"{key} is {value}, the vocabulary has {vocab} tokens")

@@ -113,7 +113,7 @@ class _Verifier:
         self.gguf = gguf
         self.structure = structure
         self.checkpoint = checkpoint
-        self.faults = list(structure.faults)
+        self.faults = [*structure.faults, *structure.metadata_faults]
         self.expected: dict[str, Weight] = {} if model is None else {w.name: w for w in model.weights}
         self.model = model
         self.scale_tensors = {t.name: t for t in gguf.tensors if structure.roles[t.name] is Role.SCALE}
@@ -204,6 +204,8 @@ class _Verifier:
         if self.structure.roles[tensor.name] is Role.SCALE:  # read with its weight
             return None
         expected = self.expected.get(tensor.name)
+        if expected is None and tensor.name == "output.weight":
+            expected = self.expected.get("token_embd.weight")
         if self.model is not None and expected is None:
             raise FaultyTensor("the checkpoint has no such tensor")
         if expected is not None and expected.shape != tensor.shape:
@@ -212,6 +214,8 @@ class _Verifier:
         if layout is not None:
             scale = self._ternary(tensor, layout, expected, check)
             return None if scale is None else float(scale)
+        if tensor.name == "output.weight" and not self.structure.architecture.untied_head:
+            self._redundant_head(tensor, check)
         if type_name not in FLOATS:
             return None
         self._dense(tensor, type_name, expected, check)
@@ -235,6 +239,21 @@ class _Verifier:
             if file.scale != wanted:
                 raise FaultyTensor(f"its scale is {file.scale!r}, the checkpoint's is {wanted!r}")
         return file.scale
+
+    def _redundant_head(self, head: TensorInfo, check: Check) -> None:
+        """A head on a graph that multiplies by the embedding is right only where it is the embedding, byte for byte."""
+        embedding = next((t for t in self.gguf.tensors if t.name == "token_embd.weight"), None)
+        nbytes = self.structure.nbytes[head.name]
+        if embedding is not None and embedding.type_id == head.type_id:
+            for first, last in row_blocks(nbytes, 1, 1):
+                check()
+                if not np.array_equal(
+                    self._read(head, first, last - first), self._read(embedding, first, last - first)
+                ):
+                    break
+            else:
+                return
+        raise FaultyTensor("differs from token_embd.weight, which the graph multiplies by in its place")
 
     def _dense(self, tensor: TensorInfo, type_name: str, expected: Weight | None, check: Check) -> None:
         count = prod(tensor.shape)

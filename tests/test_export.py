@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from bitconv import safetensors_files
 from bitconv.errors import BitconvError
 from bitconv.gguf import Metadata, TensorEntry, Value, align, encode_header, read_gguf
+from bitconv.safetensors_files import NewTensor, write_tensors
 from bitconv.tokenizer.pretokenizers import PRE_TOKENIZERS
 from bitconv.tokenizer.rebuild import tokenizer_files
+from bitconv.tokenizer.sentencepiece_model import _fields
 from safetensors import safe_open
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
@@ -32,16 +35,18 @@ LLAMA3_ROPE = {
 }
 
 
-def export(source: Path, **options: Any) -> tuple[bitconv.Export, Path]:
-    """The checkpoint converted and exported again, into a directory of the same name."""
-    parent = source.parent / "exported" if FIXTURES not in source.parents else Path(options.pop("parent"))
+def export(source: Path, parent: Path, **options: Any) -> tuple[bitconv.Export, Path]:
+    """The checkpoint converted to parent/out.gguf, and exported again into a directory of the same name."""
     parent.mkdir()
     bitconv.convert(source, parent / "out.gguf", **options)
     return bitconv.export(parent / "out.gguf", parent / source.name), parent / source.name
 
 
 def stored(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
-    """dtype, shape and bytes of every tensor of a checkpoint, read by the format's specification."""
+    """dtype, shape and bytes of every tensor of a checkpoint, read by the format's specification.
+
+    All are aligned, as those who map the file into memory need them.
+    """
     tensors = {}
     for file in directory.glob("*.safetensors"):
         data = file.read_bytes()
@@ -50,6 +55,7 @@ def stored(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
         header.pop("__metadata__", None)
         for name, entry in header.items():
             first, last = entry["data_offsets"]
+            assert (start + first) % {"F32": 4, "BF16": 2, "F16": 2, "U8": 1}[entry["dtype"]] == 0
             tensors[name] = (entry["dtype"], entry["shape"], data[start + first : start + last])
     return tensors
 
@@ -113,7 +119,7 @@ def file(llama: Synthetic, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("type_name", ["i2_s", "tl2", "tq1_0", "f32", "f16", "bf16"])
 def test_converting_an_export_gives_the_same_file(checkpoint: Path, tmp_path: Path, type_name: str) -> None:
     options = {"type": type_name, "runner": "bitnet.cpp"}
-    _, exported = export(checkpoint, parent=tmp_path / "exported", **options)
+    _, exported = export(checkpoint, tmp_path / "exported", **options)
     bitconv.convert(exported, tmp_path / "second.gguf", **options)
     assert (tmp_path / "second.gguf").read_bytes() == (exported.parent / "out.gguf").read_bytes()
 
@@ -131,7 +137,9 @@ def test_converting_an_export_gives_the_same_file(checkpoint: Path, tmp_path: Pa
 def test_an_export_of_a_packed_checkpoint_is_the_checkpoint(tmp_path: Path, family: str, options: dict) -> None:
     model = make_checkpoint(tmp_path / "model", family, **options)
     dtype = options.get("dtype", "bf16")
-    result, exported = export(model.path, embed_type=dtype, scale_convention=options.get("convention"))
+    result, exported = export(
+        model.path, tmp_path / "exported", embed_type=dtype, scale_convention=options.get("convention")
+    )
     assert stored(exported) == stored(model.path)
     assert (result.dtype, result.exact_scales) == (dtype, True)
     assert result.scale_convention == ("divide" if family == "llama" and not options.get("convention") else "multiply")
@@ -144,7 +152,7 @@ def test_an_export_of_a_packed_checkpoint_is_the_checkpoint(tmp_path: Path, fami
 @pytest.mark.parametrize("dtype", ["bf16", "f32"])
 def test_master_weights_come_back_packed_with_the_scale_in_float32(tmp_path: Path, dtype: str) -> None:
     model = make_checkpoint(tmp_path / "model", "1bitllm", dtype=dtype)
-    result, exported = export(model.path, embed_type=dtype)
+    result, exported = export(model.path, tmp_path / "exported", embed_type=dtype)
     assert (result.dtype, result.exact_scales, result.scale_convention) == (dtype, dtype == "f32", "multiply")
     tensors, before = stored(exported), stored(model.path)
     slots = {"attn_q": "self_attn.q_proj", "ffn_down": "mlp.down_proj"}
@@ -177,7 +185,7 @@ def test_master_weights_come_back_packed_with_the_scale_in_float32(tmp_path: Pat
 )
 def test_every_type_gives_its_trits_and_its_scales(tmp_path: Path, type_name: str, runner: str) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", hidden=512, ffn=768, layers=1)
-    result, exported = export(model.path, type=type_name, runner=runner)
+    result, exported = export(model.path, tmp_path / "exported", type=type_name, runner=runner)
     tensors, before = stored(exported), stored(model.path)
     scales = {tensor.name: tensor.scale for tensor in bitconv.verify(exported.parent / "out.gguf").tensors}
     packed = {name for name, (dtype, _, _) in before.items() if dtype == "U8"}
@@ -192,7 +200,7 @@ def test_every_type_gives_its_trits_and_its_scales(tmp_path: Path, type_name: st
 def test_rows_of_a_head_that_lie_in_two_quarters_of_the_packing_are_put_back(tmp_path: Path) -> None:
     """Of one head: neighbours in the file are half a head apart in the checkpoint, and in different quarters."""
     model = make_checkpoint(tmp_path / "model", "llama", heads=2, kv_heads=1, layers=1)
-    _, exported = export(model.path)
+    _, exported = export(model.path, tmp_path / "exported")
     name = "model.layers.0.self_attn.k_proj.weight"
     assert stored(exported)[name] == stored(model.path)[name]
 
@@ -211,7 +219,7 @@ def test_a_tensor_of_zeros_is_exported(tmp_path: Path) -> None:
 def test_a_tied_llama_stays_tied(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", layers=1)
     model.rewrite_config(tie_word_embeddings=True)
-    _, exported = export(model.path)
+    _, exported = export(model.path, tmp_path / "exported")
     assert read_json(exported / "config.json")["tie_word_embeddings"] is True
     assert "lm_head.weight" not in stored(exported)
 
@@ -224,6 +232,30 @@ def test_a_q8_0_embedding_becomes_floats_of_the_same_values(file: Path, tmp_path
     values = np.float32(np.float16(0.01)) * blocks[:, 2:].astype(np.float32)
     assert stored(tmp_path / "exported")["model.embed_tokens.weight"] == ("F32", [1280, 256], values.tobytes())
     assert (result.dtype, result.exact_scales) == ("f32", True)
+
+
+def test_a_value_that_bfloat16_cannot_hold_makes_the_checkpoint_float32(file: Path, tmp_path: Path) -> None:
+    data = bytearray(file.read_bytes())
+    at = File(file).tensors["output.weight"].start + 1000
+    data[at : at + 2] = np.float16(1.001).tobytes()
+    file.write_bytes(data)
+    result = bitconv.export(file, tmp_path / "exported")
+    dtype, _, values = stored(tmp_path / "exported")["lm_head.weight"]
+    assert (result.dtype, dtype, result.scale_convention, result.exact_scales) == ("f32", "F32", "multiply", True)
+    assert np.frombuffer(values, np.float32)[500] == np.float32(np.float16(1.001))
+
+
+def test_tensors_of_odd_sizes_are_aligned(tmp_path: Path) -> None:
+    sizes = {"a": ("u8", 3), "b": ("bf16", 1), "c": ("f32", 1), "d": ("u8", 1)}
+    tensors = [
+        NewTensor(name, dtype, (count,), partial(lambda size, _: iter([np.full(size, 7, np.uint8)]), count * width))
+        for name, (dtype, count) in sizes.items()
+        for width in [{"u8": 1, "bf16": 2, "f32": 4}[dtype]]
+    ]
+    write_tensors(tmp_path, tensors, 1, None)
+    assert {name: (dtype, shape) for name, (dtype, shape, _) in stored(tmp_path).items()} == {
+        name: (dtype.upper(), [count]) for name, (dtype, count) in sizes.items()
+    }
 
 
 def test_large_models_are_written_in_shards(
@@ -257,16 +289,16 @@ def test_large_models_are_written_in_shards(
         LLAMA3_ROPE | {"factor": 32.0, "original_max_position_embeddings": 8192, "high_freq_factor": 2.5},
     ],
 )
-def test_rope_scaling_comes_back(llama: Synthetic, scaling: dict[str, Any]) -> None:
+def test_rope_scaling_comes_back(llama: Synthetic, tmp_path: Path, scaling: dict[str, Any]) -> None:
     llama.rewrite_config(rope_scaling=scaling, rope_theta=500000.0)
-    _, exported = export(llama.path)
+    _, exported = export(llama.path, tmp_path / "exported")
     assert read_json(exported / "config.json")["rope_scaling"] == scaling
 
 
-def test_llama3_factors_computed_in_float32_are_recognised(llama: Synthetic) -> None:
+def test_llama3_factors_computed_in_float32_are_recognised(llama: Synthetic, tmp_path: Path) -> None:
     """As llama.cpp's converter computes them, which differ in the last bits."""
     llama.rewrite_config(rope_scaling=LLAMA3_ROPE)
-    _, exported = export(llama.path)
+    _, exported = export(llama.path, tmp_path / "exported")
     file = exported.parent / "out.gguf"
     factors = np.frombuffer(File(file).bytes("rope_freqs.weight", 32 * 4), np.float32)
     noise = np.where((factors > 1) & (factors < 8), np.float32(1 + 3e-7), np.float32(1))
@@ -275,10 +307,21 @@ def test_llama3_factors_computed_in_float32_are_recognised(llama: Synthetic) -> 
     assert read_json(exported / "config.json")["rope_scaling"] == LLAMA3_ROPE
 
 
-def test_factors_that_are_not_llama3_s_are_refused(llama: Synthetic, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["linear", "one", "all", "nan"])
+def test_factors_that_are_not_llama3_s_are_refused(llama: Synthetic, tmp_path: Path, change: str) -> None:
     llama.rewrite_config(rope_scaling=LLAMA3_ROPE)
     bitconv.convert(llama.path, tmp_path / "out.gguf")
-    replace_tensor(tmp_path / "out.gguf", "rope_freqs.weight", 0, np.linspace(1, 8, 32, dtype=np.float32).tobytes())
+    factors = np.frombuffer(File(tmp_path / "out.gguf").bytes("rope_freqs.weight", 32 * 4), np.float32).copy()
+    match change:
+        case "linear":
+            factors = np.linspace(1, 8, 32, dtype=np.float32)
+        case "one":
+            factors[np.flatnonzero(factors > 1)[1]] *= np.float32(1.01)
+        case "all":
+            factors[:] = 8
+        case "nan":
+            factors[-1] = np.nan
+    replace_tensor(tmp_path / "out.gguf", "rope_freqs.weight", 0, factors.tobytes())
     refused(tmp_path / "out.gguf", "rope_freqs.weight", "not Llama 3's")
 
 
@@ -300,8 +343,15 @@ def test_every_pre_tokenizer_comes_back(tmp_path: Path, name: str) -> None:
     Tokenizer.from_str(files["tokenizer.json"].decode()).encode("abc 123 it's\n\n  def")
 
 
+def test_splits_of_the_mapped_bytes_stand_behind_their_mapping(tmp_path: Path) -> None:
+    write_json(tmp_path / "before", tokenizer=byte_level_json(), tokenizer_config={"eos_token": "a"})
+    files = tokenizer_files(convert(tmp_path / "before", 256, "falcon"), Path("x.gguf"), None)
+    steps = json.loads(files["tokenizer.json"])["pre_tokenizer"]["pretokenizers"]
+    assert [step["type"] for step in steps] == ["Punctuation", "Split", "ByteLevel", "Split", "Split"]
+
+
 def test_a_rebuilt_tokenizer_json_splits_text_as_before(tmp_path: Path) -> None:
-    _, exported = export(FIXTURES / "Llama3-1.58-tiny", parent=tmp_path / "exported")
+    _, exported = export(FIXTURES / "Llama3-1.58-tiny", tmp_path / "exported")
     before = Tokenizer.from_file(str(FIXTURES / "Llama3-1.58-tiny" / "tokenizer.json"))
     after = Tokenizer.from_file(str(exported / "tokenizer.json"))
     for text in (*HARD_TEXTS, "a<|eot_id|> b<|begin_of_text|>"):
@@ -311,7 +361,7 @@ def test_a_rebuilt_tokenizer_json_splits_text_as_before(tmp_path: Path) -> None:
 
 
 def test_a_rebuilt_tokenizer_model_splits_text_as_before(tmp_path: Path) -> None:
-    _, exported = export(FIXTURES / "bitnet_b1_58-tiny", parent=tmp_path / "exported")
+    _, exported = export(FIXTURES / "bitnet_b1_58-tiny", tmp_path / "exported")
     before = SentencePieceProcessor(model_file=str(FIXTURES / "bitnet_b1_58-tiny" / "tokenizer.model"))
     after = SentencePieceProcessor(model_file=str(exported / "tokenizer.model"))
     for text in HARD_TEXTS:
@@ -351,10 +401,16 @@ def test_added_tokens_and_unused_ids_of_sentencepiece_come_back(tmp_path: Path) 
     write_json(tmp_path / "before", tokenizer_config=settings)
     (tmp_path / "before" / "tokenizer.model").write_bytes(model.read_bytes())
     metadata = convert(tmp_path / "before", 1030)
-    metadata["tokenizer.ggml.add_space_prefix"] = False
+    metadata |= {"tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.unknown_token_id": np.uint32(0)}
+    scores = metadata["tokenizer.ggml.scores"]
+    assert isinstance(scores, np.ndarray)
+    scores[1027] = -5
     files = tokenizer_files(metadata, Path("x.gguf"), None)
     assert_same(metadata, convert(write_files(tmp_path / "after", files), 1030))
     assert json.loads(files["tokenizer_config.json"])["add_prefix_space"] is False
+    trainer = dict(_fields(dict(_fields(files["tokenizer.model"]))[2]))
+    assert [trainer[number] for number in (3, 4, 40, 42, 43)] == [2, 1030, 0, 1024, 2**64 - 1]
+    assert trainer[47] == b"<|user|>"
 
 
 def test_the_ends_of_a_generation_are_those_of_the_file(file: Path, tmp_path: Path) -> None:
@@ -456,8 +512,13 @@ def test_a_missing_size_is_refused(file: Path, key: str) -> None:
 
 
 def test_a_missing_tensor_is_refused(file: Path) -> None:
+    replace_metadata(file, llama__block_count=np.uint32(2))
+    refused(file, "blk.1.attn_norm.weight is missing")
+
+
+def test_a_tensor_that_nothing_reads_is_refused(file: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"blk.0.ffn_up.weight", b"blk.9.ffn_up.weight", 1))
-    refused(file, "ffn_up.weight")
+    refused(file, "blk.9.ffn_up.weight")
 
 
 def test_partial_rotation_is_refused(file: Path) -> None:
@@ -568,7 +629,7 @@ def logits() -> Callable[[Path, list[list[int]]], np.ndarray]:
 def test_transformers_computes_the_same_as_from_the_checkpoint(
     tmp_path: Path, name: str, logits: Callable[[Path, list[list[int]]], np.ndarray]
 ) -> None:
-    _, exported = export(FIXTURES / name, parent=tmp_path / "exported", embed_type="bf16")
+    _, exported = export(FIXTURES / name, tmp_path / "exported", embed_type="bf16")
     tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
     tokens = tokenizer.encode((FIXTURES / "eval.txt").read_text()[:500]).ids
     assert np.array_equal(logits(exported, [tokens]), logits(FIXTURES / name, [tokens]))
@@ -578,7 +639,7 @@ def test_transformers_computes_a_1bitllm_model_that_it_could_not_load_before(
     tmp_path: Path, logits: Callable[[Path, list[list[int]]], np.ndarray]
 ) -> None:
     name = "bitnet_b1_58-tiny"
-    _, exported = export(FIXTURES / name, parent=tmp_path / "exported", embed_type="f32")
+    _, exported = export(FIXTURES / name, tmp_path / "exported", embed_type="f32")
     tokens = SentencePieceProcessor(model_file=str(exported / "tokenizer.model")).encode(
         (FIXTURES / "eval.txt").read_text()
     )

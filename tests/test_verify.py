@@ -197,9 +197,14 @@ def test_a_tensor_that_the_architecture_does_not_have_is_wrong(rebuilt: Rebuilt,
     assert "no tensor of the architecture" in fault
 
 
-def test_an_untied_head_on_the_bitnet_graph_is_wrong(rebuilt: Rebuilt, tmp_path: Path) -> None:
+def test_a_head_of_its_own_on_the_bitnet_graph_is_wrong(rebuilt: Rebuilt, tmp_path: Path) -> None:
+    """Runners load it and multiply by the embedding all the same: it is right only where it is the embedding."""
     rebuilt.tensors.append(["output.weight", *rebuilt.tensor("token_embd.weight")[1:]])
-    assert "output.weight" in faults_of(bitconv.verify(rebuilt.write(tmp_path / "bad.gguf")))
+    assert faults_of(bitconv.verify(rebuilt.write(tmp_path / "good.gguf"), against=MODEL)) == {}
+    head = rebuilt.tensors[-1]
+    head[3] = head[3][:-2] + bytes([head[3][-2] ^ 1]) + head[3][-1:]
+    (fault,) = faults_of(bitconv.verify(rebuilt.write(tmp_path / "bad.gguf")))["output.weight"]
+    assert "differs from token_embd.weight" in fault
 
 
 def test_a_shape_that_the_metadata_contradicts_is_wrong(rebuilt: Rebuilt, tmp_path: Path) -> None:
