@@ -32,7 +32,8 @@ void require(bool condition, const std::string& message) {
 }
 
 void require_size(const std::string& what, size_t size, size_t expected) {
-    require(size == expected, what + " has " + std::to_string(size) + " elements, expected " + std::to_string(expected));
+    require(size == expected,
+            what + " has " + std::to_string(size) + " elements, expected " + std::to_string(expected));
 }
 
 void require_multiple(const std::string& what, size_t size, size_t unit) {
@@ -83,7 +84,8 @@ void require_rows(const RowLayout& layout, size_t rows, size_t cols, size_t pack
 void pack(size_t index, const Trits& trits, float scale, const OutBytes& out) {
     const RowLayout& layout = active().layouts[index];
     require_rows(layout, trits.shape(0), trits.shape(1), out.size());
-    require_scale(scale, layout.geometry.row_header == 4 || layout.geometry.scale == Scale::none ? Float::f32 : Float::f16);
+    const bool as_float32 = layout.geometry.row_header == 4 || layout.geometry.scale == Scale::none;
+    require_scale(scale, as_float32 ? Float::f32 : Float::f16);
     layout.pack(trits.data(), trits.shape(0), trits.shape(1), scale, out.data());
 }
 
@@ -214,7 +216,8 @@ NB_MODULE(_kernels, m) {
     using namespace bitconv;
 
     if (const char* name = std::getenv("BITCONV_ISA"); name && *name && !use(name)) {
-        throw nb::import_error((std::string("BITCONV_ISA names '") + name + "', which this CPU or build has not").c_str());
+        const std::string message = std::string("BITCONV_ISA names '") + name + "', which this CPU or build has not";
+        throw nb::import_error(message.c_str());
     }
 
     m.def("isas", [] {
@@ -245,14 +248,16 @@ NB_MODULE(_kernels, m) {
         return active().unpack_hf(packed.data(), packed.size(), quarter, out.data());
     }, "packed"_a.noconvert(), "quarter"_a, "out"_a.noconvert(), Release());
 
-    m.def("convert_floats", [](const Bytes& x, const std::string& dtype, const OutBytes& out, const std::string& out_dtype) {
+    m.def("convert_floats", [](const Bytes& x, const std::string& dtype, const OutBytes& out,
+                               const std::string& out_dtype) {
         const Float type = float_type(dtype), out_type = float_type(out_dtype);
         const size_t n = float_count(x, type);
         require_size("out", out.size(), n * float_bytes(out_type));
         return active().convert_floats(x.data(), n, type, out.data(), out_type);
     }, "x"_a.noconvert(), "dtype"_a, "out"_a.noconvert(), "out_dtype"_a, Release());
 
-    m.def("dequantize", [](const Array<const int8_t>& trits, float scale, const OutBytes& out, const std::string& out_dtype) {
+    m.def("dequantize", [](const Array<const int8_t>& trits, float scale, const OutBytes& out,
+                           const std::string& out_dtype) {
         const Float out_type = float_type(out_dtype);
         require_scale(scale, out_type);
         require_size("out", out.size(), trits.size() * float_bytes(out_type));

@@ -5,6 +5,10 @@
 // little-endian bytes without alignment. Callers have checked every size; kernels check only codes.
 #pragma once
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the kernels are written for little-endian machines"
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <string>

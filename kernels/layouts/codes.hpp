@@ -25,6 +25,7 @@ struct Run {
 /// Four codes a byte, digit p at bits 2p+1:2p. Code 3 is invalid.
 struct TwoBit {
     static constexpr int digits = 4;
+    /// The value of the codes up to `digit`, from that of the codes before; encode makes a byte of the last.
     static constexpr uint8_t append(uint8_t value, int digit, uint8_t code) {
         return static_cast<uint8_t>(value | code << 2 * digit);
     }
@@ -37,14 +38,16 @@ struct TwoBit {
 /// 256 v / 243 rounded up. Only 243 of the 256 bytes are valid.
 struct Base3 {
     static constexpr int digits = 5;
-    static constexpr uint8_t append(uint8_t value, int, uint8_t code) { return static_cast<uint8_t>(3 * value + code); }
+    static constexpr uint8_t append(uint8_t value, int, uint8_t code) {
+        return static_cast<uint8_t>(3 * value + code);
+    }
     static constexpr uint8_t encode(uint8_t value) { return static_cast<uint8_t>((256 * value + 242) / 243); }
     static constexpr uint8_t digit(uint8_t byte, int digit) {
         constexpr uint8_t powers[] = {1, 3, 9, 27, 81};
         const uint8_t rest = static_cast<uint8_t>(byte * powers[digit]);  // byte / 256 as a fraction in base 3
         return static_cast<uint8_t>((rest >= 86) + (rest >= 171));
     }
-    /// byte * 243 / 256 has the fraction 1 - rounding / 256, where packing rounds up by less than 243 / 256.
+    /// Packing rounds 256 v / 243 up by less than one, so 243 times the byte exceeds 256 v by less than 243.
     static constexpr bool valid(uint8_t byte, const Run& run) {
         bool unused_zero = true;
         for (int p = 0; p < digits; ++p) unused_zero &= run.uses(p) || digit(byte, p) == 0;
@@ -52,7 +55,7 @@ struct Base3 {
     }
 };
 
-/// Calls visit(run, its first byte) for every run of L, the run being a compile-time constant's copy.
+/// Calls visit(index of the run, its first byte) for every run of L, both as types, so that they stay constants.
 template <class L, size_t I = 0, int Byte = 0, class Visit>
 inline void each_run(Visit visit) {
     if constexpr (I < sizeof L::runs / sizeof L::runs[0]) {

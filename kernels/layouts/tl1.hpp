@@ -17,24 +17,26 @@ inline uint8_t pair_byte(const int8_t* trits) {
 
 /// What a byte of two pairs stands for; the trits of an invalid nibble are 2.
 struct PairTrits {
-    int8_t trits[256][4] = {};
+    struct {
+        int8_t trits[4];
+        bool invalid;
+    } bytes[256] = {};
     constexpr PairTrits() {
         for (int byte = 0; byte < 256; ++byte) {
             for (int i = 0; i < 4; ++i) {
                 const int nibble = i < 2 ? byte >> 4 : byte & 15;
-                trits[byte][i] = static_cast<int8_t>(nibble > 8 ? 2 : (i % 2 ? nibble % 3 : nibble / 3) - 1);
+                bytes[byte].trits[i] = static_cast<int8_t>(nibble > 8 ? 2 : (i % 2 ? nibble % 3 : nibble / 3) - 1);
+                bytes[byte].invalid |= nibble > 8;
             }
         }
     }
 };
 
-constexpr bool valid_pairs(uint8_t byte) { return byte >> 4 <= 8 && (byte & 15) <= 8; }
-
-/// Returns whether both pairs are valid.
+/// Returns whether a pair is invalid.
 inline bool unpack_pairs(uint8_t byte, int8_t* trits) {
     static constexpr PairTrits table;
-    std::memcpy(trits, table.trits[byte], 4);
-    return valid_pairs(byte);
+    std::memcpy(trits, table.bytes[byte].trits, 4);
+    return table.bytes[byte].invalid;
 }
 
 /// The lowest index of a trit that unpacking marked as invalid; there is one.
@@ -44,31 +46,32 @@ inline int64_t first_marked(const int8_t* trits) {
     }
 }
 
-/// Where 16 rows by 4 columns, 16 bytes, lie in a block of bm rows by bk columns.
+/// Where 16 rows by 4 columns, 16 bytes, lie in a block of bm rows by bk columns. The innermost blocks, bmm rows by
+/// 256 / bmm columns, have 64 bytes.
 struct Tl1Block {
-    size_t bk, row_groups, column_groups;  // groups of 16 rows and of 4 columns in the innermost block
+    size_t bk, row_groups, column_groups;  // groups of 16 rows and of 4 columns in an innermost block
 
     explicit Tl1Block(const Tiles& tiles) : bk(tiles.bk), row_groups(tiles.bmm / 16), column_groups(64 / tiles.bmm) {}
 
     size_t row_group(size_t group) const {
-        return (group / row_groups * (bk / (4 * column_groups)) * row_groups + group % row_groups) * column_groups * 16;
+        return group / row_groups * (bk / (4 * column_groups)) * 64 + group % row_groups * column_groups * 16;
     }
-    size_t column_group(size_t group) const {
-        return (group / column_groups * row_groups * column_groups + group % column_groups) * 16;
-    }
+    size_t column_group(size_t group) const { return group / column_groups * 64 + group % column_groups * 16; }
 };
 
-/// Calls visit(row, column, byte) for every 16 rows by 4 columns.
+/// Calls visit(element, byte) for every byte, which holds the elements from that one on to the fourth of its row.
+/// Takes a row's columns of a block at once, which is kind to caches where rows are a power of two apart.
 template <class Visit>
-void each_tl1_unit(size_t rows, size_t cols, const Tiles& tiles, Visit visit) {
+void each_tl1_byte(size_t rows, size_t cols, const Tiles& tiles, Visit visit) {
     const Tl1Block block(tiles);
     size_t start = 0;
     for (size_t r = 0; r < rows; r += tiles.bm) {
         for (size_t k = 0; k < cols; k += tiles.bk, start += tiles.bm * tiles.bk / 4) {
-            for (size_t i = 0; i < tiles.bm / 16; ++i) {
-                const size_t row_start = start + block.row_group(i);
-                for (size_t j = 0; j < tiles.bk / 4; ++j) {
-                    visit(r + 16 * i, k + 4 * j, row_start + block.column_group(j));
+            for (size_t i = 0; i < tiles.bm; ++i) {
+                const size_t row_start = start + block.row_group(i / 16) + i % 16;
+                size_t element = (r + i) * cols + k;
+                for (size_t byte = row_start; element < (r + i) * cols + k + tiles.bk; byte += 64) {
+                    for (size_t g = 0; g < block.column_groups; ++g, element += 4) visit(element, byte + 16 * g);
                 }
             }
         }
@@ -76,17 +79,15 @@ void each_tl1_unit(size_t rows, size_t cols, const Tiles& tiles, Visit visit) {
 }
 
 inline void tl1_pack(const int8_t* trits, size_t rows, size_t cols, const Tiles& tiles, uint8_t* out) {
-    each_tl1_unit(rows, cols, tiles, [=](size_t row, size_t column, size_t byte) {
-        for (size_t i = 0; i < 16; ++i) out[byte + i] = pair_byte(trits + (row + i) * cols + column);
-    });
+    each_tl1_byte(rows, cols, tiles, [=](size_t element, size_t byte) { out[byte] = pair_byte(trits + element); });
 }
 
 inline int64_t tl1_unpack(const uint8_t* packed, size_t rows, size_t cols, const Tiles& tiles, int8_t* trits) {
-    bool valid = true;
-    each_tl1_unit(rows, cols, tiles, [=, &valid](size_t row, size_t column, size_t byte) {
-        for (size_t i = 0; i < 16; ++i) valid &= unpack_pairs(packed[byte + i], trits + (row + i) * cols + column);
+    bool invalid = false;
+    each_tl1_byte(rows, cols, tiles, [=, &invalid](size_t element, size_t byte) {
+        invalid |= unpack_pairs(packed[byte], trits + element);
     });
-    return valid ? -1 : first_marked(trits);
+    return invalid ? first_marked(trits) : -1;
 }
 
 }  // namespace bitconv::BITCONV_ISA

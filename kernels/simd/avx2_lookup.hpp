@@ -15,7 +15,8 @@ struct Lookup {
     };
 
     static Bytes load(const uint8_t* p, size_t lane_bytes) {
-        return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + lane_bytes), reinterpret_cast<const __m128i*>(p));
+        return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + lane_bytes),
+                                   reinterpret_cast<const __m128i*>(p));
     }
     static Words load_words(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static Bytes low_nibbles(Bytes b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
