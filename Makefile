@@ -27,12 +27,12 @@ test-aarch64:
 	$(CMAKE) -S kernels -B build/aarch64 -DBITCONV_KERNEL_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux \
 		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
 	$(CMAKE) --build build/aarch64 --parallel
-	$(QEMU_AARCH64) build/aarch64/kernels_test
+	$(QEMU_AARCH64) build/aarch64/kernels_test neon neon_dotprod
 
 test-avx512:
 	$(CMAKE) -S kernels -B build/avx512 -DBITCONV_KERNEL_TESTS=ON -DBITCONV_EMULATE_AVX512=ON
 	$(CMAKE) --build build/avx512 --parallel
-	build/avx512/kernels_test
+	build/avx512/kernels_test avx512 avx512_vnni
 
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
