@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from bitconv.errors import BitconvError
 
 if TYPE_CHECKING:
+    from bitconv.comparison import Comparison, compare
     from bitconv.conversion import Conversion, ConvertedTensor, convert
+    from bitconv.evaluation import Evaluation, evaluate
     from bitconv.exporting import Export, ExportedTensor, export
     from bitconv.repacking import RepackedTensor, Repacking, repack
     from bitconv.verification import Verification, VerifiedTensor, verify
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BitconvError",
+    "Comparison",
     "Conversion",
     "ConvertedTensor",
+    "Evaluation",
     "Export",
     "ExportedTensor",
     "RepackedTensor",
@@ -29,13 +33,19 @@ __all__ = [
     "Verification",
     "VerifiedTensor",
     "__version__",
+    "compare",
     "convert",
+    "evaluate",
     "export",
     "repack",
     "verify",
 ]
 
 _HOMES = {
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
     "Conversion": "conversion",
     "ConvertedTensor": "conversion",
     "convert": "conversion",

@@ -98,6 +98,7 @@ FilePreOption = Annotated[
         metavar="NAME", help="Pre-tokenizer's name, in place of IN.gguf's tokenizer.ggml.pre.", show_default=False
     ),
 ]
+WindowOption = Annotated[int, typer.Option(min=2, help="Tokens predicted from each other, a window at a time.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -291,6 +292,85 @@ def export(
     print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
 
 
+@app.command("eval")
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to run.", show_default=False)],
+    text: Annotated[Path, typer.Option(metavar="TEXT.txt", help="Text to predict, UTF-8.", show_default=False)],
+    window: WindowOption = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Tokens computed at once; 1 is as slow as generating.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Stop after so many tokens of the text.", show_default=False)
+    ] = None,
+    float_activations: Annotated[
+        bool, typer.Option("--float-activations", help="What a runner computes that does not round activations.")
+    ] = False,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Perplexity of a GGUF file on a text, in exact BitNet arithmetic over its packed bytes."""
+    from bitconv.evaluation import evaluate as run
+
+    with _progress("evaluating", unit="tokens") as progress:
+        result = run(
+            file,
+            text,
+            window=window,
+            batch=batch,
+            max_tokens=max_tokens,
+            float_activations=float_activations,
+            kernel_config=kernel_config,
+            i2_s_order=i2_s_order,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+        return
+    print(f"perplexity {result.perplexity:.4f}, {result.nll:.6f} nats a token")
+    print(f"{result.scored} of {result.tokens} tokens scored, {result.tokens_per_second:.1f} a second")
+
+
+@app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to run.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="TEXT.txt", help="Text to predict, UTF-8. Default: a short one.", show_default=False),
+    ] = None,
+    window: WindowOption = 256,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a GGUF file and its checkpoint (in PyTorch) on the same text: exit 0 if they agree, 1 if not."""
+    from bitconv.comparison import compare as run
+
+    with _progress("comparing", unit="tokens") as progress:
+        result = run(
+            file,
+            model,
+            text=text,
+            window=window,
+            kernel_config=kernel_config,
+            i2_s_order=i2_s_order,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        _print_json({**dataclasses.asdict(result), "disagreements": result.disagreements, "agrees": result.agrees})
+    else:
+        for name, value in dataclasses.asdict(result).items():
+            print(f"{name.replace('_', ' ')}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+        for disagreement in result.disagreements:
+            print(f"WRONG  {disagreement}")
+        print(f"{file}: {'agrees with' if result.agrees else 'DISAGREES with'} {model}")
+    raise typer.Exit(RIGHT if result.agrees else WRONG)
+
+
 @app.command("kernel-config")
 def kernel_config(
     model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
@@ -382,15 +462,16 @@ def _fail(message: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def _progress(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on stderr where that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

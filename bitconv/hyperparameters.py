@@ -155,6 +155,7 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
 
     hidden, heads = int(number("embedding_length")), int(number("attention.head_count"))
     tokens = metadata.get("tokenizer.ggml.tokens")
+    scaling = metadata.get(f"{architecture}.rope.scaling.type")
     return Hyperparameters(
         layers=int(number("block_count")),
         hidden=hidden,
@@ -166,4 +167,5 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         context=int(number("context_length")),
         rms_eps=number("attention.layer_norm_rms_epsilon"),
         rope_base=number("rope.freq_base", 10000.0),
+        rope_linear_factor=number("rope.scaling.factor") if scaling == "linear" else None,
     )

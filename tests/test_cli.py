@@ -238,3 +238,23 @@ def test_export_writes_a_model_directory_that_converts_to_the_same_file(good: Pa
     code, out, _ = run("convert", tmp_path / "model", tmp_path / "again.gguf", "--embed-type", "f16")
     assert code == 0
     assert run("verify", tmp_path / "again.gguf", "--against", MODEL)[0] == 0
+
+
+def test_eval_prints_the_perplexity_of_the_reference(good: Path) -> None:
+    code, out, err = run("eval", good, "--text", FIXTURES / "eval.txt", "--json")
+    assert (code, err) == (0, "")
+    reference = json.loads((FIXTURES / "reference.json").read_text())[MODEL.name]
+    result = json.loads(out)
+    assert (result["tokens"], result["scored"]) == (reference["tokens"], reference["scored"])
+    assert abs(result["perplexity"] / reference["ppl"] - 1) < 0.005
+    code, out, _ = run("eval", good, "--text", FIXTURES / "eval.txt", "--max-tokens", 300)
+    assert code == 0 and "perplexity" in out and "255 of 300 tokens scored" in out
+
+
+def test_compare_exits_with_0_where_the_models_agree_and_1_where_not(good: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    assert run("compare", good, MODEL)[0] == 0
+    bitconv.convert(MODEL, tmp_path / "inverse.gguf", scale_convention="multiply")
+    code, out, _ = run("compare", tmp_path / "inverse.gguf", MODEL)
+    assert code == 1
+    assert "WRONG" in out and "DISAGREES" in out

@@ -1,0 +1,250 @@
+"""The forward pass of a GGUF file in exact BitNet arithmetic, over the packed bytes: what a right runner computes.
+
+Before a projection the activations of a token are rounded to int8 by their largest magnitude, the products with the
+trits are summed in int32, and the sum is multiplied once in float32 (activation_quant and BitLinear in transformers'
+integrations/bitnet.py). Embedding, norms, rotation, attention and output head are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+from typing import TypeAlias
+
+import gguf as gguf_package
+import numpy as np
+import numpy.typing as npt
+
+from bitconv import hyperparameters, jobs
+from bitconv.architectures import Role, scale_name
+from bitconv.errors import BitconvError
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo
+from bitconv.layouts import Bytes, Layout
+from bitconv.structure import Structure
+from bitconv.ternary import row_blocks
+from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Tokens: TypeAlias = npt.NDArray[np.int64]
+
+MAX_INT8 = np.float32(127)
+# The least magnitude that activations are divided by (clamp_(min=1e-5) in every implementation).
+MIN_MAGNITUDE = np.float32(1e-5)
+
+
+@dataclass
+class Cache:
+    """The keys and values of the `used` tokens seen so far, float32 (layers, kv_heads, capacity, head_dim)."""
+
+    keys: Floats
+    values: Floats
+    used: int = 0
+
+
+class Activations:
+    """Float32 (n, columns), and rounded: int8 of the same shape, and float32 (n, 1) that the int8 are divided by."""
+
+    def __init__(self, x: Floats) -> None:
+        self.x = x
+        # 127 times the inverse, as PyTorch divides a number by a tensor: activations at ties are common, since
+        # embeddings in bfloat16 are few different values, and 127 / magnitude would round some of them the other way.
+        self.divisor = 1 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), MIN_MAGNITUDE) * MAX_INT8
+        self.rounded = np.clip(np.rint(x * self.divisor), -128, 127).astype(np.int8)
+
+
+class Projection:
+    """A ternary matrix as the file holds it, in parts of whole rows, one for each thread."""
+
+    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: np.float32, parts: int) -> None:
+        rows, self.columns = tensor.shape
+        self.layout = layout
+        self.scale = scale
+        units = rows // layout.row_multiple
+        bounds = sorted({units * part // parts * layout.row_multiple for part in range(parts + 1)})
+        regions = [(tensor.offset + region.offset, region.row_bytes) for region in layout.regions(rows, self.columns)]
+        self.parts = [
+            [data[start + first * row_bytes : start + last * row_bytes] for start, row_bytes in regions]
+            for first, last in pairwise(bounds)
+        ]
+
+    def product(self, packed: Sequence[Bytes], activations: Activations) -> Floats:
+        """Of the rows of one part with int8 activations, float32 (n, rows)."""
+        sums = self.layout.matmul_rows(packed, activations.rounded)
+        product: Floats = sums.astype(np.float32) * (self.scale / activations.divisor)
+        return product
+
+    def float_product(self, packed: Sequence[Bytes], activations: Activations) -> Floats:
+        """The same with activations that are not rounded."""
+        trits, _ = self.layout.unpack_rows(packed, self.columns)
+        product: Floats = activations.x @ trits.T.astype(np.float32) * self.scale
+        return product
+
+
+class ForwardPass:
+    """The model in a GGUF file without structural faults; a context manager, since it keeps threads.
+
+    Opening it reads every ternary tensor once and checks its codes and scales. float_activations: what a runner
+    computes that does not round them. BitconvError where the file is faulty.
+    """
+
+    def __init__(
+        self, gguf: GGUFFile, structure: Structure, *, float_activations: bool = False, threads: int | None = None
+    ) -> None:
+        _refuse_faults(gguf, structure)
+        self.file = gguf.path
+        self.architecture = structure.architecture
+        self.sizes = hyperparameters.from_metadata(gguf.metadata, structure.architecture_name, gguf.path)
+        self._float_activations = float_activations
+        self._threads = jobs.default_threads() if threads is None else threads
+        self._data: Bytes = np.memmap(gguf.path, np.uint8, "r").view(np.ndarray)
+        infos = {tensor.name: tensor for tensor in gguf.tensors}
+        self._dense = {
+            name: _dense(self._data, infos[name], structure.nbytes[name])
+            for name, role in structure.roles.items()
+            if role not in (Role.TERNARY, Role.SCALE)
+        }
+        self._projections = self._read_projections(infos, structure)
+        self._frequencies = self._rope_frequencies(gguf, structure.architecture_name)
+        self._pool = ThreadPoolExecutor(self._threads)
+
+    def __enter__(self) -> ForwardPass:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def new_cache(self, capacity: int) -> Cache:
+        shape = (self.sizes.layers, self.sizes.kv_heads, capacity, self.sizes.head_dim)
+        return Cache(np.empty(shape, np.float32), np.empty(shape, np.float32))
+
+    def logits(self, tokens: Tokens, cache: Cache) -> Floats:
+        """Of the token after each of `tokens`, float32 (n, vocabulary). tokens: (n,), following those in the cache."""
+        x = self._dense["token_embd.weight"][tokens]
+        positions = np.arange(cache.used, cache.used + len(tokens))
+        angles = np.outer(positions, self._frequencies)
+        rotation = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        for layer in range(self.sizes.layers):
+            block = f"blk.{layer}"
+            x = x + self._attention(block, layer, self._norm(x, f"{block}.attn_norm"), rotation, cache)
+            x = x + self._feed_forward(block, self._norm(x, f"{block}.ffn_norm"))
+        cache.used += len(tokens)
+        untied = self.architecture.untied_head and "output.weight" in self._dense
+        head = self._dense["output.weight" if untied else "token_embd.weight"]
+        logits: Floats = self._norm(x, "output_norm") @ head.T
+        return logits
+
+    def _attention(self, block: str, layer: int, x: Floats, rotation: tuple[Floats, Floats], cache: Cache) -> Floats:
+        count, sizes = len(x), self.sizes
+        q, k, v = (
+            y.reshape(count, -1, sizes.head_dim).swapaxes(0, 1)
+            for y in self._project(x, f"{block}.attn_q", f"{block}.attn_k", f"{block}.attn_v")
+        )
+        end = cache.used + count
+        cache.keys[layer, :, cache.used : end] = self._rotate(k, rotation)
+        cache.values[layer, :, cache.used : end] = v
+        # The heads that share keys and values stand together: (kv_heads, heads / kv_heads * n, head_dim).
+        queries = self._rotate(q, rotation).reshape(sizes.kv_heads, -1, sizes.head_dim)
+        scores = queries @ cache.keys[layer, :, :end].swapaxes(1, 2) * np.float32(sizes.head_dim**-0.5)
+        future = np.arange(end) > np.arange(cache.used, end)[:, None]
+        scores = np.where(future, np.float32(-np.inf), scores.reshape(sizes.heads, count, end))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = weights.reshape(sizes.kv_heads, -1, end) @ cache.values[layer, :, :end]
+        joined = mixed.reshape(sizes.heads, count, -1).swapaxes(0, 1).reshape(count, -1)
+        if self.architecture.sub_norms:
+            joined = self._norm(joined, f"{block}.attn_sub_norm")
+        return self._project(joined, f"{block}.attn_output")[0]
+
+    def _feed_forward(self, block: str, x: Floats) -> Floats:
+        gate, up = self._project(x, f"{block}.ffn_gate", f"{block}.ffn_up")
+        gated = _ACTIVATIONS[self.architecture.activation](gate) * up
+        if self.architecture.sub_norms:
+            gated = self._norm(gated, f"{block}.ffn_sub_norm")
+        return self._project(gated, f"{block}.ffn_down")[0]
+
+    def _project(self, x: Floats, *names: str) -> list[Floats]:
+        """The products of each of these projections with the same activations."""
+        activations = Activations(x)
+        running = []
+        for name in names:
+            projection = self._projections[f"{name}.weight"]
+            product = projection.float_product if self._float_activations else projection.product
+            running.append([self._pool.submit(product, packed, activations) for packed in projection.parts])
+        return [np.concatenate([part.result() for part in parts], axis=1) for parts in running]
+
+    def _norm(self, x: Floats, name: str) -> Floats:
+        variance = np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.sizes.rms_eps)
+        normed: Floats = x * (1 / np.sqrt(variance)) * self._dense[f"{name}.weight"]
+        return normed
+
+    def _rotate(self, x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
+        """Rotary embedding of (heads, n, head_dim): of neighbouring pairs, or of i with i + head_dim / 2."""
+        pairs = x.reshape(*x.shape[:2], -1, 2) if self.architecture.interleaved_rope else _halves(x)
+        cos, sin = rotation
+        a, b = pairs[..., 0], pairs[..., 1]
+        rotated = np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return (rotated if self.architecture.interleaved_rope else rotated.swapaxes(-1, -2)).reshape(x.shape)
+
+    def _rope_frequencies(self, gguf: GGUFFile, architecture_name: str) -> npt.NDArray[np.float64]:
+        """Radians a position, float64 (head_dim / 2,)."""
+        dims = self.sizes.head_dim
+        stated = gguf.metadata.get(f"{architecture_name}.rope.dimension_count", dims)
+        if stated != dims:
+            raise BitconvError(f"{gguf.path}: {architecture_name}.rope.dimension_count is {stated}, a head has {dims}")
+        frequencies = self.sizes.rope_base ** -(np.arange(0, dims, 2) / dims)
+        factors = self._dense.get("rope_freqs.weight", np.ones(1, np.float32))
+        return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
+
+    def _read_projections(self, infos: dict[str, TensorInfo], structure: Structure) -> dict[str, Projection]:
+        names = [name for name, role in structure.roles.items() if role is Role.TERNARY]
+        with self.file.open("rb") as stream:
+
+            def read(name: str, check: Callable[[], None]) -> Projection:
+                layout = structure.layouts[name]
+                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)))
+                try:
+                    for first, last in row_blocks(tensor.rows, tensor.columns, layout.row_multiple):
+                        check()
+                        tensor.read(first, last)
+                    scale = tensor.find_scale(check)
+                except FaultyTensor as fault:
+                    raise BitconvError(f"{self.file}: {name}: {fault}; see bitconv verify") from None
+                return Projection(self._data, infos[name], layout, scale, self._threads)
+
+            work = [lambda check, name=name: read(name, check) for name in names]
+            return dict(zip(names, jobs.run(work, self._threads), strict=True))
+
+
+def _refuse_faults(gguf: GGUFFile, structure: Structure) -> None:
+    faults = [f"{name}: {fault}" for name, found in structure.tensor_faults.items() for fault in found]
+    for fault in [*structure.faults, *faults]:
+        raise MalformedGGUF(f"{gguf.path}: {fault}; see bitconv verify")
+
+
+def _dense(data: Bytes, tensor: TensorInfo, nbytes: int) -> Floats:
+    """An embedding, a norm or rope factors in float32, of the tensor's shape."""
+    raw = data[tensor.offset : tensor.offset + nbytes].reshape(tensor.shape[0] if len(tensor.shape) > 1 else 1, -1)
+    values = gguf_package.quants.dequantize(raw, gguf_package.GGMLQuantizationType(tensor.type_id))
+    return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)
+
+
+def _halves(x: Floats) -> Floats:
+    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)
+
+
+def _silu(x: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # exp(-x) of very negative x: the result is -0
+        result: Floats = x / (1 + np.exp(-x))
+    return result
+
+
+def _relu2(x: Floats) -> Floats:
+    return np.square(np.maximum(x, 0))
+
+
+_ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"silu": _silu, "relu2": _relu2}

@@ -1,0 +1,151 @@
+"""What compare finds between a file and its checkpoint: nothing in right files, every planted fault in wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bitconv
+import numpy as np
+import pytest
+from bitconv.comparison import Comparison, compare
+from bitconv.errors import BitconvError
+
+from conftest import FIXTURES
+from synthetic import make_checkpoint
+from test_verify import Rebuilt
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+LLAMA = FIXTURES / "Llama3-1.58-tiny"
+MICROSOFT = FIXTURES / "bitnet-b1.58-2B-4T-tiny"
+ONEBITLLM = FIXTURES / "bitnet_b1_58-tiny"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    """A right file of each checkpoint."""
+    files = {model: tmp_path_factory.mktemp("good") / "good.gguf" for model in (LLAMA, MICROSOFT, ONEBITLLM)}
+    for model, file in files.items():
+        bitconv.convert(model, file)
+    return files
+
+
+@pytest.mark.parametrize("model", [LLAMA, MICROSOFT, ONEBITLLM], ids=lambda model: model.name)
+def test_a_right_file_agrees(converted: dict[Path, Path], model: Path) -> None:
+    result = compare(converted[model], model)
+    assert result.disagreements == ()
+    assert result.tokens > 500
+    assert result.divergence < 0.001 and result.top1_agreement > 0.97 and result.mean_difference < 0.05
+    assert result.file_perplexity == pytest.approx(result.model_perplexity, rel=5e-3)
+
+
+@pytest.mark.parametrize("family", ["1bitllm", "microsoft", "llama"])
+def test_grouped_heads_and_other_sizes_agree(tmp_path: Path, family: str) -> None:
+    """Random weights: float32 embeddings, since logits of such a model are large."""
+    model = make_checkpoint(tmp_path / "model", family)
+    bitconv.convert(model.path, tmp_path / "out.gguf", embed_type="f32")
+    result = compare(tmp_path / "out.gguf", model.path)
+    assert not result.tokenized_differently
+    assert result.top1_agreement > 0.9 and result.divergence < 0.05
+
+
+def test_master_weights_of_the_microsoft_family_agree(tmp_path: Path) -> None:
+    """quantization_mode "online": transformers ternarises at run time."""
+    model = make_checkpoint(tmp_path / "model", "microsoft", packed=False)
+    bitconv.convert(model.path, tmp_path / "out.gguf", embed_type="f32")
+    assert compare(tmp_path / "out.gguf", model.path).top1_agreement > 0.9
+
+
+def planted(file: Rebuilt, tmp_path: Path, model: Path) -> Comparison:
+    return compare(file.write(tmp_path / "bad.gguf"), model)
+
+
+def assert_model_differs(result: Comparison) -> None:
+    assert not result.agrees
+    assert any("divergence" in text for text in result.disagreements)
+    assert not result.tokenized_differently
+
+
+def test_finds_q_rows_that_are_not_permuted(converted: dict[Path, Path], tmp_path: Path) -> None:
+    file = Rebuilt(converted[LLAMA])
+    q = file.tensor("blk.1.attn_q.weight")
+    rows = np.frombuffer(q[3][: 512 * 128], np.uint8).reshape(8, 32, 2, 128)  # heads, pairs, halves, bytes of a row
+    q[3] = rows.swapaxes(1, 2).tobytes() + q[3][512 * 128 :]
+    assert_model_differs(planted(file, tmp_path, LLAMA))
+
+
+@pytest.mark.parametrize("model", [LLAMA, MICROSOFT], ids=lambda model: model.name)
+def test_finds_an_inverted_scale(converted: dict[Path, Path], tmp_path: Path, model: Path) -> None:
+    file = Rebuilt(converted[model])
+    tensor = file.tensor("blk.1.ffn_down.weight")
+    scale_at = 512 * 1024 // 4
+    inverse = 1 / np.frombuffer(tensor[3], np.float32, 1, scale_at)
+    tensor[3] = tensor[3][:scale_at] + inverse.tobytes() + tensor[3][scale_at + 4 :]
+    assert_model_differs(planted(file, tmp_path, model))
+
+
+def test_finds_silu_in_place_of_relu2(converted: dict[Path, Path], tmp_path: Path) -> None:
+    """What a file of the architecture bitnet computes."""
+    file = Rebuilt(converted[MICROSOFT])
+    file.metadata = {key.replace("bitnet-b1.58.", "bitnet."): value for key, value in file.metadata.items()}
+    file.metadata["general.architecture"] = "bitnet"
+    assert_model_differs(planted(file, tmp_path, MICROSOFT))
+
+
+@pytest.mark.parametrize("model", [LLAMA, MICROSOFT, ONEBITLLM], ids=lambda model: model.name)
+def test_finds_tensors_of_two_layers_swapped(converted: dict[Path, Path], tmp_path: Path, model: Path) -> None:
+    file = Rebuilt(converted[model])
+    one, two = file.tensor("blk.0.ffn_up.weight"), file.tensor("blk.1.ffn_up.weight")
+    one[3], two[3] = two[3], one[3]
+    assert_model_differs(planted(file, tmp_path, model))
+
+
+@pytest.mark.parametrize("model", [MICROSOFT, ONEBITLLM], ids=lambda model: model.name)
+def test_finds_attn_sub_norm_and_ffn_norm_swapped(converted: dict[Path, Path], tmp_path: Path, model: Path) -> None:
+    file = Rebuilt(converted[model])
+    for layer in (0, 1):
+        one, two = file.tensor(f"blk.{layer}.attn_sub_norm.weight"), file.tensor(f"blk.{layer}.ffn_norm.weight")
+        one[3], two[3] = two[3], one[3]
+    assert_model_differs(planted(file, tmp_path, model))
+
+
+@pytest.mark.parametrize(("model", "name"), [(LLAMA, "llama"), (MICROSOFT, "bitnet-b1.58")])
+def test_finds_a_rope_base_of_10000_for_500000(
+    converted: dict[Path, Path], tmp_path: Path, model: Path, name: str
+) -> None:
+    file = Rebuilt(converted[model])
+    assert file.metadata[f"{name}.rope.freq_base"] == 500000
+    file.metadata[f"{name}.rope.freq_base"] = np.float32(10000)
+    assert_model_differs(planted(file, tmp_path, model))
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_finds_a_missing_merge(converted: dict[Path, Path], tmp_path: Path, rank: int) -> None:
+    """The weights are right and get the checkpoint's tokens: only the tokenization differs."""
+    file = Rebuilt(converted[MICROSOFT])
+    del file.metadata["tokenizer.ggml.merges"][rank]
+    result = planted(file, tmp_path, MICROSOFT)
+    assert [text for text in result.disagreements if "tokenized differently" in text] == list(result.disagreements)
+    assert not result.agrees
+
+
+@pytest.mark.parametrize("model", [MICROSOFT, ONEBITLLM], ids=lambda model: model.name)
+def test_finds_that_bos_is_not_added(converted: dict[Path, Path], tmp_path: Path, model: Path) -> None:
+    file = Rebuilt(converted[model])
+    file.metadata["tokenizer.ggml.add_bos_token"] = False
+    result = planted(file, tmp_path, model)
+    assert not result.agrees
+    assert len(result.tokenized_differently) > 1000
+
+
+def test_finds_another_score_of_a_sentencepiece_token(converted: dict[Path, Path], tmp_path: Path) -> None:
+    file = Rebuilt(converted[ONEBITLLM])
+    scores = file.metadata["tokenizer.ggml.scores"] = file.metadata["tokenizer.ggml.scores"].copy()
+    scores[[300, 900]] = scores[[900, 300]]
+    assert planted(file, tmp_path, ONEBITLLM).tokenized_differently
+
+
+def test_refuses_a_model_of_another_vocabulary(converted: dict[Path, Path]) -> None:
+    with pytest.raises(BitconvError, match=r"has 1024 tokens, .* has 1280: they are different models"):
+        compare(converted[ONEBITLLM], MICROSOFT)
