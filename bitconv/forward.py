@@ -2,7 +2,8 @@
 
 Before a projection the activations of a token are rounded to int8 by their largest magnitude, the products with the
 trits are summed in int32, and the sum is multiplied once in float32 (activation_quant and BitLinear in transformers'
-integrations/bitnet.py). Embedding, norms, rotation, attention and output head are float32.
+integrations/bitnet.py). Where groups of columns have scales of their own, the sums of the groups are scaled and added.
+Embedding, norms, rotation, attention and output head are float32.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import gguf as gguf_package
 import numpy as np
 import numpy.typing as npt
 
-from bitconv import hyperparameters, jobs
+from bitconv import _kernels, hyperparameters, jobs
 from bitconv.architectures import Role, scale_name
 from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo
-from bitconv.layouts import Bytes, Layout
+from bitconv.layouts import Bytes, Layout, Scales
+from bitconv.scales import Scale
 from bitconv.structure import Structure
 from bitconv.ternary import row_blocks
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
@@ -55,31 +57,58 @@ class Activations:
         self.rounded = np.clip(np.rint(x * self.divisor), -128, 127).astype(np.int8)
 
 
+class Part(NamedTuple):
+    """Some rows of a projection: packed, a part for each region, and their scale or scales."""
+
+    packed: Sequence[Bytes]
+    scale: Scale
+
+
 class Projection:
     """A ternary matrix as the file holds it, in parts of whole rows, one for each thread."""
 
-    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: np.float32, parts: int) -> None:
+    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: Scale, parts: int) -> None:
         rows, self.columns = tensor.shape
         self.layout = layout
-        self.scale = scale
         units = rows // layout.row_multiple
         bounds = sorted({units * part // parts * layout.row_multiple for part in range(parts + 1)})
         regions = [(tensor.offset + region.offset, region.row_bytes) for region in layout.regions(rows, self.columns)]
         self.parts = [
-            [data[start + first * row_bytes : start + last * row_bytes] for start, row_bytes in regions]
+            Part(
+                [data[start + first * row_bytes : start + last * row_bytes] for start, row_bytes in regions],
+                scale[first:last] if isinstance(scale, np.ndarray) else scale,
+            )
             for first, last in pairwise(bounds)
         ]
 
-    def product(self, packed: Sequence[Bytes], activations: Activations) -> Floats:
+    def product(self, part: Part, activations: Activations) -> Floats:
         """Of the rows of one part with int8 activations, float32 (n, rows)."""
-        sums = self.layout.matmul_rows(packed, activations.rounded)
-        product: Floats = sums.astype(np.float32) * (self.scale / activations.divisor)
+        if isinstance(part.scale, np.ndarray) and part.scale.shape[1] > 1:
+            return self._grouped_product(part.packed, part.scale, activations)
+        sums = self.layout.matmul_rows(part.packed, activations.rounded)
+        product: Floats = sums.astype(np.float32) * (part.scale.T / activations.divisor)
         return product
 
-    def float_product(self, packed: Sequence[Bytes], activations: Activations) -> Floats:
-        """The same with activations that are not rounded."""
+    def _grouped_product(self, packed: Sequence[Bytes], scales: Scales, activations: Activations) -> Floats:
         trits, _ = self.layout.unpack_rows(packed, self.columns)
-        product: Floats = activations.x @ trits.T.astype(np.float32) * self.scale
+        total = np.zeros((len(activations.x), len(trits)))
+        sums = np.empty(total.shape, np.int32)
+        group = self.columns // scales.shape[1]
+        for number, scale in enumerate(scales.T):
+            columns = slice(number * group, (number + 1) * group)
+            block, x = (np.ascontiguousarray(matrix[:, columns]) for matrix in (trits, activations.rounded))
+            _kernels.matmul(block, x, sums)
+            total += sums * scale.astype(np.float64)
+        product: Floats = total.astype(np.float32) / activations.divisor
+        return product
+
+    def float_product(self, part: Part, activations: Activations) -> Floats:
+        """The same with activations that are not rounded."""
+        trits, _ = self.layout.unpack_rows(part.packed, self.columns)
+        weights = trits.astype(np.float32)
+        if not isinstance(part.scale, np.ndarray):
+            return activations.x @ weights.T * part.scale
+        product: Floats = activations.x @ (weights * np.repeat(part.scale, self.columns // part.scale.shape[1], 1)).T
         return product
 
 
@@ -174,7 +203,7 @@ class ForwardPass:
         for name in names:
             projection = self._projections[f"{name}.weight"]
             product = projection.float_product if self._float_activations else projection.product
-            running.append([self._pool.submit(product, packed, activations) for packed in projection.parts])
+            running.append([self._pool.submit(product, part, activations) for part in projection.parts])
         return [np.concatenate([part.result() for part in parts], axis=1) for parts in running]
 
     def _norm(self, x: Floats, name: str) -> Floats:
@@ -206,7 +235,8 @@ class ForwardPass:
 
             def read(name: str, check: Callable[[], None]) -> Projection:
                 layout = structure.layouts[name]
-                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)))
+                group = structure.groups.get(name)
+                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)), group)
                 try:
                     for first, last in row_blocks(tensor.rows, tensor.columns, layout.row_multiple):
                         check()

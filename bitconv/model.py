@@ -15,24 +15,35 @@ from bitconv.checkpoint import Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
 from bitconv.families import Family
 from bitconv.hyperparameters import Hyperparameters
-from bitconv.quantization import ScaleConvention, Storage, check_plausible, storage
+from bitconv.quantization import Rule, ScaleConvention, Storage, check_plausible, storage
+from bitconv.scales import Scale, simplest
 
 _FLOATS = ("bf16", "f16", "f32")
 
 
 @dataclass(frozen=True)
 class TernaryWeight:
-    """A projection: rows x columns trits and one scale.
+    """A projection: rows x columns trits and their scales.
 
-    scale: None where it is the mean magnitude of the stored master weights, which only reading them all tells.
+    scale: those of the rows in the order of the checkpoint; or the rule that makes trits and a scale of stored master
+    weights, which only reading them all tells; None where nothing says that float weights are ternary.
     rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order; 0: as stored.
     """
 
     name: str
     shape: tuple[int, int]
     stored: StoredTensor
-    scale: np.float32 | None
+    scale: Scale | Rule | None
     rope_heads: int
+
+    @property
+    def has_scale(self) -> bool:
+        return not (self.scale is None or isinstance(self.scale, Rule))
+
+    @property
+    def was_ternary(self) -> bool:
+        """Whether it is stored in floats, and those are -scale, 0 and +scale."""
+        return self.has_scale and self.stored.dtype != "u8"
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class _Binder:
         self.stored_as = stored_as
         self.convention = convention
         self.used: set[str] = set()
-        self.scales: list[np.float32] = []
+        self.scales: list[Scale] = []
 
     def find(self, name: str, shape: tuple[int, ...], dtypes: Iterable[str]) -> StoredTensor:
         tensor = self.checkpoint.tensors.get(name)
@@ -157,25 +168,30 @@ class _Binder:
 
     def ternary(self, slot: Slot, name: str, rope_heads: int) -> TernaryWeight:
         rows, columns = slot.shape
-        if self.stored_as is Storage.MASTER:
+        if self.stored_as is not Storage.PACKED:
             stored = self.find(name, (rows, columns), _FLOATS)
-            return TernaryWeight(slot.name, (rows, columns), stored, None, rope_heads)
+            rule = Rule.ABSMEAN if self.stored_as is Storage.MASTER else None
+            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads)
         if rows % 4:
             raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
         stored = self.find(name, (rows // 4, columns), ["u8"])
-        scale = self.scale(name.removesuffix("weight") + "weight_scale")
+        scale = self.scale(name.removesuffix("weight") + "weight_scale", rows)
         return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads)
 
-    def scale(self, name: str) -> np.float32:
+    def scale(self, name: str, rows: int) -> Scale:
+        """Stored as a scalar, in shape (1,), or one a row in shape (rows,) or (rows, 1)."""
         tensor = self.checkpoint.tensors.get(name)
-        shape = (1,) if tensor is None or tensor.shape != () else ()
-        tensor = self.find(name, shape, _FLOATS)
-        stored = np.float32(self.checkpoint.values(tensor).reshape(()))
-        if not (np.isfinite(stored) and stored > 0):
-            raise tensor.error(f"is {stored}; a scale must be finite and positive")
-        scale = self.convention.scale(stored)
-        if not np.isfinite(scale):
-            raise tensor.error(f"is {stored}, whose inverse overflows float32")
+        possible = tensor is not None and tensor.shape in ((), (rows,), (rows, 1))
+        tensor = self.find(name, tensor.shape if tensor is not None and possible else (1,), _FLOATS)
+        stored = self.checkpoint.values(tensor).reshape(-1, 1)
+        bad = stored[~(np.isfinite(stored) & (stored > 0))]
+        if bad.size:
+            raise tensor.error(f"is {bad[0]}; a scale must be finite and positive")
+        scales = self.convention.scale(stored)
+        bad = stored[~np.isfinite(scales)]
+        if bad.size:
+            raise tensor.error(f"is {bad[0]}, whose inverse overflows float32")
+        scale = simplest(scales)
         self.scales.append(scale)
         return scale
 
