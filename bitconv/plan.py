@@ -94,7 +94,10 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
             nbytes = type_by_name(name).nbytes(weight.shape)
             offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
             tensors.append(PlannedTensor(weight, name, offset, nbytes))
-    header = section.header(build_metadata(checkpoint, model, target.file_type(type_name), options.pre))
+    ternary = {tensor.type_name for tensor in tensors if tensor.place is not None}
+    # Where every tensor fell back, the file is of what they fell back to.
+    file_type = target.file_type(type_name if type_name in ternary else min(ternary))
+    header = section.header(build_metadata(checkpoint, model, file_type, options.pre))
     return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason)
 
 

@@ -20,7 +20,7 @@ from bitconv.output import check_output, replacing
 from bitconv.placement import DataSection, TernaryPlace
 from bitconv.rawio import read_at, write_at
 from bitconv.runners import Runner
-from bitconv.scales import GROUPS_KEY, group_refusal
+from bitconv.scales import group_refusal
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.tiles import TILES_KEY, Tile, read_kernel_config
@@ -169,11 +169,11 @@ def _plan(
 
 
 def _metadata(metadata: Metadata, structure: Structure, runner: Runner, type_name: str) -> Metadata:
-    """The input's metadata with the architecture and file type of the output, without what describes tensors."""
+    """The input's metadata with the architecture and file type of the output, without tiles."""
     old, new = structure.architecture_name, _architecture_name(structure, runner)
     result: Metadata = {}
     for key, value in metadata.items():
-        if key not in (TILES_KEY, GROUPS_KEY, "general.alignment"):
+        if key not in (TILES_KEY, "general.alignment"):
             result[new + key.removeprefix(old) if key.startswith(f"{old}.") else key] = value
     result["general.architecture"] = new
     result["general.file_type"] = np.uint32(runner.file_type(type_name))

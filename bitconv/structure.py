@@ -13,7 +13,7 @@ from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
 from bitconv.layouts import FLOATS, I2_S_ORDERS, TERNARY_TYPES, TILED, Layout, make_layout
 from bitconv.runners import file_types, layout_name
-from bitconv.scales import check_group, group_refusal, groups_from_metadata
+from bitconv.scales import GROUPS_KEY, check_group, group_refusal, groups_from_metadata
 from bitconv.tiles import Tile, tiles_from_metadata
 
 _TERNARY = {*TERNARY_TYPES, "q8_0"}
@@ -178,6 +178,8 @@ def _find_layouts(
             structure.fault(tensor, refusal)
         structure.nbytes[tensor.name] = layout.nbytes(rows, columns)
         structure.layouts[tensor.name] = layout
+    for name in groups.keys() - structure.groups.keys():
+        structure.faults.append(f"{GROUPS_KEY} names {name}, which is no ternary tensor of the file")
 
 
 def _check_file_type(metadata: Metadata, structure: Structure) -> None:
