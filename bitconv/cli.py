@@ -403,6 +403,40 @@ def kernel_config(
 
 
 @app.command()
+def dummy(
+    directory: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Model directory to write.", show_default=False)],
+    shape: Annotated[
+        str,
+        typer.Option(
+            metavar="SHAPE",
+            help="2b-4t, llama3-8b, large, 3b, falcon3-10b, 100b, or LAYERSxHIDDENxFFN[xHEADS[xKV_HEADS[xVOCAB]]] "
+            "for a model like 2b-4t, with a vocabulary of 1024 tokens where none is given.",
+            show_default=False,
+        ),
+    ],
+    stored: Annotated[
+        str, typer.Option(metavar="bf16|f32|packed", help="How the ternary matrices are stored.", show_default=False)
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Other random weights.")] = 0,
+    layers: Annotated[int | None, typer.Option(min=1, help="In place of the shape's.", show_default=False)] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint of a real model's exact sizes with random weights, for benchmarks and planning."""
+    from bitconv.dummy import dummy as run
+
+    with _progress("writing") as progress:
+        result = run(
+            directory, shape=shape, stored=stored, seed=seed, layers=layers, threads=threads, progress=progress
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+        return
+    print(f"{result.family}, {result.parameters:,} random parameters, {result.stored}")
+    print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
+
+
+@app.command()
 def runners(as_json: JsonOption = False) -> None:
     """List the runners: the architectures and types that each one computes right."""
     from bitconv.runners import RUNNERS

@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all."""
+"""A file or a directory that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -55,6 +55,28 @@ def replacing(path: Path, size: int) -> Iterator[int]:
         raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which takes the place of `path` at the end. On any error `path` is as it was."""
+    target = path.resolve()
+    try:
+        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+    with beside:
+        new, old = Path(beside.name, "new"), Path(beside.name, "old")
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
 
 
 @contextlib.contextmanager
