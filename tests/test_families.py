@@ -1,0 +1,82 @@
+"""The families and what is refused by name: each public kind of checkpoint, built small, converts or says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import bitconv
+import numpy as np
+import pytest
+from bitconv.families.refusals import REFUSALS
+from safetensors.numpy import load_file, save_file
+
+from synthetic import Synthetic, make_checkpoint
+
+
+def add_tensor(end: str, shape: tuple[int, ...]) -> Callable[[Synthetic], None]:
+    def add(model: Synthetic) -> None:
+        file = model.path / "model.safetensors"
+        name = f"model.layers.0.self_attn.q_proj{end}"
+        save_file(load_file(file) | {name: np.zeros(shape, np.float32)}, file)
+
+    return add
+
+
+def quant_method(method: object) -> Callable[[Synthetic], None]:
+    return lambda model: model.rewrite_config(quantization_config={"quant_method": method, "bits": 4})
+
+
+def only_gguf(model: Synthetic) -> None:
+    (model.path / "model.safetensors").rename(model.path / "model.gguf")
+
+
+# What makes a Llama checkpoint one of the kind, its name, and what of the file the line names.
+NOT_TERNARY = [
+    (quant_method("gptq"), "GPTQ", "config.json: quantization_config.quant_method 'gptq'"),
+    (add_tensor(".qweight", (8, 8)), "GPTQ", "model.layers.0.self_attn.q_proj.qweight"),
+    (quant_method("awq"), "AWQ", "config.json: quantization_config.quant_method 'awq'"),
+    (quant_method("hqq"), "HQQ", "config.json: quantization_config.quant_method 'hqq'"),
+    (lambda model: (model.path / "qmodel.pt").touch(), "HQQ", "qmodel.pt"),
+    (quant_method("bitsandbytes"), "bitsandbytes", "config.json: quantization_config.quant_method 'bitsandbytes'"),
+    (quant_method("fp8"), "another quantization", "config.json: quantization_config.quant_method 'fp8'"),
+    (quant_method(None), "another quantization", "config.json: quantization_config.quant_method None"),
+    (add_tensor(".wbias", (1, 256)), "FBI-LLM", "model.layers.0.self_attn.q_proj.wbias"),
+    (lambda model: model.rewrite_config(model_type="bitnet2"), "BitNet v2", "config.json: model_type 'bitnet2'"),
+    (lambda model: model.rewrite_config(input_bits=4), "BitNet a4.8", "config.json: input_bits 4"),
+    (only_gguf, "already a GGUF file", "model.gguf"),
+]
+
+
+@pytest.mark.parametrize(("change", "name", "where"), NOT_TERNARY, ids=[f"{n}-{w}" for _, n, w in NOT_TERNARY])
+def test_what_is_no_b158_checkpoint_is_refused_by_name(
+    tmp_path: Path, change: Callable[[Synthetic], None], name: str, where: str
+) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", dtype="f32")
+    change(model)
+    refusal = next(refusal for refusal in REFUSALS if refusal.name == name)
+    with pytest.raises(bitconv.BitconvError) as error:
+        bitconv.convert(model.path, tmp_path / "out.gguf")
+    message = str(error.value)
+    assert message.startswith(str(model.path))
+    assert message.endswith(f"{where}: {name}: {refusal.reason}; {refusal.way_out}")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_every_refusal_is_tested() -> None:
+    assert {name for _, name, _ in NOT_TERNARY} == {refusal.name for refusal in REFUSALS}
+
+
+def test_a_gguf_file_as_model_is_told_what_to_do_with_it(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    bitconv.convert(model.path, tmp_path / "model.gguf")
+    with pytest.raises(bitconv.BitconvError, match=r"model\.gguf: already a GGUF file.*bitconv verify.*repack"):
+        bitconv.convert(tmp_path / "model.gguf", tmp_path / "out.gguf")
+
+
+def test_a_gguf_beside_a_checkpoint_and_the_usual_input_bits_disturb_nothing(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "1bitllm")
+    model.rewrite_config(input_bits=8, weight_bits=1)
+    (model.path / "ggml-model-i2_s.gguf").write_bytes(b"GGUF")
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+    assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
