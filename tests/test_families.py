@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import bitconv
 import numpy as np
 import pytest
+from bitconv.catalogue import catalogue, markdown
+from bitconv.cli import app
+from bitconv.families import FAMILIES
 from bitconv.families.refusals import REFUSALS
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
 from synthetic import Synthetic, make_checkpoint
 
@@ -80,3 +85,41 @@ def test_a_gguf_beside_a_checkpoint_and_the_usual_input_bits_disturb_nothing(tmp
     (model.path / "ggml-model-i2_s.gguf").write_bytes(b"GGUF")
     bitconv.convert(model.path, tmp_path / "out.gguf")
     assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
+
+
+def test_the_families_are_printed_with_the_types_that_their_runners_compute() -> None:
+    listed = json.loads(CliRunner().invoke(app, ["families", "--json"]).stdout)
+    assert [entry["name"] for entry in listed["families"]] == [family.name for family in FAMILIES]
+    assert [entry["name"] for entry in listed["refusals"]] == [refusal.name for refusal in REFUSALS]
+    by_name = {entry["name"]: entry for entry in listed["families"]}
+    # Squared ReLU: not llama.cpp, not bitnet.cpp from July 2026.
+    assert by_name["Microsoft b1.58"]["types"] == {
+        "bitnet.cpp": ["i2_s", "tl1", "tl2", "tq1_0", "tq2_0"],
+        "ik_llama.cpp": ["iq2_bn", "iq1_bn"],
+    }
+    assert set(by_name["Llama 1.58-bit"]["types"]) == {"bitnet.cpp", "bitnet.cpp-2026", "llama.cpp", "ik_llama.cpp"}
+    assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet"
+    text = CliRunner().invoke(app, ["families"]).stdout
+    for entry in (*listed["families"], *listed["refusals"]):
+        assert entry["name"] in text
+        assert entry["recognised"] in text
+
+
+def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
+    """For each entry, a small checkpoint of it takes each type in each runner as listed, tl1 and tl2 included."""
+    kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
+    for number, entry in enumerate(catalogue().families):
+        hf_architecture, activation = entry.recognised.split(", ")[:2]
+        kind = kinds[hf_architecture]
+        model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1)
+        model.rewrite_config(hidden_act=activation.removeprefix("hidden_act "))
+        for runner, types in entry.types.items():
+            for type_name in types:
+                result = bitconv.convert(model.path, tmp_path / "x.gguf", type=type_name, runner=runner, dry_run=True)
+                assert (result.family, result.architecture) == (entry.name, entry.architecture)
+
+
+def test_the_readme_has_the_tables_of_the_catalogue() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.split("<!-- bitconv families -->\n")[1].split("\n<!-- /bitconv families -->")[0]
+    assert section == markdown(), "print bitconv.catalogue.markdown() between the README's comments"
