@@ -457,6 +457,28 @@ def runners(as_json: JsonOption = False) -> None:
             print(f"  note:          {note}")
 
 
+@app.command()
+def families(as_json: JsonOption = False) -> None:
+    """List the model families with the types and runners of each, and what is refused and why."""
+    from bitconv.catalogue import catalogue
+
+    listed = catalogue()
+    if as_json:
+        _print_json(dataclasses.asdict(listed))
+        return
+    for family in listed.families:
+        print(f"{family.name} ({family.checkpoints})")
+        print(f"  recognised by:   {family.recognised}")
+        print(f"  weights:         {family.weights}")
+        print(f"  architecture:    {family.architecture}")
+        for runner, types in family.types.items():
+            print(f"  {runner + ':':16} {', '.join(types)}")
+    for refusal in listed.refusals:
+        print(f"refused: {refusal.name}")
+        print(f"  recognised by:   {refusal.recognised}")
+        print(f"  because:         {refusal.reason}; {refusal.way_out}")
+
+
 def _pair(text: str) -> tuple[str, str]:
     pattern, equals, type_name = text.rpartition("=")
     if not (pattern and equals):
