@@ -1,6 +1,7 @@
-"""The command line: arguments, printing, exit codes. What is imported late is so that --help is fast."""
+"""The command line: arguments, printing, exit codes.
 
-from __future__ import annotations
+What is imported late, and annotations that are evaluated at once and not by typer again and again, make --help fast.
+"""
 
 import contextlib
 import dataclasses
@@ -43,6 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # to draw boxes around the help would take longer than all else that --help does
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -537,7 +539,7 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _print_conversion(result: Conversion) -> None:
+def _print_conversion(result: "Conversion") -> None:
     by_type: dict[str, list[int]] = {}
     for tensor in result.tensors:
         by_type.setdefault(tensor.type, []).append(tensor.nbytes)
@@ -570,7 +572,7 @@ def _print_output(output: str, size: int, run: str, runner: str) -> None:
     print(f"run it:    {run}   ({runner})")
 
 
-def _print_verification(result: Verification, *, verbose: bool) -> None:
+def _print_verification(result: "Verification", *, verbose: bool) -> None:
     if verbose:
         for tensor in result.tensors:
             shape = "x".join(map(str, tensor.shape))
