@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from bitconv import torch_files
 from bitconv.errors import BitconvError
+from bitconv.families import refusals
 from bitconv.rawio import read_at
 
 # safetensors dtype -> (our name, bytes); the float names are those of the kernels.
@@ -32,6 +34,12 @@ _DTYPES = {
     "BOOL": ("bool", 1),
 }
 ITEMSIZE = dict(_DTYPES.values())
+_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path) -> None:
+        refusals.check_path(path)
         if not path.is_dir():
             raise BitconvError(f"{path}: no such model directory")
         self.path = path
@@ -110,13 +119,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _index(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of the directory by name. One file wins over shards, as in transformers."""
-    single = path / "model.safetensors"
-    index = path / "model.safetensors.index.json"
-    if single.exists():
-        return _read_header(single)
-    if not index.exists():
-        raise BitconvError(f"{path}: holds neither model.safetensors nor model.safetensors.index.json")
+    """All tensors of the directory by name. Of several files the first of _FILES wins, as in transformers."""
+    file = next((path / name for name in _FILES if (path / name).exists()), None)
+    if file is None:
+        raise BitconvError(f"{path}: holds no weights: none of {', '.join(_FILES)}")
+    return _read_shards(file) if file.suffix == ".json" else _read_header(file)
+
+
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
+    """All tensors of the files that an index lists."""
+    path = index.parent
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BitconvError(f"{index}: has no weight_map")
@@ -144,9 +156,19 @@ def _shards(index: Path, weight_map: Mapping[str, object]) -> set[Path]:
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """Where each tensor lies. The safetensors library checks the header: its tensors cover the file in order."""
+    """Where each tensor of one file lies."""
     if not file.is_file():
         raise BitconvError(f"{file}: missing; download the checkpoint again")
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    return {
+        name: StoredTensor(name, file, dtype, shape, offset)
+        for name, dtype, shape, offset in torch_files.read_index(file)
+    }
+
+
+def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
+    """The safetensors library checks the header: its tensors cover the file in order."""
     try:
         with file.open("rb") as stream:
             start = 8 + int.from_bytes(stream.read(8), "little")

@@ -13,7 +13,7 @@ from bitconv import families, hyperparameters
 from bitconv.architectures import Role, Slot
 from bitconv.checkpoint import Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
-from bitconv.families import Family
+from bitconv.families import Family, refusals
 from bitconv.hyperparameters import Hyperparameters
 from bitconv.quantization import Rule, ScaleConvention, Storage, check_plausible, storage
 from bitconv.scales import Scale, simplest
@@ -86,6 +86,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     its config asks for.
     """
     config, file = checkpoint.config, checkpoint.path / "config.json"
+    refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file)
     sizes = hyperparameters.from_config(config, file)
     _check_architecture(family, sizes, checkpoint)

@@ -14,6 +14,7 @@ import numpy as np
 from bitconv import _kernels, jobs
 from bitconv.checkpoint import ITEMSIZE, Checkpoint
 from bitconv.errors import BitconvError
+from bitconv.families.refusals import UNMARKED_MASTER
 from bitconv.model import Model, TernaryWeight
 from bitconv.quantization import Rule
 from bitconv.scales import MIN_GROUP, Scale, simplest
@@ -39,12 +40,8 @@ def settle_scales(checkpoint: Checkpoint, model: Model, rule: Rule | None, threa
     for weight in open_weights:
         if scales[weight.name] is None and rule is None and weight.scale is None:
             found = sum(scale is not None for scale in scales.values())
-            raise BitconvError(
-                f"{config}: nothing marks this as a BitNet checkpoint (no quantization_config with quant_method "
-                f"bitnet), and {weight.stored.name} is not ternary ({found} of {len(scales)} projections are): if the "
-                "model was trained with ternary weights, pass the rule it was trained with, --ternarize absmean "
-                "(BitNet b1.58) or absmedian (b1.58 Reloaded)"
-            )
+            where = f"{config}: {weight.stored.name} ({found} of {len(scales)} projections are ternary)"
+            raise UNMARKED_MASTER.error(where)
 
     def settled(weight: TernaryWeight) -> TernaryWeight:
         found = scales[weight.name]

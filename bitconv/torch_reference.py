@@ -16,7 +16,6 @@ import numpy.typing as npt
 import sentencepiece
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -84,10 +83,8 @@ class OneBitLLM:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.config
         self.sizes = from_config(config, checkpoint.path / "config.json")
-        stored: dict[str, Tensor] = {}
-        for file in {tensor.file for tensor in checkpoint.tensors.values()}:
-            stored |= load_file(file)
-        self.weights = {name: _ternary(w.float()) if "_proj." in name else w.float() for name, w in stored.items()}
+        stored = {name: torch.from_numpy(checkpoint.values(tensor)) for name, tensor in checkpoint.tensors.items()}
+        self.weights = {name: _ternary(w) if "_proj." in name else w for name, w in stored.items()}
 
     def logits(self, tokens: Tensor) -> Tensor:
         embedding = self.weights["model.embed_tokens.weight"]

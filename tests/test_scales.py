@@ -201,7 +201,7 @@ def test_master_weights_that_nothing_marks_are_ternarized_by_the_rule_named(
 ) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", dtype=dtype, packed=False, marked=False, layers=layers)
     out = tmp_path / "out.gguf"
-    refused(["convert", model.path, out], "config.json: nothing marks this", "0 of 7", "--ternarize absmean")
+    refused(["convert", model.path, out], "config.json", "nothing marks this as a BitNet checkpoint", "0 of 7", "--ternarize absmean")
     bitconv.convert(model.path, out, ternarize=rule)
     result = bitconv.verify(out, against=model.path, ternarize=rule)
     assert result.right

@@ -31,6 +31,7 @@ class Family:
     """name: as publishers call it. hf_architecture: the entry of config.json's "architectures".
 
     native: the model class ternarises float weights itself, without a quantization_config.
+    checkpoints: those that are published, in words.
     modules: slots of a block whose modules are not named as in Llama.
     """
 
@@ -38,6 +39,7 @@ class Family:
     hf_architecture: str
     architecture: Architecture
     native: bool
+    checkpoints: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
 
     def source_name(self, slot_name: str) -> str:

@@ -68,7 +68,9 @@ class Floats(Layout):
 
     def _groups(self, values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], Scales]:
         """Values (rows, columns) as (rows, groups, columns of a group), and the largest magnitudes (rows, groups)."""
-        groups = values.reshape(len(values), -1, self.scale_columns(values.shape[1]))
+        rows, columns = values.shape
+        group = self.scale_columns(columns)
+        groups = values.reshape(rows, columns // group, group)
         return groups, np.abs(groups).max(axis=2)
 
     def _values(self, raw: Bytes, columns: int) -> npt.NDArray[np.float32]:
