@@ -195,13 +195,12 @@ def test_the_simplest_form_of_scales_says_the_same(
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
 @pytest.mark.parametrize("rule", ["absmean", "absmedian"])
-@pytest.mark.parametrize("layers", [1])
 def test_master_weights_that_nothing_marks_are_ternarized_by_the_rule_named(
-    tmp_path: Path, dtype: str, rule: str, layers: int
+    tmp_path: Path, dtype: str, rule: str
 ) -> None:
-    model = make_checkpoint(tmp_path / "model", "llama", dtype=dtype, packed=False, marked=False, layers=layers)
+    model = make_checkpoint(tmp_path / "model", "llama", dtype=dtype, packed=False, marked=False, layers=1)
     out = tmp_path / "out.gguf"
-    refused(["convert", model.path, out], "config.json", "nothing marks this as a BitNet checkpoint", "0 of 7", "--ternarize absmean")
+    refused(["convert", model.path, out], "config.json", "nothing marks this as a BitNet", "0 of 7", "--ternarize")
     bitconv.convert(model.path, out, ternarize=rule)
     result = bitconv.verify(out, against=model.path, ternarize=rule)
     assert result.right
