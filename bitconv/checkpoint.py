@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -117,29 +116,30 @@ def _index(path: Path) -> dict[str, StoredTensor]:
         return _read_header(single)
     if not index.exists():
         raise BitconvError(f"{path}: holds neither model.safetensors nor model.safetensors.index.json")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BitconvError(f"{index}: has no weight_map")
-
+    shards = read_shards(index)
     tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(_shards(index, weight_map)):
+    for shard in sorted(set(shards.values())):
         for name, tensor in _read_header(shard).items():
             if name in tensors:
                 raise BitconvError(f"{shard}: {name}: stored a second time, {tensors[name].file} holds it too")
             tensors[name] = tensor
-    for name, shard_name in weight_map.items():
-        if name not in tensors or tensors[name].file.name != shard_name:
-            raise BitconvError(f"{path / shard_name}: {name}: missing, though {index.name} says it is there")
+    for name, shard in shards.items():
+        if name not in tensors or tensors[name].file != shard:
+            raise BitconvError(f"{shard}: {name}: missing, though {index.name} says it is there")
     return tensors
 
 
-def _shards(index: Path, weight_map: Mapping[str, object]) -> set[Path]:
-    shards = set()
+def read_shards(index: Path) -> dict[str, Path]:
+    """The file beside `index` that each tensor is in, by the tensor's name. The files need not be there."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BitconvError(f"{index}: has no weight_map")
+    shards = {}
     for name, shard_name in weight_map.items():
         # A shard is a plain file name: an index from a stranger must not make us read files elsewhere.
         if not isinstance(shard_name, str) or shard_name in ("", ".", "..") or {"/", "\\", "\0"} & set(shard_name):
             raise BitconvError(f"{index}: {name}: its file {shard_name!r} is not in the model directory")
-        shards.add(index.parent / shard_name)
+        shards[name] = index.parent / shard_name
     return shards
 
 
