@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bitconv.errors import BitconvError
-from bitconv.families import llama, microsoft, onebitllm
+from bitconv.families import llama, microsoft, microsoft_gpu, onebitllm
 from bitconv.families.family import Family
 
 FAMILIES = (onebitllm.FAMILY, microsoft.FAMILY, microsoft.SILU_FAMILY, llama.FAMILY)
 
 
-def detect(config: Mapping[str, Any], file: object) -> Family:
-    """The family that config.json's "architectures" names; of several, the one with its "hidden_act"."""
+def detect(config: Mapping[str, Any], file: object, names: Collection[str]) -> Family:
+    """The family that config.json's "architectures" names; of several, the one with its "hidden_act".
+
+    names: of the checkpoint's tensors, which alone tell what made the GPU pipeline's checkpoint out of another.
+    """
     named = config.get("architectures")
     families = [family for family in FAMILIES if named == [family.hf_architecture]]
     for family in families:
         if family.architecture.activation == config.get("hidden_act"):
-            return family
+            gpu = family is microsoft.FAMILY and microsoft_gpu.is_named_so(names)
+            return microsoft_gpu.FAMILY if gpu else family
     if families:
         return families[0]
     supported = ", ".join(dict.fromkeys(family.hf_architecture for family in FAMILIES))

@@ -20,9 +20,9 @@ _LLAMA_MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 _TOP_LEVEL = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
 }
 
 
@@ -31,7 +31,9 @@ class Family:
     """name: as publishers call it. hf_architecture: the entry of config.json's "architectures".
 
     native: the model class ternarises float weights itself, without a quantization_config.
-    modules: slots of a block whose modules are not named as in Llama.
+    modules: slots whose modules are not named as in Llama; those of a block without the layer. Projections of one
+    module are fused: its rows are those of its slots, in the order of the file. layers: what precedes a layer's number.
+    interleaved_rows: the rows of q and k are in the order of interleaved rotation.
     """
 
     name: str
@@ -39,10 +41,12 @@ class Family:
     architecture: Architecture
     native: bool
     modules: Mapping[str, str] = field(default_factory=dict)
+    layers: str = "model.layers"
+    interleaved_rows: bool = False
 
     def source_name(self, slot_name: str) -> str:
         """The checkpoint's name of a slot's tensor."""
-        if not slot_name.startswith("blk."):
-            return _TOP_LEVEL[slot_name]
-        _, layer, slot, _ = slot_name.split(".")
-        return f"model.layers.{layer}.{(_LLAMA_MODULES | dict(self.modules))[slot]}.weight"
+        modules = _TOP_LEVEL | _LLAMA_MODULES | dict(self.modules)
+        *block, slot, _ = slot_name.split(".")
+        module = f"{self.layers}.{block[1]}.{modules[slot]}" if block else modules[slot]
+        return f"{module}.weight"
