@@ -43,6 +43,7 @@ def convert_floats(x: NDArray[np.uint8], dtype: str, out: NDArray[np.uint8], out
 def dequantize(trits: NDArray[np.int8], scale: float, out: NDArray[np.uint8], out_dtype: str) -> None:
     """Write trits * scale, rounded to nearest even; +0 for trit 0."""
 
+def float_matmul(w: NDArray[np.uint8], dtype: str, x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
 def matmul(trits: NDArray[np.int8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None:
     """Multiply an unpacked matrix, by code that shares nothing with the packed layouts' products."""
 

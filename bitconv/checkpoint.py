@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from bitconv import torch_files
 from bitconv.errors import BitconvError
+from bitconv.families import refusals
 from bitconv.rawio import read_at
 
 # safetensors dtype -> (our name, bytes); the float names are those of the kernels.
@@ -69,6 +70,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path) -> None:
+        refusals.check_path(path)
         if not path.is_dir():
             raise BitconvError(f"{path}: no such model directory")
         self.path = path

@@ -1,6 +1,7 @@
-"""The command line: arguments, printing, exit codes. What is imported late is so that --help is fast."""
+"""The command line: arguments, printing, exit codes.
 
-from __future__ import annotations
+What is imported late, and annotations that are evaluated at once and not by typer again and again, make --help fast.
+"""
 
 import contextlib
 import dataclasses
@@ -43,6 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # to draw boxes around the help would take longer than all else that --help does
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -403,6 +405,40 @@ def kernel_config(
 
 
 @app.command()
+def dummy(
+    directory: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Model directory to write.", show_default=False)],
+    shape: Annotated[
+        str,
+        typer.Option(
+            metavar="SHAPE",
+            help="2b-4t, llama3-8b, large, 3b, falcon3-10b, 100b, or LAYERSxHIDDENxFFN[xHEADS[xKV_HEADS[xVOCAB]]] "
+            "for a model like 2b-4t, with a vocabulary of 1024 tokens where none is given.",
+            show_default=False,
+        ),
+    ],
+    stored: Annotated[
+        str, typer.Option(metavar="bf16|f32|packed", help="How the ternary matrices are stored.", show_default=False)
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Other random weights.")] = 0,
+    layers: Annotated[int | None, typer.Option(min=1, help="In place of the shape's.", show_default=False)] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint of a real model's exact sizes with random weights, for benchmarks and planning."""
+    from bitconv.dummy import dummy as run
+
+    with _progress("writing") as progress:
+        result = run(
+            directory, shape=shape, stored=stored, seed=seed, layers=layers, threads=threads, progress=progress
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+        return
+    print(f"{result.family}, {result.parameters:,} random parameters, {result.stored}")
+    print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
+
+
+@app.command()
 def runners(as_json: JsonOption = False) -> None:
     """List the runners: the architectures and types that each one computes right."""
     from bitconv.runners import RUNNERS
@@ -421,6 +457,28 @@ def runners(as_json: JsonOption = False) -> None:
             print("  exact scales:  in float32 .scale tensors beside tq1_0, tq2_0, q2_0")
         for note in runner.notes:
             print(f"  note:          {note}")
+
+
+@app.command()
+def families(as_json: JsonOption = False) -> None:
+    """List the model families with the types and runners of each, and what is refused and why."""
+    from bitconv.catalogue import catalogue
+
+    listed = catalogue()
+    if as_json:
+        _print_json(dataclasses.asdict(listed))
+        return
+    for family in listed.families:
+        print(f"{family.name} ({family.checkpoints})")
+        print(f"  recognised by:   {family.recognised}")
+        print(f"  weights:         {family.weights}")
+        print(f"  architecture:    {family.architecture}")
+        for runner, types in family.types.items():
+            print(f"  {runner + ':':16} {', '.join(types)}")
+    for refusal in listed.refusals:
+        print(f"refused: {refusal.name}")
+        print(f"  recognised by:   {refusal.recognised}")
+        print(f"  because:         {refusal.reason}; {refusal.way_out}")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -481,7 +539,7 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _print_conversion(result: Conversion) -> None:
+def _print_conversion(result: "Conversion") -> None:
     by_type: dict[str, list[int]] = {}
     for tensor in result.tensors:
         by_type.setdefault(tensor.type, []).append(tensor.nbytes)
@@ -514,7 +572,7 @@ def _print_output(output: str, size: int, run: str, runner: str) -> None:
     print(f"run it:    {run}   ({runner})")
 
 
-def _print_verification(result: Verification, *, verbose: bool) -> None:
+def _print_verification(result: "Verification", *, verbose: bool) -> None:
     if verbose:
         for tensor in result.tensors:
             shape = "x".join(map(str, tensor.shape))

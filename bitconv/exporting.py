@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from bitconv.errors import BitconvError
 from bitconv.families import llama, microsoft
 from bitconv.gguf import GGUFFile, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import Bytes, make_layout
-from bitconv.output import replacing
+from bitconv.output import replacing, replacing_directory
 from bitconv.quantization import ScaleConvention
 from bitconv.rawio import read_at, write_at
 from bitconv.safetensors_files import NewTensor, write_tensors
@@ -111,7 +110,7 @@ def export(
     try:
         checkpoint = _Source(header, structure, descriptor).checkpoint()
         files |= {"config.json": encode_json(checkpoint.config | ids), "generation_config.json": encode_json(ids)}
-        with _replacing_directory(target) as temporary:
+        with replacing_directory(target) as temporary:
             write_tensors(temporary, checkpoint.tensors, threads, progress)
             for name, data in files.items():
                 with replacing(temporary / name, len(data)) as output:
@@ -296,25 +295,3 @@ def _check_target(path: Path, *, force: bool) -> None:
         raise BitconvError(f"{path}: holds {foreign[0]}, which is no file of an export; name another directory")
     if names and not force:
         raise BitconvError(f"{path}: holds files; pass --force to replace them")
-
-
-@contextlib.contextmanager
-def _replacing_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `path` at the end. On any error `path` is as it was."""
-    target = path.resolve()
-    try:
-        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    except OSError as error:
-        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
-    with beside:
-        new, old = Path(beside.name, "new"), Path(beside.name, "old")
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise

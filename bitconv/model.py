@@ -14,7 +14,7 @@ from bitconv import families, hyperparameters
 from bitconv.architectures import Role, Slot
 from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
-from bitconv.families import Family, microsoft_gpu
+from bitconv.families import Family, microsoft_gpu, refusals
 from bitconv.hyperparameters import Hyperparameters
 from bitconv.quantization import ScaleConvention, Storage, check_plausible, gpu_storage, storage
 
@@ -78,6 +78,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     its config asks for.
     """
     config, file = checkpoint.config, checkpoint.path / "config.json"
+    refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file, checkpoint.tensors)
     sizes = hyperparameters.from_config(config, file)
     _check_architecture(family, sizes, checkpoint)

@@ -46,7 +46,7 @@ def scale_convention_of(name: str | None) -> ScaleConvention | None:
 
 
 def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[Storage, ScaleConvention]:
-    """How the projections are stored and which way a weight_scale works.
+    """How the projections are stored and which way a weight_scale works, in a checkpoint of quant_method bitnet.
 
     native: the model class is BitNet's own, whose float weights are ternarised at run time without any
     quantization_config. transformers' integrations/bitnet.py defines the rest: BitLinear (the default
@@ -62,9 +62,6 @@ def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[S
         )
     if not isinstance(quantization, Mapping):
         raise BitconvError(f"{file}: quantization_config is {quantization!r}, expected an object")
-    method = quantization.get("quant_method")
-    if method != "bitnet":
-        raise BitconvError(f"{file}: quantization method {method!r} is not BitNet's; only bitnet is supported")
     linear_class = quantization.get("linear_class") or "bitlinear"
     mode = quantization.get("quantization_mode") or "offline"
     if linear_class == "bitlinear":

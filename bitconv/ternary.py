@@ -18,8 +18,9 @@ from bitconv.model import TernaryWeight
 
 Trits = npt.NDArray[np.int8]
 
-# Blocks of about this many weights: the source bytes, the trits and the packed bytes of one stay in a core's cache.
-BLOCK_WEIGHTS = 1 << 18
+# Blocks of about this many weights: few enough that the bytes of one stay in a core's caches, and enough that the time
+# goes to kernels and the disk, not to Python.
+BLOCK_WEIGHTS = 1 << 19
 # BitNet b1.58: the mean is clamped before it is inverted (clamp_(min=1e-5) in every implementation of the rule).
 MIN_MEAN = 1e-5
 

@@ -24,6 +24,8 @@ using OutTrits = Array<int8_t, nb::ndim<2>>;
 using Activations = Array<const int8_t, nb::ndim<2>>;
 using Products = Array<int32_t, nb::ndim<2>>;
 using Scales = Array<float>;
+using Vectors = Array<const float, nb::ndim<2>>;
+using OutVectors = Array<float, nb::ndim<2>>;
 
 using Release = nb::call_guard<nb::gil_scoped_release>;
 
@@ -269,6 +271,14 @@ NB_MODULE(_kernels, m) {
         require(trits.shape(0) == rows && trits.shape(1) == cols, "the shapes of trits, x and out do not fit");
         active().matmul(trits.data(), x.data(), out.data(), rows, cols, n);
     }, "trits"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release());
+
+    m.def("float_matmul", [](const Bytes& w, const std::string& dtype, const Vectors& x, const OutVectors& out) {
+        const Float type = float_type(dtype);
+        const size_t n = x.shape(0), cols = x.shape(1), rows = out.shape(1);
+        require(out.shape(0) == n, "x has " + std::to_string(n) + " vectors, out " + std::to_string(out.shape(0)));
+        require_size("w", float_count(w, type), rows * cols);
+        active().float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
+    }, "w"_a.noconvert(), "dtype"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release());
 
     for (size_t index = 0; index < row_layouts; ++index) define_row_layout(m, index);
     define_tl1(m);

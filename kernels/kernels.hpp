@@ -112,6 +112,10 @@ struct Kernels {
     /// out[v, r] = sum over k of trits[r, k] * x[v, k]; trits may hold any int8.
     void (*matmul)(const int8_t* trits, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n);
 
+    /// out[v, r] = sum over k of w[r, k] * x[v, k] in float32, in an order that is the same on every instruction set:
+    /// 16 partial sums, folded as in abs_sum.
+    void (*float_matmul)(const uint8_t* w, Float type, const float* x, float* out, size_t rows, size_t cols, size_t n);
+
     RowLayout layouts[row_layouts];
     Tl1 tl1;
     Tl2 tl2;

@@ -257,6 +257,23 @@ void test_matmul(const Kernels& kernels) {
     }
 }
 
+void test_float_matmul(const Kernels& kernels, const Kernels& portable) {
+    for (Float type : float_types) {
+        for (size_t cols : {1, 16, 100, 2080}) {
+            for (size_t n : vector_counts) {
+                const size_t rows = 19;
+                Bytes w = random_floats(rows * cols, type, true);
+                std::vector<float> x(n * cols), out(n * rows), expected(n * rows);
+                for (float& value : x) value = static_cast<float>(random_bits() % 2001) / 1000 - 1;
+                kernels.float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
+                portable.float_matmul(w.data(), type, x.data(), expected.data(), rows, cols, n);
+                check(std::memcmp(out.data(), expected.data(), n * rows * sizeof(float)) == 0,
+                      std::string(kernels.name) + " float_matmul");
+            }
+        }
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -266,6 +283,7 @@ int main(int argc, char** argv) {
         const int before = passed;
         test_sources(*kernels, portable);
         test_matmul(*kernels);
+        test_float_matmul(*kernels, portable);
         for (size_t index = 0; index < row_layouts; ++index) test_row_layout(*kernels, index, portable);
         test_tl1(*kernels, portable);
         test_tl2(*kernels, portable);

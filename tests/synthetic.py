@@ -100,6 +100,7 @@ def make_checkpoint(
     shards: int = 1,
     scalar_scale: bool = False,
     head_dim: int | None = None,
+    vocab: int | None = None,
     seed: int = 0,
 ) -> Synthetic:
     """Write a checkpoint of a family. dtype: of all floats. packed and convention default to the family's usual."""
@@ -109,7 +110,7 @@ def make_checkpoint(
     hf_name, activation, attn_sub_norm, ffn_sub_norm = FAMILIES[family]
     size = head_dim or hidden // heads
     tokenizer = "bitnet_b1_58-tiny" if family == "1bitllm" else "Llama3-1.58-tiny"
-    vocab = 1024 if family == "1bitllm" else 1280
+    vocab = vocab or (1024 if family == "1bitllm" else 1280)
     config: dict[str, Any] = {
         "architectures": [hf_name],
         "hidden_act": activation,

@@ -494,3 +494,42 @@ def test_environment_chooses_the_instruction_set(tmp_path: Path) -> None:
     unknown = run("mmx")
     assert unknown.returncode != 0
     assert "ImportError: BITCONV_ISA names 'mmx'" in unknown.stderr
+
+
+# The product of floats
+
+
+def float_product(w: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """16 partial sums, number l of the columns k with k % 16 = l in ascending order, folded by halves."""
+    pad = [(0, 0), (0, -w.shape[1] % 16)]
+    sums = np.zeros((len(x), len(w), 16), np.float32)
+    for k in range(0, w.shape[1], 16):
+        columns = slice(k, k + 16)
+        sums += np.pad(w, pad)[None, :, columns] * np.pad(x, pad)[:, None, columns]
+    for half in (8, 4, 2, 1):
+        sums = sums[..., :half] + sums[..., half:]
+    return sums[..., 0]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (5, 16), (33, 100), (17, 2080)])
+def test_float_matmul_adds_in_its_stated_order(dtype: str, rows: int, cols: int) -> None:
+    w = rng(rows, cols).standard_normal((rows, cols)).astype(np.float32)
+    raw = w.astype("<f4").view(np.uint8) if dtype == "f32" else (w.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+    if dtype == "f16":
+        raw, w = w.astype("<f2").view(np.uint8), w.astype(np.float16).astype(np.float32)
+    elif dtype == "bf16":
+        w = (w.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    for n in (0, 1, 3, 4, 9):
+        x = rng(n).standard_normal((n, cols)).astype(np.float32)
+        out = np.full((n, rows), 7, np.float32)
+        _kernels.float_matmul(raw.reshape(-1), dtype, x, out)
+        assert np.array_equal(out, float_product(w, x))
+
+
+def test_float_matmul_refuses_sizes_that_do_not_fit() -> None:
+    x, out = np.zeros((2, 8), np.float32), np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="w has 23 elements, expected 24"):
+        _kernels.float_matmul(np.zeros(92, np.uint8), "f32", x, out)
+    with pytest.raises(ValueError, match="x has 2 vectors, out 1"):
+        _kernels.float_matmul(np.zeros(96, np.uint8), "f32", x, out[:1])

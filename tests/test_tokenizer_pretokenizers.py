@@ -12,9 +12,12 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import bitconv
 import pytest
 from bitconv.errors import BitconvError
 
+import real_runners
+from synthetic import make_checkpoint
 from tokenizer_support import FIXTURES, HARD_TEXTS, Runner, byte_level, byte_level_json, convert, write_json
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -163,11 +166,8 @@ def directory_with(path: Path, steps: list[dict[str, Any]], ignore_merges: bool,
     return write_json(path, tokenizer=tokenizer, tokenizer_config=settings)
 
 
-@pytest.mark.parametrize(("name", "steps", "ignore_merges", "cleans"), STRUCTURES)
-def test_runner_splits_as_the_structure_does(
-    name: str, steps: list[dict[str, Any]], ignore_merges: bool, cleans: bool, tmp_path: Path
-) -> None:
-    directory = directory_with(tmp_path, steps, ignore_merges, cleans)
+def train(directory: Path, samples: list[str]) -> Any:
+    """A tokenizer of 1000 tokens with the structure in the directory, which it is saved to."""
     structure = json.loads((directory / "tokenizer.json").read_text())
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**structure, "added_tokens": []}))
     trainer = tokenizers.trainers.BpeTrainer(
@@ -176,10 +176,18 @@ def test_runner_splits_as_the_structure_does(
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    samples = texts()
     tokenizer.train_from_iterator([(FIXTURES / "eval.txt").read_text(encoding="utf-8"), *samples * 3], trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
+    return tokenizer
 
+
+@pytest.mark.parametrize(("name", "steps", "ignore_merges", "cleans"), STRUCTURES)
+def test_runner_splits_as_the_structure_does(
+    name: str, steps: list[dict[str, Any]], ignore_merges: bool, cleans: bool, tmp_path: Path
+) -> None:
+    directory = directory_with(tmp_path, steps, ignore_merges, cleans)
+    samples = texts()
+    tokenizer = train(directory, samples)
     metadata = convert(directory, 1000)
     assert metadata["tokenizer.ggml.pre"] == name
     runner = Runner(metadata, tmp_path / "vocab.gguf")
@@ -188,6 +196,50 @@ def test_runner_splits_as_the_structure_does(
     assert len(right) > 90
     assert [text for text in right if runner.tokenize(text) != tokenizer.encode(text).ids] == []
     runner.close()
+
+
+FALCONS = [[PUNCTUATION, GPT2, digits(individual=True)], [PUNCTUATION, GPT2, split("[0-9]")]]
+
+
+@pytest.mark.parametrize("steps", FALCONS, ids=["Falcon3", "Falcon-E"])
+def test_the_names_of_bitnet_cpp_for_the_falcons_are_wrong_elsewhere(
+    steps: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Why the name is falcon: ik_llama.cpp reads falcon3 as llama-bpe, and does not load falcon_e."""
+    directory = directory_with(tmp_path, steps, False, True)
+    samples = texts()
+    tokenizer = train(directory, samples)
+    runner = Runner(convert(directory, 1000, pre="falcon3"), tmp_path / "vocab.gguf")
+    wrong = [text for text in samples if runner.tokenize(text) != tokenizer.encode(text).ids]
+    assert len(wrong) > 10
+    runner.close()
+    with pytest.raises(AssertionError, match="the runner refused the vocabulary"):
+        Runner(convert(directory, 1000, pre="falcon_e"), tmp_path / "vocab.gguf")
+
+
+@pytest.mark.parametrize("steps", FALCONS, ids=["Falcon3", "Falcon-E"])
+def test_llama_cpp_splits_as_the_falcons_do(
+    steps: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And llama.cpp, of which the wheel runs whole models only, does the same with each of the three names."""
+    pytest.importorskip("xllamacpp")
+    model = make_checkpoint(tmp_path / "model", "llama", layers=1, vocab=1000)
+    directory_with(model.path, steps, False, True)
+    (model.path / "generation_config.json").unlink()
+    text = "\n".join(HARD_TEXTS).replace("\r", "").replace("\0", "")
+    (tmp_path / "hard.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(real_runners, "TEXT", tmp_path / "hard.txt")
+    expected = train(model.path, texts()).encode(text).ids
+
+    def tokens(pre: str | None) -> list[int]:
+        file = tmp_path / f"{pre}.gguf"
+        bitconv.convert(model.path, file, type="f16", pre=pre)
+        return real_runners.llama_cpp(file, [0]).tokens.tolist()
+
+    assert tokens(None) == expected
+    assert tokens("falcon3") != expected
+    with pytest.raises(real_runners.RunnerError):
+        tokens("falcon_e")
 
 
 def test_nfc_is_accepted(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Family:
     """name: as publishers call it. hf_architecture: the entry of config.json's "architectures".
 
     native: the model class ternarises float weights itself, without a quantization_config.
+    checkpoints: those that are published, in words.
     modules: slots whose modules are not named as in Llama; those of a block without the layer. Projections of one
     module are fused: its rows are those of its slots, in the order of the file. layers: what precedes a layer's number.
     interleaved_rows: the rows of q and k are in the order of interleaved rotation.
@@ -40,6 +41,7 @@ class Family:
     hf_architecture: str
     architecture: Architecture
     native: bool
+    checkpoints: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
     layers: str = "model.layers"
     interleaved_rows: bool = False

@@ -8,5 +8,6 @@ FAMILY = Family(
     hf_architecture="BitnetForCausalLM",
     architecture=BITNET,
     native=True,
+    checkpoints="1bitLLM bitnet_b1_58-large, -xl, -3B",
     modules={"attn_sub_norm": "self_attn.inner_attn_ln", "ffn_sub_norm": "mlp.ffn_layernorm"},
 )

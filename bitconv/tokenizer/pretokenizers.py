@@ -89,10 +89,11 @@ PRE_TOKENIZERS = (
     PreTokenizer("starcoder", (_DIGIT, _GPT2)),
     PreTokenizer("smollm", (_DIGIT, _GPT2), cleans=False),
     PreTokenizer("falcon", (_PUNCTUATION, _GPT2, _BYTES, r"\p{N}+", "[0-9][0-9][0-9]")),
-    # Falcon3 and Falcon-E. bitnet.cpp (2025 to May 2026) has falcon3 and falcon_e for exactly this, but no other runner
-    # knows falcon_e, and elsewhere falcon3 means llama-bpe, which parts a line break from the indent after it. falcon
-    # means the same to every runner. It takes digits by threes, which changes nothing: a vocabulary trained on single
-    # digits has no merge of two.
+    # Falcon3 and Falcon-E. bitnet.cpp (2025 to May 2026) has falcon3 and falcon_e for exactly this, and its converter
+    # writes them. No other runner knows falcon_e: bitnet.cpp itself refuses to load it from July 2026 on (its issue
+    # 622), as do llama.cpp and ik_llama.cpp. There falcon3 means llama-bpe, which parts a line break from the indent
+    # after it. falcon means the same to every runner and splits right. It takes digits by threes, which changes
+    # nothing: a vocabulary trained on single digits has no merge of two.
     PreTokenizer("falcon", (_PUNCTUATION, _GPT2, _BYTES, _DIGIT)),
     PreTokenizer("falcon", (_PUNCTUATION, _GPT2, _BYTES, "[0-9]")),
     PreTokenizer("llama-bpe", (_LLAMA3,), ignore_merges=True),

@@ -1,0 +1,94 @@
+"""What is converted and what is refused, of all checkpoints there are: `bitconv families`, and the README's tables.
+
+Nothing is stated here: families come from bitconv.families, refusals from bitconv.families.refusals, and the types
+and runners of a family from bitconv.runners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bitconv.families import FAMILIES, Family
+from bitconv.families.refusals import REFUSALS
+from bitconv.runners import FLOAT_FILE_TYPES, RUNNERS
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """name, checkpoints: as their publishers call them. recognised: by what in config.json. weights: how they may be
+    stored. architecture: GGUF's. types: by runner, the packed layouts that it computes right."""
+
+    name: str
+    checkpoints: str
+    recognised: str
+    weights: str
+    architecture: str
+    types: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class RefusalEntry:
+    """recognised: by what. reason, way_out: halves of a sentence."""
+
+    name: str
+    recognised: str
+    reason: str
+    way_out: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    families: tuple[FamilyEntry, ...]
+    refusals: tuple[RefusalEntry, ...]
+
+
+def catalogue() -> Catalogue:
+    refusals = (RefusalEntry(r.name, r.recognised, r.reason, r.way_out) for r in REFUSALS)
+    return Catalogue(tuple(map(_entry, FAMILIES)), tuple(refusals))
+
+
+def _entry(family: Family) -> FamilyEntry:
+    graph = family.architecture
+    recognised = f"{family.hf_architecture}, hidden_act {graph.activation}"
+    return FamilyEntry(
+        family.name,
+        family.checkpoints,
+        recognised if family.native else f"{recognised}, quant_method bitnet",
+        # As bitconv.quantization.storage reads them.
+        "float master, or packed with quant_method bitnet" if family.native else "packed, or float master (online)",
+        graph.name,
+        {
+            runner.name: tuple(name for name in runner.types if name not in FLOAT_FILE_TYPES)
+            for runner in RUNNERS
+            if runner.activations.get(graph.name) == graph.activation
+        },
+    )
+
+
+def markdown() -> str:
+    """The README's tables. A test holds them against the README; print this to write them anew."""
+    listed = catalogue()
+    families = _table(
+        ("family", "checkpoints", "config.json says", "weights", "GGUF architecture", "types"),
+        (
+            (
+                entry.name,
+                entry.checkpoints,
+                entry.recognised,
+                entry.weights,
+                f"`{entry.architecture}`",
+                "; ".join(f"{runner}: {', '.join(types)}" for runner, types in entry.types.items()),
+            )
+            for entry in listed.families
+        ),
+    )
+    refusals = _table(
+        ("refused", "told by", "because"),
+        ((entry.name, entry.recognised, entry.reason) for entry in listed.refusals),
+    )
+    return f"{families}\n\n{refusals}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |".replace("*", r"\*") for row in (head, ["---"] * len(head), *rows))

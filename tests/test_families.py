@@ -1,0 +1,125 @@
+"""The families and what is refused by name: each public kind of checkpoint, built small, converts or says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import bitconv
+import numpy as np
+import pytest
+from bitconv.catalogue import catalogue, markdown
+from bitconv.cli import app
+from bitconv.families import FAMILIES
+from bitconv.families.refusals import REFUSALS
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from synthetic import Synthetic, make_checkpoint
+
+
+def add_tensor(end: str, shape: tuple[int, ...]) -> Callable[[Synthetic], None]:
+    def add(model: Synthetic) -> None:
+        file = model.path / "model.safetensors"
+        name = f"model.layers.0.self_attn.q_proj{end}"
+        save_file(load_file(file) | {name: np.zeros(shape, np.float32)}, file)
+
+    return add
+
+
+def quant_method(method: object) -> Callable[[Synthetic], None]:
+    return lambda model: model.rewrite_config(quantization_config={"quant_method": method, "bits": 4})
+
+
+def only_gguf(model: Synthetic) -> None:
+    (model.path / "model.safetensors").rename(model.path / "model.gguf")
+
+
+# What makes a Llama checkpoint one of the kind, its name, and what of the file the line names.
+NOT_TERNARY = [
+    (quant_method("gptq"), "GPTQ", "config.json: quantization_config.quant_method 'gptq'"),
+    (add_tensor(".qweight", (8, 8)), "GPTQ", "model.layers.0.self_attn.q_proj.qweight"),
+    (quant_method("awq"), "AWQ", "config.json: quantization_config.quant_method 'awq'"),
+    (quant_method("hqq"), "HQQ", "config.json: quantization_config.quant_method 'hqq'"),
+    (lambda model: (model.path / "qmodel.pt").touch(), "HQQ", "qmodel.pt"),
+    (quant_method("bitsandbytes"), "bitsandbytes", "config.json: quantization_config.quant_method 'bitsandbytes'"),
+    (quant_method("fp8"), "another quantization", "config.json: quantization_config.quant_method 'fp8'"),
+    (quant_method(None), "another quantization", "config.json: quantization_config.quant_method None"),
+    (add_tensor(".wbias", (1, 256)), "FBI-LLM", "model.layers.0.self_attn.q_proj.wbias"),
+    (lambda model: model.rewrite_config(model_type="bitnet2"), "BitNet v2", "config.json: model_type 'bitnet2'"),
+    (lambda model: model.rewrite_config(input_bits=4), "BitNet a4.8", "config.json: input_bits 4"),
+    (only_gguf, "already a GGUF file", "model.gguf"),
+]
+
+
+@pytest.mark.parametrize(("change", "name", "where"), NOT_TERNARY, ids=[f"{n}-{w}" for _, n, w in NOT_TERNARY])
+def test_what_is_no_b158_checkpoint_is_refused_by_name(
+    tmp_path: Path, change: Callable[[Synthetic], None], name: str, where: str
+) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", dtype="f32")
+    change(model)
+    refusal = next(refusal for refusal in REFUSALS if refusal.name == name)
+    with pytest.raises(bitconv.BitconvError) as error:
+        bitconv.convert(model.path, tmp_path / "out.gguf")
+    message = str(error.value)
+    assert message.startswith(str(model.path))
+    assert message.endswith(f"{where}: {name}: {refusal.reason}; {refusal.way_out}")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_every_refusal_is_tested() -> None:
+    assert {name for _, name, _ in NOT_TERNARY} == {refusal.name for refusal in REFUSALS}
+
+
+def test_a_gguf_file_as_model_is_told_what_to_do_with_it(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    bitconv.convert(model.path, tmp_path / "model.gguf")
+    with pytest.raises(bitconv.BitconvError, match=r"model\.gguf: already a GGUF file.*bitconv verify.*repack"):
+        bitconv.convert(tmp_path / "model.gguf", tmp_path / "out.gguf")
+
+
+def test_a_gguf_beside_a_checkpoint_and_the_usual_input_bits_disturb_nothing(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "1bitllm")
+    model.rewrite_config(input_bits=8, weight_bits=1)
+    (model.path / "ggml-model-i2_s.gguf").write_bytes(b"GGUF")
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+    assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
+
+
+def test_the_families_are_printed_with_the_types_that_their_runners_compute() -> None:
+    listed = json.loads(CliRunner().invoke(app, ["families", "--json"]).stdout)
+    assert [entry["name"] for entry in listed["families"]] == [family.name for family in FAMILIES]
+    assert [entry["name"] for entry in listed["refusals"]] == [refusal.name for refusal in REFUSALS]
+    by_name = {entry["name"]: entry for entry in listed["families"]}
+    # Squared ReLU: not llama.cpp, not bitnet.cpp from July 2026.
+    assert by_name["Microsoft b1.58"]["types"] == {
+        "bitnet.cpp": ["i2_s", "tl1", "tl2", "tq1_0", "tq2_0"],
+        "ik_llama.cpp": ["iq2_bn", "iq1_bn"],
+    }
+    assert set(by_name["Llama 1.58-bit"]["types"]) == {"bitnet.cpp", "bitnet.cpp-2026", "llama.cpp", "ik_llama.cpp"}
+    assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet"
+    text = CliRunner().invoke(app, ["families"]).stdout
+    for entry in (*listed["families"], *listed["refusals"]):
+        assert entry["name"] in text
+        assert entry["recognised"] in text
+
+
+def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
+    """For each entry, a small checkpoint of it takes each type in each runner as listed, tl1 and tl2 included."""
+    kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
+    for number, entry in enumerate(catalogue().families):
+        hf_architecture, activation = entry.recognised.split(", ")[:2]
+        kind = kinds[hf_architecture]
+        model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1)
+        model.rewrite_config(hidden_act=activation.removeprefix("hidden_act "))
+        for runner, types in entry.types.items():
+            for type_name in types:
+                result = bitconv.convert(model.path, tmp_path / "x.gguf", type=type_name, runner=runner, dry_run=True)
+                assert (result.family, result.architecture) == (entry.name, entry.architecture)
+
+
+def test_the_readme_has_the_tables_of_the_catalogue() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.split("<!-- bitconv families -->\n")[1].split("\n<!-- /bitconv families -->")[0]
+    assert section == markdown(), "print bitconv.catalogue.markdown() between the README's comments"
