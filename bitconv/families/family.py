@@ -20,9 +20,9 @@ _LLAMA_MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 _TOP_LEVEL = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
 }
 
 
@@ -32,9 +32,11 @@ class Family:
 
     native: the model class ternarises float weights itself, without a quantization_config.
     checkpoints: those that are published, in words.
-    modules: slots whose modules are not named as in Llama; those of a block without the layer. Projections of one
-    module are fused: its rows are those of its slots, in the order of the file. layers: what precedes a layer's number.
-    interleaved_rows: the rows of q and k are in the order of interleaved rotation.
+    modules: slots of a block whose modules are not named as in Llama.
+    interleaved_rows: the rows of q and k are stored in the order of interleaved rotation.
+    tensor: one that tells the family from others of the same config.json. weights: how they may be stored, in words,
+    where that is not as transformers does.
+    Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots.
     """
 
     name: str
@@ -43,12 +45,13 @@ class Family:
     native: bool
     checkpoints: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
-    layers: str = "model.layers"
     interleaved_rows: bool = False
+    tensor: str = ""
+    weights: str = ""
 
     def source_name(self, slot_name: str) -> str:
         """The checkpoint's name of a slot's tensor."""
-        modules = _TOP_LEVEL | _LLAMA_MODULES | dict(self.modules)
-        *block, slot, _ = slot_name.split(".")
-        module = f"{self.layers}.{block[1]}.{modules[slot]}" if block else modules[slot]
-        return f"{module}.weight"
+        if not slot_name.startswith("blk."):
+            return _TOP_LEVEL[slot_name]
+        _, layer, slot, _ = slot_name.split(".")
+        return f"model.layers.{layer}.{(_LLAMA_MODULES | dict(self.modules))[slot]}.weight"

@@ -7,35 +7,41 @@ pipeline rotates them; output.weight is the embedding once more. (The pipeline's
 scales of wqkv evenly over its rows, which is wrong with fewer key-value heads; they belong to q, k and v.)
 """
 
-from collections.abc import Collection
-from dataclasses import replace
+from bitconv.architectures import BITNET_B158
+from bitconv.families.family import Family
 
-from bitconv.families.microsoft import FAMILY as _MICROSOFT
+_MODULES = {
+    "token_embd": "tok_embeddings",
+    "attn_norm": "attention_norm",
+    "attn_q": "attention.wqkv",
+    "attn_k": "attention.wqkv",
+    "attn_v": "attention.wqkv",
+    "attn_sub_norm": "attention.attn_sub_norm",
+    "attn_output": "attention.wo",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w13",
+    "ffn_up": "feed_forward.w13",
+    "ffn_sub_norm": "feed_forward.ffn_sub_norm",
+    "ffn_down": "feed_forward.w2",
+    "output_norm": "norm",
+    "output": "output",
+}
 
-FAMILY = replace(
-    _MICROSOFT,
+
+class _GpuFamily(Family):
+    def source_name(self, slot_name: str) -> str:
+        *block, slot, _ = slot_name.split(".")
+        module = f"layers.{block[1]}.{_MODULES[slot]}" if block else _MODULES[slot]
+        return f"{module}.weight"
+
+
+FAMILY = _GpuFamily(
     name="Microsoft b1.58, GPU pipeline",
+    hf_architecture="BitNetForCausalLM",
+    architecture=BITNET_B158,
+    native=True,
+    checkpoints="what bitnet.cpp's gpu/ makes of microsoft bitnet-b1.58-2B-4T-bf16",
     interleaved_rows=True,
-    layers="layers",
-    modules={
-        "attn_norm": "attention_norm",
-        "attn_q": "attention.wqkv",
-        "attn_k": "attention.wqkv",
-        "attn_v": "attention.wqkv",
-        "attn_sub_norm": "attention.attn_sub_norm",
-        "attn_output": "attention.wo",
-        "ffn_norm": "ffn_norm",
-        "ffn_gate": "feed_forward.w13",
-        "ffn_up": "feed_forward.w13",
-        "ffn_sub_norm": "feed_forward.ffn_sub_norm",
-        "ffn_down": "feed_forward.w2",
-        "token_embd": "tok_embeddings",
-        "output_norm": "norm",
-        "output": "output",
-    },
+    tensor="tok_embeddings.weight",
+    weights="packed (model_state_int2.pt), or float master (model_state.pt)",
 )
-
-
-def is_named_so(names: Collection[str]) -> bool:
-    """Whether a checkpoint's tensors are named as the pipeline names them; config.json is that of the source."""
-    return "tok_embeddings.weight" in names
