@@ -51,12 +51,15 @@ def catalogue() -> Catalogue:
 def _entry(family: Family) -> FamilyEntry:
     graph = family.architecture
     recognised = f"{family.hf_architecture}, hidden_act {graph.activation}"
+    if family.tensor:
+        recognised += f", a tensor {family.tensor}"
+    # As bitconv.quantization.storage reads them.
+    native = "float master, or packed with quant_method bitnet" if family.native else "packed, or float master (online)"
     return FamilyEntry(
         family.name,
         family.checkpoints,
         recognised if family.native else f"{recognised}, quant_method bitnet",
-        # As bitconv.quantization.storage reads them.
-        "float master, or packed with quant_method bitnet" if family.native else "packed, or float master (online)",
+        family.weights or native,
         graph.name,
         {
             runner.name: tuple(name for name in runner.types if name not in FLOAT_FILE_TYPES)

@@ -33,12 +33,15 @@ _DTYPES = {
     "BOOL": ("bool", 1),
 }
 ITEMSIZE = dict(_DTYPES.values())
+# Of bitnet.cpp's GPU pipeline: packed, and master weights.
+_GPU_FILES = ("model_state_int2.pt", "model_state.pt")
 # The first that a model has holds its weights; an index names the files that do. The order is that of transformers.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    *_GPU_FILES,
 )
 
 
@@ -71,7 +74,7 @@ class Checkpoint:
         if not path.is_dir():
             raise BitconvError(f"{path}: no such model directory")
         self.path = path
-        self.config = read_json(path / "config.json")
+        self.config = _config(path)
         self.tensors = _index(path)
         self._descriptors: dict[Path, int] = {}
 
@@ -103,6 +106,16 @@ class Checkpoint:
         else:
             raise tensor.error(f"stored as {tensor.dtype}; expected bf16, f16 or f32")
         return values.reshape(tensor.shape)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.exists() and any((path / name).exists() for name in _GPU_FILES):
+        raise BitconvError(
+            f"{file}: missing; a file of the GPU pipeline holds weights alone: put config.json and the tokenizer's "
+            "files of the checkpoint that it was made of beside it (microsoft/bitnet-b1.58-2B-4T)"
+        )
+    return read_json(file)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -18,6 +18,7 @@ MAX_PLAUSIBLE_SCALE = 4.0
 class Storage(Enum):
     MASTER = "float master weights"
     PACKED = "packed ternary weights"
+    INT2 = "packed ternary weights of the GPU pipeline"
 
 
 class ScaleConvention(Enum):
@@ -73,6 +74,12 @@ def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[S
         f"{file}: linear_class {linear_class!r} with quantization_mode {mode!r} is not known "
         "(bitlinear, and autobitlinear offline or online, are)"
     )
+
+
+def gpu_storage(names: Collection[str]) -> tuple[Storage, ScaleConvention]:
+    """How the GPU pipeline stores the projections. names: of the tensors; what config.json says is of the source."""
+    packed = any(name.endswith(".weight_scale") for name in names)
+    return Storage.INT2 if packed else Storage.MASTER, ScaleConvention.MULTIPLY
 
 
 def check_plausible(scales: Sequence[np.float32], convention: ScaleConvention, file: object) -> None:

@@ -327,14 +327,17 @@ def _compare_products(
 
 
 def _compare_trits(reader: TritReader, trits: Trits, first: int, last: int) -> None:
-    """The file's rows, put back into the checkpoint's order by the definition of the rotation, against its own.
+    """The file's rows against the checkpoint's, put into the file's order by the definition of the rotation.
 
-    Row i of an interleaved head is stored row i/2 where i is even, and row head_dim/2 + (i-1)/2 where it is odd.
+    Row i of an interleaved head is row i/2 of the other order where i is even, and row head_dim/2 + (i-1)/2 where it
+    is odd.
     """
     stored = reader.stored_trits(first, last)
     if reader.weight.rope_heads:
-        head, i = np.divmod(np.arange(last - first), reader.row_multiple)
-        stored = stored[head * reader.row_multiple + i // 2 + i % 2 * (reader.row_multiple // 2)]
+        rows = np.arange(last - first)
+        head, i = np.divmod(rows, reader.row_multiple)
+        other = head * reader.row_multiple + i // 2 + i % 2 * (reader.row_multiple // 2)
+        stored = stored[other if reader.weight.interleave else np.argsort(other)]
     if not np.array_equal(trits, stored):
         row, column = np.argwhere(trits != stored)[0]
         raise FaultyTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
