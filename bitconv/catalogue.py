@@ -51,14 +51,19 @@ def catalogue() -> Catalogue:
 def _entry(family: Family) -> FamilyEntry:
     graph = family.architecture
     recognised = f"{family.hf_architecture}, hidden_act {graph.activation}"
+    if family.tensor:
+        recognised += f", a tensor {family.tensor}"
+    # As bitconv.quantization.storage reads them, and bitconv.ternary_floats finds them.
+    usual = (
+        "float master, ternary floats, or packed with quant_method bitnet"
+        if family.native
+        else "packed, float master (online), ternary floats; with no quant_method ternary floats, or --ternarize"
+    )
     return FamilyEntry(
         family.name,
         family.checkpoints,
         recognised if family.native else f"{recognised}, quant_method bitnet or none",
-        # As bitconv.quantization.storage reads them, and bitconv.ternary_floats finds them.
-        "float master, ternary floats, or packed with quant_method bitnet"
-        if family.native
-        else "packed, float master (online), ternary floats; with no quant_method ternary floats, or --ternarize",
+        family.weights or usual,
         graph.name,
         {
             runner.name: tuple(name for name in runner.types if name not in FLOAT_FILE_TYPES)

@@ -57,6 +57,17 @@ TernarizeOption = Annotated[
         show_default=False,
     ),
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Hugging Face model: a directory, or an id on the Hub.", show_default=False)
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Branch, tag or commit of MODEL on the Hub. Default: main.", show_default=False),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(help="For a private or gated MODEL. Default: HF_TOKEN, or hf auth login's.", show_default=False),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads to use. Default: all cores.", show_default=False)
 ]
@@ -114,7 +125,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 @app.command()
 def convert(
-    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    model: ModelArgument,
     output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.", show_default=False)],
     type: Annotated[
         str,
@@ -124,6 +135,8 @@ def convert(
             "smallest exact one; f32, f16, bf16 for the unpacked model.",
         ),
     ] = "i2_s",
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     runner: RunnerOption = None,
     embed_type: Annotated[
         str, typer.Option(metavar="f16|f32|bf16", help="Type of the embedding and an untied head.")
@@ -156,6 +169,8 @@ def convert(
         result = run(
             model,
             output,
+            revision=revision,
+            token=token,
             type=type,
             runner=runner,
             embed_type=embed_type,
@@ -181,9 +196,11 @@ def convert(
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to check.", show_default=False)],
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="MODEL", help="Checkpoint that the file must equal.", show_default=False),
     ] = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     kernel_config: KernelConfigOption = None,
     i2_s_order: I2SOrderOption = None,
     scale_convention: ConventionOption = None,
@@ -200,6 +217,8 @@ def verify(
         result = run(
             file,
             against=against,
+            revision=revision,
+            token=token,
             scale_convention=scale_convention,
             ternarize=ternarize,
             pre=pre,
@@ -349,7 +368,9 @@ def evaluate(
 @app.command()
 def compare(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to run.", show_default=False)],
-    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    model: ModelArgument,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     text: Annotated[
         Path | None,
         typer.Option(metavar="TEXT.txt", help="Text to predict, UTF-8. Default: a short one.", show_default=False),
@@ -367,6 +388,8 @@ def compare(
         result = run(
             file,
             model,
+            revision=revision,
+            token=token,
             text=text,
             window=window,
             kernel_config=kernel_config,
@@ -387,11 +410,13 @@ def compare(
 
 @app.command("kernel-config")
 def kernel_config(
-    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    model: ModelArgument,
     type: Annotated[str, typer.Option(metavar="tl1|tl2", help="Layout to build kernels for.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.ini", help="File to write.")] = Path(
         "kernel_config.ini"
     ),
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out shapes that have no legal tile.")] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -399,7 +424,7 @@ def kernel_config(
     """Write the kernel_config.ini that bitnet.cpp must be built with to run TL1 or TL2 files of a model."""
     from bitconv.kernel_config import kernel_config as run
 
-    result = run(model, output, type=type, leave_out=leave_out, force=force)
+    result = run(model, output, type=type, revision=revision, token=token, leave_out=leave_out, force=force)
     if as_json:
         _print_json(dataclasses.asdict(result))
         return
@@ -533,7 +558,7 @@ def _fail(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _progress(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr where that is a terminal."""
+    """A progress bar on stderr where that is a terminal, once there is progress: a download shows its own."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -542,9 +567,17 @@ def _progress(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
     counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
     columns = (TextColumn("{task.description}"), BarColumn(), *counts)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what)
+
+    def progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        bar.start()
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
 
 
 def _print_json(value: object) -> None:

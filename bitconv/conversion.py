@@ -14,6 +14,7 @@ import numpy as np
 from bitconv import _kernels, jobs
 from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
+from bitconv.hub import local_model
 from bitconv.layouts import Bytes
 from bitconv.model import ComputedWeight, DenseWeight, TernaryWeight, load_model
 from bitconv.output import check_output, replacing
@@ -80,6 +81,8 @@ def convert(
     model: str | PathLike[str],
     output: str | PathLike[str],
     *,
+    revision: str | None = None,
+    token: str | None = None,
     type: str = "i2_s",
     runner: str | None = None,
     embed_type: str = "f16",
@@ -95,8 +98,9 @@ def convert(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a Hugging Face model directory to a GGUF file.
+    """Convert a Hugging Face model to a GGUF file.
 
+    model: a directory or an id on the Hub, of a revision, read with a token, as bitconv.hub.local_model takes them.
     type: of the ternary tensors: a packed layout, "auto", or f32, f16, bf16 for the unpacked ternary model in floats.
     runner: a name of `bitconv.runners`; what it could not compute right is refused; None for the one that the type
     implies. embed_type: of the token embedding and of an untied head. fallback: "error", "f16", "bf16", "f32" or
@@ -110,7 +114,7 @@ def convert(
 
     BitconvError on anything that cannot be converted right; then output is as it was before.
     """
-    source, target = Path(model), Path(output)
+    target = Path(output)
     check_output(target, force=force)
     options = Options(
         type=type,
@@ -122,7 +126,7 @@ def convert(
         scale_in_blocks=scale_in_blocks,
         pre=pre,
     )
-    with Checkpoint(source) as checkpoint:
+    with Checkpoint(local_model(model, revision, token)) as checkpoint:
         _check_not_input(target, checkpoint)
         understood = load_model(checkpoint, scale_convention_of(scale_convention))
         plan = make_plan(checkpoint, settle_scales(checkpoint, understood, rule_of(ternarize), threads), options)

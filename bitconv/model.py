@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -11,11 +12,11 @@ import numpy.typing as npt
 
 from bitconv import families, hyperparameters
 from bitconv.architectures import Role, Slot
-from bitconv.checkpoint import Checkpoint, StoredTensor
+from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
-from bitconv.families import Family, refusals
+from bitconv.families import Family, microsoft_gpu, refusals
 from bitconv.hyperparameters import Hyperparameters
-from bitconv.quantization import Rule, ScaleConvention, Storage, check_plausible, storage
+from bitconv.quantization import Rule, ScaleConvention, Storage, check_plausible, gpu_storage, storage
 from bitconv.scales import Scale, simplest
 
 _FLOATS = ("bf16", "f16", "f32")
@@ -27,7 +28,8 @@ class TernaryWeight:
 
     scale: those of the rows in the order of the checkpoint; or the rule that makes trits and a scale of stored master
     weights, which only reading them all tells; None where nothing says that float weights are ternary.
-    rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order; 0: as stored.
+    rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order, or back from it
+    where interleave is False; 0: as stored.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TernaryWeight:
     stored: StoredTensor
     scale: Scale | Rule | None
     rope_heads: int
+    interleave: bool
 
     @property
     def has_scale(self) -> bool:
@@ -43,7 +46,7 @@ class TernaryWeight:
     @property
     def was_ternary(self) -> bool:
         """Whether it is stored in floats, and those are -scale, 0 and +scale."""
-        return self.has_scale and self.stored.dtype != "u8"
+        return self.has_scale and self.stored.dtype in _FLOATS
 
 
 @dataclass(frozen=True)
@@ -87,25 +90,34 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     """
     config, file = checkpoint.config, checkpoint.path / "config.json"
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
-    family = families.detect(config, file)
+    family = families.detect(config, file, checkpoint.tensors)
     sizes = hyperparameters.from_config(config, file)
     _check_architecture(family, sizes, checkpoint)
-    stored_as, implied = storage(config, file, native=family.native)
+    if family is microsoft_gpu.FAMILY:
+        stored_as, implied = gpu_storage(checkpoint.tensors)
+    else:
+        stored_as, implied = storage(config, file, native=family.native)
     tied = bool(config.get("tie_word_embeddings", False))
     llama3 = sizes.rope_llama3
 
-    binder = _Binder(checkpoint, stored_as, convention or implied)
+    slots = family.architecture.slots(sizes)
+    modules: dict[str, list[Slot]] = {}
+    for slot in slots:
+        if slot.role is Role.TERNARY:
+            modules.setdefault(family.source_name(slot.name), []).append(slot)
+    binder = _Binder(checkpoint, stored_as, convention or implied, modules)
     weights: list[Weight] = []
-    for slot in family.architecture.slots(sizes):
+    for slot in slots:
         if slot.role is Role.ROPE_FACTORS:
             if llama3 is not None:
                 weights.append(ComputedWeight(slot.name, llama3.factors(sizes.rope_base, sizes.head_dim)))
         elif slot.role is Role.TERNARY:
-            heads = _rope_heads(slot, sizes) if family.architecture.interleaved_rope else 0
-            weights.append(binder.ternary(slot, family.source_name(slot.name), heads))
+            interleave = family.architecture.interleaved_rope
+            heads = _rope_heads(slot, sizes) if interleave is not family.interleaved_rows else 0
+            weights.append(binder.ternary(slot, family.source_name(slot.name), heads, interleave))
         elif slot.role is not Role.SCALE and not (tied and slot.name == "output.weight"):
             weights.append(binder.dense(slot, family.source_name(slot.name)))
-    binder.check_all_used(tied)
+    binder.check_all_used(family.source_name("output.weight") if tied else None)
     if stored_as is Storage.PACKED and convention is None:
         check_plausible(binder.scales, implied, file)
     return Model(family, sizes, tuple(weights))
@@ -144,12 +156,22 @@ def _rope_heads(slot: Slot, sizes: Hyperparameters) -> int:
 
 
 class _Binder:
-    """Finds the tensors of slots in a checkpoint, checks them, and keeps count of what was used."""
+    """Finds the tensors of slots in a checkpoint, checks them, and keeps count of what was used.
 
-    def __init__(self, checkpoint: Checkpoint, stored_as: Storage, convention: ScaleConvention) -> None:
+    modules: which projections each stored matrix holds, one after the other.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        stored_as: Storage,
+        convention: ScaleConvention,
+        modules: Mapping[str, Sequence[Slot]],
+    ) -> None:
         self.checkpoint = checkpoint
         self.stored_as = stored_as
         self.convention = convention
+        self.modules = modules
         self.used: set[str] = set()
         self.scales: list[Scale] = []
 
@@ -167,24 +189,45 @@ class _Binder:
     def dense(self, slot: Slot, name: str) -> DenseWeight:
         return DenseWeight(slot.name, slot.shape, self.find(name, slot.shape, _FLOATS), slot.role)
 
-    def ternary(self, slot: Slot, name: str, rope_heads: int) -> TernaryWeight:
+    def ternary(self, slot: Slot, name: str, rope_heads: int, interleave: bool) -> TernaryWeight:
         rows, columns = slot.shape
-        if self.stored_as is not Storage.PACKED:
-            stored = self.find(name, (rows, columns), _FLOATS)
+        if self.stored_as in (Storage.MASTER, Storage.UNMARKED):
+            stored = self.part(slot, name, columns, _FLOATS)
             rule = Rule.ABSMEAN if self.stored_as is Storage.MASTER else None
-            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads)
-        if rows % 4:
-            raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
-        stored = self.find(name, (rows // 4, columns), ["u8"])
-        scale = self.scale(name.removesuffix("weight") + "weight_scale", rows)
-        return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads)
+            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave)
+        scale_name = name.removesuffix("weight") + "weight_scale"
+        if self.stored_as is Storage.INT2:
+            if rows % 16 or columns % 32:
+                raise BitconvError(f"{self.checkpoint.path}: {name}: {slot.name}, {rows}x{columns}, has no 16x32 tiles")
+            stored = self.part(slot, name, columns // 4, ["i8"])
+            # Room for four scales; those that no projection has are 0.
+            part = self.modules[name].index(slot)
+            scale = self.scale(scale_name, [(4,)], slice(part, part + 1))
+        else:
+            if rows % 4:
+                raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
+            stored = self.find(name, (rows // 4, columns), ["u8"])
+            scale = self.scale(scale_name, [(1,), (), (rows,), (rows, 1)])
+        return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads, interleave)
 
-    def scale(self, name: str, rows: int) -> Scale:
-        """Stored as a scalar, in shape (1,), or one a row in shape (rows,) or (rows, 1)."""
+    def part(self, slot: Slot, name: str, columns: int, dtypes: Iterable[str]) -> StoredTensor:
+        """The rows of a stored matrix that are those of a slot: all, unless it is fused with others."""
+        fused = self.modules[name]
+        ends = list(accumulate(other.shape[0] for other in fused))
+        stored = self.find(name, (ends[-1], columns), dtypes)
+        if len(fused) == 1:
+            return stored
+        end = ends[fused.index(slot)]
+        first = end - slot.shape[0]
+        offset = stored.offset + first * columns * ITEMSIZE[stored.dtype]
+        return replace(stored, name=f"{name}[{first}:{end}]", shape=(end - first, columns), offset=offset)
+
+    def scale(self, name: str, shapes: Sequence[tuple[int, ...]], part: slice = slice(None)) -> Scale:
+        """Of weight_scales stored in one of the shapes. part: which of them, in order."""
         tensor = self.checkpoint.tensors.get(name)
-        possible = tensor is not None and tensor.shape in ((), (rows,), (rows, 1))
-        tensor = self.find(name, tensor.shape if tensor is not None and possible else (1,), _FLOATS)
-        stored = self.checkpoint.values(tensor).reshape(-1, 1)
+        fits = tensor is not None and tensor.shape in shapes
+        tensor = self.find(name, tensor.shape if tensor is not None and fits else shapes[0], _FLOATS)
+        stored = self.checkpoint.values(tensor).reshape(-1, 1)[part]
         bad = stored[~(np.isfinite(stored) & (stored > 0))]
         if bad.size:
             raise tensor.error(f"is {bad[0]}; a scale must be finite and positive")
@@ -196,10 +239,10 @@ class _Binder:
         self.scales.append(scale)
         return scale
 
-    def check_all_used(self, tied: bool) -> None:
-        """A tensor that nothing reads is a part of the model that would be lost in silence."""
+    def check_all_used(self, alias: str | None) -> None:
+        """A tensor that nothing reads is a part of the model that would be lost in silence. alias: of the embedding."""
         for name, tensor in self.checkpoint.tensors.items():
             # Buffers that older transformers saved, and the alias of a tied embedding, carry nothing of their own.
-            redundant = name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+            redundant = name.endswith("rotary_emb.inv_freq") or name == alias
             if name not in self.used and not redundant:
                 raise tensor.error("is no part of this architecture as config.json describes it")

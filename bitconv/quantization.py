@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -21,6 +21,7 @@ class Storage(Enum):
     MASTER = "float master weights"
     PACKED = "packed ternary weights"
     UNMARKED = "float weights, since nothing marks this as a BitNet checkpoint with packed ones"
+    INT2 = "packed ternary weights of the GPU pipeline"
 
 
 class ScaleConvention(Enum):
@@ -91,6 +92,12 @@ def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[S
         f"{file}: linear_class {linear_class!r} with quantization_mode {mode!r} is not known "
         "(bitlinear, and autobitlinear offline or online, are)"
     )
+
+
+def gpu_storage(names: Collection[str]) -> tuple[Storage, ScaleConvention]:
+    """How the GPU pipeline stores the projections. names: of the tensors; what config.json says is of the source."""
+    packed = any(name.endswith(".weight_scale") for name in names)
+    return Storage.INT2 if packed else Storage.MASTER, ScaleConvention.MULTIPLY
 
 
 def check_plausible(

@@ -49,7 +49,7 @@ class TritReader:
         self.checkpoint = checkpoint
         self.weight = weight
         self.rows, self.columns = weight.shape
-        self.packed = weight.stored.dtype == "u8"
+        self._rows_of = {"u8": self._packed_rows, "i8": self._int2_rows}.get(weight.stored.dtype, self._master_rows)
         # A head's rows are permuted among themselves, so a block must hold whole heads.
         self.row_multiple = self.rows // weight.rope_heads if weight.rope_heads else 1
         assert weight.scale is not None
@@ -61,7 +61,7 @@ class TritReader:
 
     def stored_trits(self, first: int, last: int) -> Trits:
         """Rows first to last (exclusive) in the order of the checkpoint."""
-        return self._packed_rows(first, last) if self.packed else self._master_rows(first, last)
+        return self._rows_of(first, last)
 
     def trits(self, first: int, last: int) -> Trits:
         """Rows first to last (exclusive), both multiples of row_multiple, in the order of the GGUF file."""
@@ -70,9 +70,11 @@ class TritReader:
     def _reordered(self, block: npt.NDArray[Number]) -> npt.NDArray[Number]:
         """Whole heads of rows, from the order of the checkpoint to that of the GGUF file."""
         if self.weight.rope_heads:
-            # (head, half, pair) -> (head, pair, half): rows i and i + head_dim/2 become neighbours.
-            halves = block.reshape(-1, 2, self.row_multiple // 2, block.shape[1])
-            block = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(block.shape)
+            # (head, half, pair) -> (head, pair, half): rows i and i + head_dim/2 become neighbours; or the way back.
+            half = self.row_multiple // 2
+            order = (2, half) if self.weight.interleave else (half, 2)
+            heads = block.reshape(-1, *order, block.shape[1])
+            block = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(block.shape)
         return block
 
     def _read(self, first: int, last: int, itemsize: int) -> npt.NDArray[np.uint8]:
@@ -141,6 +143,28 @@ class TritReader:
         block = np.empty((last - first, self.columns), np.int8)
         _kernels.ternarize(self._read(first, last, ITEMSIZE[dtype]), dtype, float(self.inverse), block.reshape(-1))
         return block
+
+    def _int2_rows(self, first: int, last: int) -> Trits:
+        """The GPU pipeline's packing (gpu/pack_weight.py): tiles of 16 rows by 32 columns, one after the other by rows.
+
+        A tile is 32 words of 4 bytes, one for each (row / 8, half of its columns, row % 8); bits 2j and 2j + 1 of a
+        word's byte b hold trit + 2 of column 4j + b of that half.
+        """
+        top = first // 16 * 16
+        count = -(-(last - top) // 16) * 16
+        raw = np.empty(count * self.columns // 4, np.uint8)
+        self.checkpoint.read(self.weight.stored, top * self.columns // 4, raw)
+        words = raw.view("<u4").reshape(count // 16, self.columns // 32, 2, 2, 8).transpose(0, 2, 4, 1, 3)
+        codes = np.empty((*words.shape, 4), "<u4")
+        for j in range(4):
+            codes[..., j] = words >> np.uint32(2 * j) & np.uint32(0x03030303)
+        block = codes.view(np.int8).reshape(count, self.columns)[first - top : last - top]
+        if not block.all():
+            r, k = np.argwhere(block == 0)[0]
+            raise self.weight.stored.error(
+                f"row {first + r}, column {k} holds the code 0, which is no trit: corrupt, or not packed so"
+            )
+        return block - np.int8(2)
 
     def _packed_rows(self, first: int, last: int) -> Trits:
         """Hugging Face's packing: byte [r, k] of R = rows/4 rows holds rows r, r+R, r+2R, r+3R, low bits first."""

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from bitconv import families
 from bitconv.checkpoint import Checkpoint
-from bitconv.families import onebitllm
+from bitconv.errors import BitconvError
+from bitconv.families import microsoft_gpu, onebitllm
 from bitconv.hyperparameters import from_config
 from bitconv.tokenizer.files import read_files
 from bitconv.tokenizer.pretokenizers import is_byte_level
@@ -32,7 +33,12 @@ Encode = Callable[[list[str]], list[list[int]]]
 
 def load_logits(checkpoint: Checkpoint) -> Logits:
     """From int64 tokens (n,) to the float32 logits (n, vocabulary) of the token after each."""
-    family = families.detect(checkpoint.config, checkpoint.path / "config.json")
+    family = families.detect(checkpoint.config, checkpoint.path / "config.json", checkpoint.tensors)
+    if family is microsoft_gpu.FAMILY:
+        raise BitconvError(
+            f"{checkpoint.path}: transformers does not load the GPU pipeline's files; compare with the "
+            "checkpoint that they were made of"
+        )
     if family is onebitllm.FAMILY:
         return _run(OneBitLLM(checkpoint).logits)
     _hush()

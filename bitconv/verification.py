@@ -18,7 +18,9 @@ from bitconv import _kernels, jobs
 from bitconv.architectures import Role, scale_name
 from bitconv.checkpoint import ITEMSIZE, Checkpoint
 from bitconv.conversion import dense_values
+from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf
+from bitconv.hub import local_model
 from bitconv.layouts import FLOATS, Bytes, Layout, Scales, Trits
 from bitconv.metadata import build_metadata
 from bitconv.model import DenseWeight, Model, TernaryWeight, Weight, load_model
@@ -77,6 +79,8 @@ def verify(
     file: str | os.PathLike[str],
     *,
     against: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
     scale_convention: str | None = None,
     ternarize: str | None = None,
     pre: str | None = None,
@@ -89,14 +93,16 @@ def verify(
 
     Alone: its structure; every code, scale and float valid; and for every ternary tensor that the kernel's product over
     the packed bytes with random int8 activations equals that of the unpacked matrix, in int32 and scaled to float32,
-    bit for bit. against: a Hugging Face model directory; then also every trit, every scale, every dense value after
-    rounding to the file's type, every size and the vocabulary equal the checkpoint's, read with scale_convention,
+    bit for bit. against: a Hugging Face model; then also every trit, every scale, every dense value after rounding to
+    the file's type, every size and the vocabulary equal the checkpoint's, read with revision, token, scale_convention,
     ternarize and pre as `convert` takes them. kernel_config: the ini with the tiles of a TL1 or TL2 file that does not
     record them. i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in a file
     tells which one it is in. threads: all cores where None.
 
     BitconvError where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
     """
+    if against is None and revision is not None:
+        raise BitconvError(f"--revision {revision} is one of --against MODEL, which is missing")
     path = Path(file)
     try:
         gguf = read_gguf(path)
@@ -106,7 +112,7 @@ def verify(
         return Verification(str(path), None, None, (str(fault),), (), {}, NOT_COVERED)
     if against is None:
         return _Verifier(gguf, structure, None, None).run(threads, progress)
-    with Checkpoint(Path(against)) as checkpoint:
+    with Checkpoint(local_model(against, revision, token)) as checkpoint:
         understood = load_model(checkpoint, scale_convention_of(scale_convention))
         model = settle_scales(checkpoint, understood, rule_of(ternarize), threads)
         verifier = _Verifier(gguf, structure, checkpoint, model)
@@ -342,12 +348,14 @@ def _compare_products(
 def _stored_rows(reader: TritReader, count: int) -> npt.NDArray[np.intp]:
     """Which of the checkpoint's rows of a block is each of the file's, by the definition of the rotation.
 
-    Row i of an interleaved head is stored row i/2 where i is even, and row head_dim/2 + (i-1)/2 where it is odd.
+    Row i of an interleaved head is row i/2 of the other order where i is even, and row head_dim/2 + (i-1)/2 where it
+    is odd.
     """
     rows = np.arange(count)
     if reader.weight.rope_heads:
         head, i = np.divmod(rows, reader.row_multiple)
-        rows = head * reader.row_multiple + i // 2 + i % 2 * (reader.row_multiple // 2)
+        other = head * reader.row_multiple + i // 2 + i % 2 * (reader.row_multiple // 2)
+        rows = other if reader.weight.interleave else np.argsort(other)
     return rows
 
 

@@ -152,11 +152,18 @@ def test_parameters_and_module_metadata_are_taken_for_their_tensors(tmp_path: Pa
     marked.note = "a tensor with an attribute"
     state = module.state_dict(keep_vars=True)
     state["marked"] = marked
+    state["noted"] = torch.arange(3.0)
+    state["noted"].note = "no parameter, but with an attribute"
     assert isinstance(state, OrderedDict) and state._metadata
     torch.save(state, tmp_path / "x.bin")
     found = stored_bytes(tmp_path / "x.bin")
     assert found["weight"] == ("f32", (2, 3), module.weight.detach().numpy().tobytes())
     assert found["marked"] == ("f32", (4,), marked.detach().numpy().tobytes())
+    assert found["noted"] == ("f32", (3,), struct.pack("<3f", 0, 1, 2))
+    with zipfile.ZipFile(tmp_path / "x.bin") as archive:
+        data = archive.read("x/data.pkl")
+    for name in (b"_rebuild_parameter", b"_rebuild_parameter_with_state", b"_rebuild_from_type_v2"):
+        assert name + b"\n" in data
 
 
 def test_a_pickle_that_wants_to_run_something_is_refused_unrun(tmp_path: Path) -> None:
@@ -198,6 +205,12 @@ def test_a_pickle_cannot_change_what_it_may_call(tmp_path: Path, target: bytes) 
 def test_a_pickle_that_numbers_objects_beyond_its_size_is_refused(tmp_path: Path) -> None:
     """The number is the length of a list that the unpickler would make."""
     refused(with_pickle(tmp_path / "x.bin", b"\x80\x02}r\xff\xff\xff\x7f."), "numbers more objects")
+
+
+def test_a_pickle_larger_than_any_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "x.bin")
+    monkeypatch.setattr("bitconv.torch_files._MAX_PICKLE", 100)
+    refused(tmp_path / "x.bin", "data.pkl takes", "more than")
 
 
 def test_the_format_before_zip_files_is_refused_with_the_way_out(tmp_path: Path) -> None:

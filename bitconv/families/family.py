@@ -33,6 +33,10 @@ class Family:
     native: the model class ternarises float weights itself, without a quantization_config.
     checkpoints: those that are published, in words.
     modules: slots of a block whose modules are not named as in Llama.
+    interleaved_rows: the rows of q and k are stored in the order of interleaved rotation.
+    tensor: one that tells the family from others of the same config.json. weights: how they may be stored, in words,
+    where that is not as transformers does.
+    Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots.
     """
 
     name: str
@@ -41,6 +45,9 @@ class Family:
     native: bool
     checkpoints: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
+    interleaved_rows: bool = False
+    tensor: str = ""
+    weights: str = ""
 
     def source_name(self, slot_name: str) -> str:
         """The checkpoint's name of a slot's tensor."""

@@ -2,7 +2,8 @@
 further. One table, from which the refusals and `bitconv families` come.
 
 Sources: transformers' quantization_config.quant_method; hqq's name of a saved model; qat/learnable_binarizer.py of
-FBI-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers.
+FBI-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers;
+model.py of OLMo-Bitnet-1B, whose BitLinear158 starts with an RMSNorm without weights, and llama.cpp's graphs.
 """
 
 from __future__ import annotations
@@ -105,6 +106,12 @@ REFUSALS = (
     ),
     LOW_BIT_ACTIVATIONS,
     UNMARKED_MASTER,
+    Refusal(
+        "OLMo-Bitnet-1B",
+        "llama.cpp's olmo graph lacks the norms inside its projections, and the bitnet graph those of OLMo's blocks",
+        _NOT_B158,
+        tensor=".att_proj.weight",
+    ),
 )
 
 
