@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import bitconv
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 import real_runners
 from real_runners import FIXTURES
@@ -81,6 +83,54 @@ def test_perplexity_in_ik_llama_cpp_is_that_of_the_model(
     reference = json.loads((FIXTURES / "reference.json").read_text())[name]
     assert losses.size == reference["scored"]
     assert np.exp(losses.mean()) == pytest.approx(reference["ppl"], rel=PERPLEXITY_TOLERANCE)
+
+
+def with_several_scales(directory: Path, group: int | None) -> Path:
+    """The Llama checkpoint as ternary floats, each row's (or group of columns') scale changed; exact in float16."""
+    from safetensors.torch import load_file, save_file
+
+    model = directory / "model"
+    shutil.copytree(FIXTURES / LLAMA, model)
+    config = json.loads((model / "config.json").read_text())
+    del config["quantization_config"]
+    (model / "config.json").write_text(json.dumps(config))
+    random = np.random.default_rng(0)
+    stored = load_file(model / "model.safetensors")
+    tensors = {name: values.float() for name, values in stored.items() if "_proj." not in name}
+    for name, packed in stored.items():
+        if name.endswith("_proj.weight"):
+            trits = np.concatenate([(packed.numpy() >> shift & 3).astype(np.float32) - 1 for shift in (0, 2, 4, 6)])
+            rows, columns = trits.shape
+            factors = random.uniform(0.7, 1.4, (rows, 1 if group is None else columns // group))
+            scales = (factors / stored[f"{name}_scale"].float().numpy()).astype(np.float16).astype(np.float32)
+            tensors[name] = torch.from_numpy(trits * np.repeat(scales, columns // scales.shape[1], axis=1))
+    save_file(tensors, model / "model.safetensors")
+    return model
+
+
+@pytest.mark.parametrize("type_name", ["iq2_bn", "iq1_bn"])
+def test_ik_llama_cpp_multiplies_each_row_by_its_scale(type_name: str, tmp_path: Path) -> None:
+    pytest.importorskip("ik_llama_cpp")
+    file = tmp_path / "out.gguf"
+    bitconv.convert(with_several_scales(tmp_path, None), file, type=type_name)
+    _, losses = real_runners.ik_llama_cpp(file)
+    expected = bitconv.evaluate(file, real_runners.TEXT, window=real_runners.WINDOW)
+    assert np.exp(losses.mean()) == pytest.approx(expected.perplexity, rel=PERPLEXITY_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("type_name", "group"), [("tq1_0", None), ("tq2_0", None), ("q2_0", None), ("q2_0", 64), ("tq2_0", 256)]
+)
+def test_llama_cpp_multiplies_each_block_by_its_scale(type_name: str, group: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = with_several_scales(tmp_path, group)
+    positions = list(range(0, 2000, 100))
+    predictions = []
+    for name in (type_name, "f32"):
+        bitconv.convert(model, tmp_path / f"{name}.gguf", type=name, runner="llama.cpp")
+        predictions.append(real_runners.llama_cpp(tmp_path / f"{name}.gguf", positions).log_probabilities)
+    predicted, expected = predictions
+    assert (np.exp(expected) * (expected - predicted)).sum(axis=1).mean() < 0.01
 
 
 @cache
