@@ -53,13 +53,17 @@ def _entry(family: Family) -> FamilyEntry:
     recognised = f"{family.hf_architecture}, hidden_act {graph.activation}"
     if family.tensor:
         recognised += f", a tensor {family.tensor}"
-    # As bitconv.quantization.storage reads them.
-    native = "float master, or packed with quant_method bitnet" if family.native else "packed, or float master (online)"
+    # As bitconv.quantization.storage reads them, and bitconv.ternary_floats finds them.
+    weights = (
+        "float master, ternary floats, or packed with quant_method bitnet"
+        if family.native
+        else "packed, float master (online), ternary floats; with no quant_method ternary floats, or --ternarize"
+    )
     return FamilyEntry(
         family.name,
         family.checkpoints,
-        recognised if family.native else f"{recognised}, quant_method bitnet",
-        family.weights or native,
+        recognised if family.native else f"{recognised}, quant_method bitnet or none",
+        family.weights or weights,
         graph.name,
         {
             runner.name: tuple(name for name in runner.types if name not in FLOAT_FILE_TYPES)

@@ -60,6 +60,14 @@ TokenOption = Annotated[
     str | None,
     typer.Option(help="For a private or gated MODEL. Default: HF_TOKEN, or hf auth login's.", show_default=False),
 ]
+TernarizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="absmean|absmedian",
+        help="Rule for float weights that are not ternary already; a checkpoint without a marker needs it.",
+        show_default=False,
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads to use. Default: all cores.", show_default=False)
 ]
@@ -134,7 +142,7 @@ def convert(
         str, typer.Option(metavar="f16|f32|bf16", help="Type of the embedding and an untied head.")
     ] = "f16",
     fallback: Annotated[
-        str, typer.Option(metavar="error|f16|q8_0", help="For tensors whose shape TYPE cannot take.")
+        str, typer.Option(metavar="error|f16|bf16|f32|q8_0", help="For tensors whose shape or scales TYPE cannot take.")
     ] = "error",
     tensor_type: Annotated[
         list[str] | None,
@@ -147,6 +155,7 @@ def convert(
     kernel_config: KernelConfigOption = None,
     scale_in_blocks: ScaleInBlocksOption = False,
     scale_convention: ConventionOption = None,
+    ternarize: TernarizeOption = None,
     pre: PreOption = None,
     threads: ThreadsOption = None,
     force: ForceOption = False,
@@ -170,6 +179,7 @@ def convert(
             kernel_config=kernel_config,
             scale_in_blocks=scale_in_blocks,
             scale_convention=scale_convention,
+            ternarize=ternarize,
             pre=pre,
             threads=threads,
             force=force,
@@ -194,6 +204,7 @@ def verify(
     kernel_config: KernelConfigOption = None,
     i2_s_order: I2SOrderOption = None,
     scale_convention: ConventionOption = None,
+    ternarize: TernarizeOption = None,
     pre: PreOption = None,
     threads: ThreadsOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
@@ -209,6 +220,7 @@ def verify(
             revision=revision,
             token=token,
             scale_convention=scale_convention,
+            ternarize=ternarize,
             pre=pre,
             kernel_config=kernel_config,
             i2_s_order=i2_s_order,
@@ -588,8 +600,14 @@ def _print_conversion(result: "Conversion") -> None:
     for tensor in result.tensors:
         if tensor.fallback is not None:
             print(f"fell back to {tensor.type}: {tensor.name}: {tensor.fallback}")
+    was_ternary = [tensor.was_ternary for tensor in result.tensors if tensor.was_ternary is not None]
+    if any(was_ternary):
+        others = "" if all(was_ternary) else "; the others were made so, and a checkpoint of both kinds is unusual"
+        count = f"{sum(was_ternary)} of {len(was_ternary)} projections"
+        print(f"{count} are stored as floats that are ternary already, and are kept as they are{others}")
     if result.exact_scales:
-        print("scales: exact, in float32")
+        several = any(tensor.group is not None for tensor in result.tensors)
+        print("scales: exact, several a tensor" if several else "scales: exact, in float32")
     else:
         worst = max((tensor.scale_error or 0.0 for tensor in result.tensors), default=0.0)
         print(f"scales: rounded to the type's own floats{'' if result.dry_run else f', off by {worst:.2g} at most'}")
@@ -610,6 +628,7 @@ def _print_verification(result: "Verification", *, verbose: bool) -> None:
         for tensor in result.tensors:
             shape = "x".join(map(str, tensor.shape))
             scale = "" if tensor.scale is None else f"scale {tensor.scale:.9g}"
+            scale = scale if tensor.group is None else f"a scale for {tensor.group} columns"
             verdict = "; ".join(tensor.faults) or "ok"
             print(f"{tensor.name:32} {tensor.type:>5} {shape:>14}  {scale:24} {verdict}")
     if result.checked:

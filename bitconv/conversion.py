@@ -20,9 +20,11 @@ from bitconv.model import ComputedWeight, DenseWeight, TernaryWeight, load_model
 from bitconv.output import check_output, replacing
 from bitconv.placement import TernaryPlace
 from bitconv.plan import Options, Plan, PlannedTensor, make_plan
-from bitconv.quantization import scale_convention_of
+from bitconv.quantization import rule_of, scale_convention_of
 from bitconv.rawio import write_at
+from bitconv.scales import Scale
 from bitconv.ternary import TritReader, row_blocks
+from bitconv.ternary_floats import settle_scales
 from bitconv.tiles import read_kernel_config
 
 # A job converts this many values of a dense tensor: large ones are split, for the threads to share.
@@ -36,8 +38,10 @@ Progress = Callable[[int, int], None]
 class ConvertedTensor:
     """offset: in bytes from the start of the file.
 
-    scale: of a ternary tensor, as the model has it; scale_error: how far off the file's is, relative; both None in a
-    dry run. fallback: why the tensor does not have the type asked for.
+    scale: of a ternary tensor, as the model has it, None where it has several; scale_error: how far off the file's is,
+    relative; both None in a dry run. group: the columns of a row that share a scale, where the tensor has several.
+    was_ternary: of a projection, whether it is stored in floats of nothing but -scale, 0 and +scale. fallback: why the
+    tensor does not have the type asked for.
     """
 
     name: str
@@ -47,6 +51,8 @@ class ConvertedTensor:
     nbytes: int
     scale: float | None
     scale_error: float | None
+    group: int | None
+    was_ternary: bool | None
     fallback: str | None
 
 
@@ -85,6 +91,7 @@ def convert(
     kernel_config: str | PathLike[str] | None = None,
     scale_in_blocks: bool = False,
     scale_convention: str | None = None,
+    ternarize: str | None = None,
     pre: str | None = None,
     threads: int | None = None,
     force: bool = False,
@@ -96,13 +103,14 @@ def convert(
     model: a directory or an id on the Hub, of a revision, read with a token, as bitconv.hub.local_model takes them.
     type: of the ternary tensors: a packed layout, "auto", or f32, f16, bf16 for the unpacked ternary model in floats.
     runner: a name of `bitconv.runners`; what it could not compute right is refused; None for the one that the type
-    implies. embed_type: of the token embedding and of an untied head. fallback: "error", "f16" or "q8_0", for
-    tensors whose shape the type cannot take. tensor_types: (regular expression, type) pairs that overrule the type of
-    tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that the runner was built
-    with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16. scale_convention:
-    "multiply" or "divide", overrules what config.json implies for weight_scale. pre: tokenizer.ggml.pre, overrules
-    the recognised pre-tokenizer. threads: all cores where None; the bytes written do not depend on it. force:
-    overwrite output. progress: called with the bytes written so far and in all.
+    implies. embed_type: of the token embedding and of an untied head. fallback: "error", "f16", "bf16", "f32" or
+    "q8_0", for tensors whose shape or scales the type cannot take. tensor_types: (regular expression, type) pairs that
+    overrule the type of tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that
+    the runner was built with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16.
+    scale_convention: "multiply" or "divide", overrules what config.json implies for weight_scale. ternarize: "absmean"
+    or "absmedian", the rule for float weights that are not ternary already, which a checkpoint without a marker needs.
+    pre: tokenizer.ggml.pre, overrules the recognised pre-tokenizer. threads: all cores where None; the bytes written do
+    not depend on it. force: overwrite output. progress: called with the bytes written so far and in all.
 
     BitconvError on anything that cannot be converted right; then output is as it was before.
     """
@@ -120,8 +128,9 @@ def convert(
     )
     with Checkpoint(local_model(model, revision, token)) as checkpoint:
         _check_not_input(target, checkpoint)
-        plan = make_plan(checkpoint, load_model(checkpoint, scale_convention_of(scale_convention)), options)
-        scales: dict[str, np.float32] = {}
+        understood = load_model(checkpoint, scale_convention_of(scale_convention))
+        plan = make_plan(checkpoint, settle_scales(checkpoint, understood, rule_of(ternarize), threads), options)
+        scales: dict[str, Scale] = {}
         if not dry_run:
             with replacing(target, plan.size) as descriptor:
                 scales = _write(checkpoint, plan, descriptor, threads, progress)
@@ -140,18 +149,18 @@ def convert(
     )
 
 
-def _report(plan: Plan, tensor: PlannedTensor, scale: np.float32 | None) -> ConvertedTensor:
-    error = None
-    if scale is not None and tensor.place is not None:
-        error = abs(float(tensor.place.stored_scale(scale)) / float(scale) - 1)
+def _report(plan: Plan, tensor: PlannedTensor, scale: Scale | None) -> ConvertedTensor:
+    group = None if tensor.place is None else tensor.place.group
     return ConvertedTensor(
         tensor.weight.name,
         tensor.type_name,
         tensor.weight.shape,
         plan.data_offset + tensor.offset,
         tensor.nbytes,
-        None if scale is None else float(scale),
-        error,
+        None if scale is None or group is not None else float(scale),
+        None if scale is None or tensor.place is None else tensor.place.scale_error(scale),
+        group,
+        tensor.weight.was_ternary if isinstance(tensor.weight, TernaryWeight) else None,
         tensor.fallback,
     )
 
@@ -163,10 +172,10 @@ def _check_not_input(target: Path, checkpoint: Checkpoint) -> None:
 
 def _write(
     checkpoint: Checkpoint, plan: Plan, descriptor: int, threads: int | None, progress: Progress | None
-) -> dict[str, np.float32]:
+) -> dict[str, Scale]:
     """Write every byte of the plan. Returns the scales of the ternary tensors by name."""
     write_at(descriptor, plan.header, 0)
-    scales: dict[str, np.float32] = {}
+    scales: dict[str, Scale] = {}
 
     def ternary(weight: TernaryWeight, place: TernaryPlace, check: Check) -> int:
         scales[weight.name] = _write_ternary(checkpoint, plan, weight, place, descriptor, check)
@@ -195,10 +204,11 @@ def _write(
 
 def _write_ternary(
     checkpoint: Checkpoint, plan: Plan, weight: TernaryWeight, place: TernaryPlace, descriptor: int, check: Check
-) -> np.float32:
+) -> Scale:
     reader = TritReader(checkpoint, weight, check)
-    if not place.holds(reader.scale):
-        raise weight.stored.error(f"{place.layout.name} cannot hold its scale of {reader.scale}")
+    refusal = place.refusal(reader.scale)
+    if refusal is not None:
+        raise weight.stored.error(refusal)
     place.write(descriptor, plan.data_offset, reader.scale, reader.trits, reader.row_multiple, check)
     return reader.scale
 

@@ -27,6 +27,7 @@ from bitconv.output import replacing, replacing_directory
 from bitconv.quantization import ScaleConvention
 from bitconv.rawio import read_at, write_at
 from bitconv.safetensors_files import NewTensor, write_tensors
+from bitconv.scales import describe
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary import row_blocks
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
@@ -194,10 +195,16 @@ class _Source:
     def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
         if info.shape[0] % 4:
             raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte")
+        group = self.structure.groups.get(info.name)
+        if group is not None:
+            cause = "packed checkpoints that transformers loads have one a tensor"
+            raise self.error(info.name, f"has {describe(group, info.shape[1])}; {cause}")
         with self.naming(info.name):
             scale_info = self.infos.get(scale_name(info.name))
             tensor = TernaryTensor(self.descriptor, info, self.structure.layouts[info.name], scale_info)
-            return tensor, tensor.find_scale(lambda: None)
+            scale = tensor.find_scale(lambda: None)
+            assert not isinstance(scale, np.ndarray)
+            return tensor, scale
 
     def values(self, info: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
         """The values of a dense tensor in row order, a block at a time."""

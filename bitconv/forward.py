@@ -2,7 +2,8 @@
 
 Before a projection the activations of a token are rounded to int8 by their largest magnitude, the products with the
 trits are summed in int32, and the sum is multiplied once in float32 (activation_quant and BitLinear in transformers'
-integrations/bitnet.py). Embedding, norms, rotation, attention and output head are float32.
+integrations/bitnet.py). Where groups of columns have scales of their own, the sums of the groups are scaled and added.
+Embedding, norms, rotation, attention and output head are float32.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from bitconv import _kernels, hyperparameters, jobs
 from bitconv.architectures import Role, scale_name
 from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, tensor_type
-from bitconv.layouts import FLOATS, Bytes, Layout
+from bitconv.layouts import FLOATS, Bytes, Layout, Scales
+from bitconv.scales import Scale
 from bitconv.structure import Structure
 from bitconv.ternary import row_blocks
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
@@ -59,26 +61,47 @@ class Activations:
 class Projection:
     """A ternary matrix as the file holds it, in parts of whole rows, one for each thread."""
 
-    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: np.float32, parts: int) -> None:
+    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: Scale, parts: int) -> None:
         rows, self.columns = tensor.shape
         self.layout = layout
-        self.scale = scale
         regions = [(tensor.offset + region.offset, region.row_bytes) for region in layout.regions(rows, self.columns)]
+        shares = _shares(rows, layout.row_multiple, parts)
         self.parts = [
             [data[start + first * row_bytes : start + last * row_bytes] for start, row_bytes in regions]
-            for first, last in _shares(rows, layout.row_multiple, parts)
+            for first, last in shares
         ]
+        self.scales = [scale[first:last] if isinstance(scale, np.ndarray) else scale for first, last in shares]
 
     def product(self, part: int, activations: Activations) -> Floats:
         """Of the rows of one part with int8 activations, float32 (n, rows)."""
+        scale = self.scales[part]
+        if isinstance(scale, np.ndarray) and scale.shape[1] > 1:
+            return self._grouped_product(part, scale, activations)
         sums = self.layout.matmul_rows(self.parts[part], activations.rounded)
-        product: Floats = sums.astype(np.float32) * (self.scale / activations.divisor)
+        product: Floats = sums.astype(np.float32) * (scale.T / activations.divisor)
+        return product
+
+    def _grouped_product(self, part: int, scales: Scales, activations: Activations) -> Floats:
+        trits, _ = self.layout.unpack_rows(self.parts[part], self.columns)
+        total = np.zeros((len(activations.x), len(trits)))
+        sums = np.empty(total.shape, np.int32)
+        group = self.columns // scales.shape[1]
+        for number, scale in enumerate(scales.T):
+            columns = slice(number * group, (number + 1) * group)
+            block, x = (np.ascontiguousarray(matrix[:, columns]) for matrix in (trits, activations.rounded))
+            _kernels.matmul(block, x, sums)
+            total += sums * scale.astype(np.float64)
+        product: Floats = total.astype(np.float32) / activations.divisor
         return product
 
     def float_product(self, part: int, activations: Activations) -> Floats:
         """The same with activations that are not rounded."""
         trits, _ = self.layout.unpack_rows(self.parts[part], self.columns)
-        product: Floats = activations.x @ trits.T.astype(np.float32) * self.scale
+        scale = self.scales[part]
+        weights = trits.astype(np.float32)
+        if not isinstance(scale, np.ndarray):
+            return activations.x @ weights.T * scale
+        product: Floats = activations.x @ (weights * np.repeat(scale, self.columns // scale.shape[1], axis=1)).T
         return product
 
 
@@ -251,7 +274,8 @@ class ForwardPass:
 
             def read(name: str, check: Callable[[], None]) -> Projection:
                 layout = structure.layouts[name]
-                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)))
+                group = structure.groups.get(name)
+                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)), group)
                 try:
                     for first, last in row_blocks(tensor.rows, tensor.columns, layout.row_multiple):
                         check()

@@ -16,16 +16,18 @@ from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
 from bitconv.families import Family, microsoft_gpu, refusals
 from bitconv.hyperparameters import Hyperparameters
-from bitconv.quantization import ScaleConvention, Storage, check_plausible, gpu_storage, storage
+from bitconv.quantization import Rule, ScaleConvention, Storage, check_plausible, gpu_storage, storage
+from bitconv.scales import Scale, simplest
 
 _FLOATS = ("bf16", "f16", "f32")
 
 
 @dataclass(frozen=True)
 class TernaryWeight:
-    """A projection: rows x columns trits and one scale.
+    """A projection: rows x columns trits and their scales.
 
-    scale: None where it is the mean magnitude of the stored master weights, which only reading them all tells.
+    scale: those of the rows in the order of the checkpoint; or the rule that makes trits and a scale of stored master
+    weights, which only reading them all tells; None where nothing says that float weights are ternary.
     rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order, or back from it
     where interleave is False; 0: as stored.
     """
@@ -33,9 +35,18 @@ class TernaryWeight:
     name: str
     shape: tuple[int, int]
     stored: StoredTensor
-    scale: np.float32 | None
+    scale: Scale | Rule | None
     rope_heads: int
     interleave: bool
+
+    @property
+    def has_scale(self) -> bool:
+        return not (self.scale is None or isinstance(self.scale, Rule))
+
+    @property
+    def was_ternary(self) -> bool:
+        """Whether it is stored in floats, and those are -scale, 0 and +scale."""
+        return self.has_scale and self.stored.dtype in _FLOATS
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,7 @@ class _Binder:
         self.convention = convention
         self.modules = modules
         self.used: set[str] = set()
-        self.scales: list[np.float32] = []
+        self.scales: list[Scale] = []
 
     def find(self, name: str, shape: tuple[int, ...], dtypes: Iterable[str]) -> StoredTensor:
         tensor = self.checkpoint.tensors.get(name)
@@ -180,19 +191,21 @@ class _Binder:
 
     def ternary(self, slot: Slot, name: str, rope_heads: int, interleave: bool) -> TernaryWeight:
         rows, columns = slot.shape
-        if self.stored_as is Storage.MASTER:
+        if self.stored_as in (Storage.MASTER, Storage.UNMARKED):
             stored = self.part(slot, name, columns, _FLOATS)
-            return TernaryWeight(slot.name, (rows, columns), stored, None, rope_heads, interleave)
+            rule = Rule.ABSMEAN if self.stored_as is Storage.MASTER else None
+            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave)
         scale_name = name.removesuffix("weight") + "weight_scale"
         if self.stored_as is Storage.INT2:
             if rows % 16 or columns % 32:
                 raise BitconvError(f"{self.checkpoint.path}: {name}: {slot.name}, {rows}x{columns}, has no 16x32 tiles")
             stored = self.part(slot, name, columns // 4, ["i8"])
+            scale = self.int2_scale(scale_name, self.modules[name].index(slot))
         else:
             if rows % 4:
                 raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
             stored = self.find(name, (rows // 4, columns), ["u8"])
-        scale = self.scale(scale_name, self.modules[name].index(slot))
+            scale = self.scale(scale_name, rows)
         return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads, interleave)
 
     def part(self, slot: Slot, name: str, columns: int, dtypes: Iterable[str]) -> StoredTensor:
@@ -207,17 +220,28 @@ class _Binder:
         offset = stored.offset + first * columns * ITEMSIZE[stored.dtype]
         return replace(stored, name=f"{name}[{first}:{end}]", shape=(end - first, columns), offset=offset)
 
-    def scale(self, name: str, part: int) -> np.float32:
-        """part: which of the fused projections; the GPU pipeline has room for four scales, unused ones are 0."""
+    def scale(self, name: str, rows: int) -> Scale:
+        """Stored as a scalar, in shape (1,), or one a row in shape (rows,) or (rows, 1)."""
         tensor = self.checkpoint.tensors.get(name)
-        shape: tuple[int, ...] = (1,) if tensor is None or tensor.shape != () else ()
-        tensor = self.find(name, (4,) if self.stored_as is Storage.INT2 else shape, _FLOATS)
-        stored = np.float32(self.checkpoint.values(tensor).reshape(-1)[part])
-        if not (np.isfinite(stored) and stored > 0):
-            raise tensor.error(f"is {stored}; a scale must be finite and positive")
-        scale = self.convention.scale(stored)
-        if not np.isfinite(scale):
-            raise tensor.error(f"is {stored}, whose inverse overflows float32")
+        possible = tensor is not None and tensor.shape in ((), (rows,), (rows, 1))
+        tensor = self.find(name, tensor.shape if tensor is not None and possible else (1,), _FLOATS)
+        return self.multiplier(tensor, self.checkpoint.values(tensor).reshape(-1, 1))
+
+    def int2_scale(self, name: str, part: int) -> Scale:
+        """part: which of the fused projections; the GPU pipeline has room for four scales, unused ones are 0."""
+        tensor = self.find(name, (4,), _FLOATS)
+        return self.multiplier(tensor, self.checkpoint.values(tensor)[part].reshape(1, 1))
+
+    def multiplier(self, tensor: StoredTensor, stored: npt.NDArray[np.float32]) -> Scale:
+        """What multiplies the trits, from the values (rows, 1) or (1, 1) of a weight_scale."""
+        bad = stored[~(np.isfinite(stored) & (stored > 0))]
+        if bad.size:
+            raise tensor.error(f"is {bad[0]}; a scale must be finite and positive")
+        scales = self.convention.scale(stored)
+        bad = stored[~np.isfinite(scales)]
+        if bad.size:
+            raise tensor.error(f"is {bad[0]}, whose inverse overflows float32")
+        scale = simplest(scales)
         self.scales.append(scale)
         return scale
 

@@ -36,6 +36,7 @@ const Kernels table = {
     BITCONV_ISA_NAME,
     abs_sum,
     ternarize,
+    ternary_scales,
     unpack_hf,
     convert_floats,
     dequantize,

@@ -38,6 +38,16 @@ def only_gguf(model: Synthetic) -> None:
     (model.path / "model.safetensors").rename(model.path / "model.gguf")
 
 
+def unmarked_masters(model: Synthetic) -> None:
+    file = model.path / "model.safetensors"
+    tensors = {name: values for name, values in load_file(file).items() if not name.endswith("weight_scale")}
+    for name, values in tensors.items():
+        if values.dtype == np.uint8:
+            tensors[name] = np.random.default_rng(0).standard_normal((len(values) * 4, values.shape[1]), np.float32)
+    save_file(tensors, file)
+    model.rewrite_config(quantization_config=None)
+
+
 # What makes a Llama checkpoint one of the kind, its name, and what of the file the line names.
 NOT_TERNARY = [
     (quant_method("gptq"), "GPTQ", "config.json: quantization_config.quant_method 'gptq'"),
@@ -53,6 +63,7 @@ NOT_TERNARY = [
     (lambda model: model.rewrite_config(input_bits=4), "BitNet a4.8", "config.json: input_bits 4"),
     (only_gguf, "already a GGUF file", "model.gguf"),
     (add_tensor(".att_proj.weight", (8, 8)), "OLMo-Bitnet-1B", "model.layers.0.self_attn.q_proj.att_proj.weight"),
+    (unmarked_masters, "unmarked master weights", "self_attn.q_proj.weight (0 of 14 projections are ternary)"),
 ]
 
 
@@ -116,7 +127,7 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
         "ik_llama.cpp": ["iq2_bn", "iq1_bn"],
     }
     assert set(by_name["Llama 1.58-bit"]["types"]) == {"bitnet.cpp", "bitnet.cpp-2026", "llama.cpp", "ik_llama.cpp"}
-    assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet"
+    assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet or none"
     text = CliRunner().invoke(app, ["families"]).stdout
     for entry in (*listed["families"], *listed["refusals"]):
         assert entry["name"] in text

@@ -71,6 +71,14 @@ LOW_BIT_ACTIVATIONS = Refusal(
     _NOT_B158,
     sign="input_bits other than 8",
 )
+UNMARKED_MASTER = Refusal(
+    "unmarked master weights",
+    "nothing marks this as a BitNet checkpoint (no quantization_config with quant_method bitnet), and its weights are "
+    "not ternary already",
+    "if it was trained with ternary weights, pass the rule that it was trained with: --ternarize absmean (BitNet "
+    "b1.58) or absmedian (b1.58 Reloaded)",
+    sign="a class that is not BitNet's own, no quantization_config, floats other than -scale, 0 and +scale",
+)
 REFUSALS = (
     GGUF_FILE,
     Refusal("AWQ", _GROUPS, _FROM_SOURCE, quant_method="awq"),
@@ -103,6 +111,7 @@ REFUSALS = (
         _NOT_B158,
         tensor=".att_proj.weight",
     ),
+    UNMARKED_MASTER,
 )
 
 
