@@ -54,7 +54,7 @@ def _entry(family: Family) -> FamilyEntry:
     if family.tensor:
         recognised += f", a tensor {family.tensor}"
     # As bitconv.quantization.storage reads them, and bitconv.ternary_floats finds them.
-    usual = (
+    weights = (
         "float master, ternary floats, or packed with quant_method bitnet"
         if family.native
         else "packed, float master (online), ternary floats; with no quant_method ternary floats, or --ternarize"
@@ -63,7 +63,7 @@ def _entry(family: Family) -> FamilyEntry:
         family.name,
         family.checkpoints,
         recognised if family.native else f"{recognised}, quant_method bitnet or none",
-        family.weights or usual,
+        family.weights or weights,
         graph.name,
         {
             runner.name: tuple(name for name in runner.types if name not in FLOAT_FILE_TYPES)

@@ -49,14 +49,6 @@ app = typer.Typer(
 )
 
 
-TernarizeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="absmean|absmedian",
-        help="Rule for float weights that are not ternary already; a checkpoint without a marker needs it.",
-        show_default=False,
-    ),
-]
 ModelArgument = Annotated[
     str, typer.Argument(help="Hugging Face model: a directory, or an id on the Hub.", show_default=False)
 ]
@@ -67,6 +59,14 @@ RevisionOption = Annotated[
 TokenOption = Annotated[
     str | None,
     typer.Option(help="For a private or gated MODEL. Default: HF_TOKEN, or hf auth login's.", show_default=False),
+]
+TernarizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="absmean|absmedian",
+        help="Rule for float weights that are not ternary already; a checkpoint without a marker needs it.",
+        show_default=False,
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads to use. Default: all cores.", show_default=False)

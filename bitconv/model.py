@@ -200,14 +200,12 @@ class _Binder:
             if rows % 16 or columns % 32:
                 raise BitconvError(f"{self.checkpoint.path}: {name}: {slot.name}, {rows}x{columns}, has no 16x32 tiles")
             stored = self.part(slot, name, columns // 4, ["i8"])
-            # Room for four scales; those that no projection has are 0.
-            part = self.modules[name].index(slot)
-            scale = self.scale(scale_name, [(4,)], slice(part, part + 1))
+            scale = self.int2_scale(scale_name, self.modules[name].index(slot))
         else:
             if rows % 4:
                 raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
             stored = self.find(name, (rows // 4, columns), ["u8"])
-            scale = self.scale(scale_name, [(1,), (), (rows,), (rows, 1)])
+            scale = self.scale(scale_name, rows)
         return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads, interleave)
 
     def part(self, slot: Slot, name: str, columns: int, dtypes: Iterable[str]) -> StoredTensor:
@@ -222,12 +220,20 @@ class _Binder:
         offset = stored.offset + first * columns * ITEMSIZE[stored.dtype]
         return replace(stored, name=f"{name}[{first}:{end}]", shape=(end - first, columns), offset=offset)
 
-    def scale(self, name: str, shapes: Sequence[tuple[int, ...]], part: slice = slice(None)) -> Scale:
-        """Of weight_scales stored in one of the shapes. part: which of them, in order."""
+    def scale(self, name: str, rows: int) -> Scale:
+        """Stored as a scalar, in shape (1,), or one a row in shape (rows,) or (rows, 1)."""
         tensor = self.checkpoint.tensors.get(name)
-        fits = tensor is not None and tensor.shape in shapes
-        tensor = self.find(name, tensor.shape if tensor is not None and fits else shapes[0], _FLOATS)
-        stored = self.checkpoint.values(tensor).reshape(-1, 1)[part]
+        possible = tensor is not None and tensor.shape in ((), (rows,), (rows, 1))
+        tensor = self.find(name, tensor.shape if tensor is not None and possible else (1,), _FLOATS)
+        return self.multiplier(tensor, self.checkpoint.values(tensor).reshape(-1, 1))
+
+    def int2_scale(self, name: str, part: int) -> Scale:
+        """part: which of the fused projections; the GPU pipeline has room for four scales, unused ones are 0."""
+        tensor = self.find(name, (4,), _FLOATS)
+        return self.multiplier(tensor, self.checkpoint.values(tensor)[part].reshape(1, 1))
+
+    def multiplier(self, tensor: StoredTensor, stored: npt.NDArray[np.float32]) -> Scale:
+        """What multiplies the trits, from the values (rows, 1) or (1, 1) of a weight_scale."""
         bad = stored[~(np.isfinite(stored) & (stored > 0))]
         if bad.size:
             raise tensor.error(f"is {bad[0]}; a scale must be finite and positive")

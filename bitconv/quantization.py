@@ -20,8 +20,8 @@ MAX_PLAUSIBLE_SCALE = 4.0
 class Storage(Enum):
     MASTER = "float master weights"
     PACKED = "packed ternary weights"
-    UNMARKED = "float weights, since nothing marks this as a BitNet checkpoint with packed ones"
     INT2 = "packed ternary weights of the GPU pipeline"
+    UNMARKED = "float weights, since nothing marks this as a BitNet checkpoint with packed ones"
 
 
 class ScaleConvention(Enum):

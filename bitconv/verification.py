@@ -360,6 +360,7 @@ def _stored_rows(reader: TritReader, count: int) -> npt.NDArray[np.intp]:
 
 
 def _compare_trits(reader: TritReader, trits: Trits, first: int, last: int) -> None:
+    """The file's rows against the checkpoint's."""
     stored = reader.stored_trits(first, last)[_stored_rows(reader, last - first)]
     if not np.array_equal(trits, stored):
         row, column = np.argwhere(trits != stored)[0]

@@ -105,13 +105,13 @@ REFUSALS = (
         model_type="bitnet2",
     ),
     LOW_BIT_ACTIVATIONS,
-    UNMARKED_MASTER,
     Refusal(
         "OLMo-Bitnet-1B",
         "llama.cpp's olmo graph lacks the norms inside its projections, and the bitnet graph those of OLMo's blocks",
         _NOT_B158,
         tensor=".att_proj.weight",
     ),
+    UNMARKED_MASTER,
 )
 
 
