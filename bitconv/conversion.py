@@ -60,7 +60,7 @@ class ConvertedTensor:
 class Conversion:
     """What a conversion wrote, or with dry_run would write. Sizes and offsets in bytes.
 
-    exact_scales: every scale is kept in float32. reason: why this type, where it was "auto". run: the command that
+    exact_scales: every scale is kept as it is. reason: why this type, where it was "auto". run: the command that
     runs the file.
     """
 

@@ -54,8 +54,8 @@ def settle_scales(checkpoint: Checkpoint, model: Model, rule: Rule | None, threa
 def find_scale(checkpoint: Checkpoint, weight: TernaryWeight, check: Callable[[], None]) -> Scale | None:
     """The scales of a float weight of nothing but -scale, 0 and +scale, in the checkpoint's order; None of another.
 
-    Zeros may be negative. What looks for one scale a row or a group of columns finds the simplest form that fits. A
-    weight of zeros has the least scale that the absmean rule knows.
+    Of one scale, one a row and one for each group of columns, the simplest form that fits. Zeros may be negative. A
+    weight of zeros has the least scale that the absmean rule makes.
     """
     stored = weight.stored
     rows, columns = weight.shape
