@@ -131,7 +131,7 @@ def convert(
         reason=plan.reason,
         size=plan.size,
         dry_run=dry_run,
-        run=plan.runner.command(plan.type_name, target),
+        run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
         tensors=tuple(_report(plan, t, scales.get(t.weight.name)) for t in plan.tensors),
     )
 

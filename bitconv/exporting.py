@@ -154,6 +154,8 @@ class _Source:
         self.infos = {info.name: info for info in header.tensors}
         self.structure = structure
         self.descriptor = descriptor
+        if structure.architecture not in _FAMILIES:
+            raise BitconvError(f"{header.path}: architecture {structure.architecture_name} cannot be exported")
         self.family = _FAMILIES[structure.architecture]
         self.sizes = hyperparameters.from_metadata(header.metadata, structure.architecture_name, header.path)
 

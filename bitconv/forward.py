@@ -94,6 +94,8 @@ class ForwardPass:
         self, gguf: GGUFFile, structure: Structure, *, float_activations: bool = False, threads: int | None = None
     ) -> None:
         _refuse_faults(gguf, structure)
+        if f"{structure.architecture_name}.pooling_type" in gguf.metadata:
+            raise BitconvError(f"{gguf.path}: an embedding model, which predicts no text; run llama-embedding")
         self.file = gguf.path
         self.architecture = structure.architecture
         self.sizes = hyperparameters.from_metadata(gguf.metadata, structure.architecture_name, gguf.path)
@@ -144,6 +146,8 @@ class ForwardPass:
             y.reshape(count, -1, sizes.head_dim).swapaxes(0, 1)
             for y in self._project(x, f"{block}.attn_q", f"{block}.attn_k", f"{block}.attn_v")
         )
+        if self.architecture.qk_norms:
+            q, k = self._norm(q, f"{block}.attn_q_norm"), self._norm(k, f"{block}.attn_k_norm")
         end = cache.used + count
         cache.keys[layer, :, cache.used : end] = self._rotate(k, rotation)
         cache.values[layer, :, cache.used : end] = v
@@ -169,9 +173,10 @@ class ForwardPass:
 
     def _project(self, x: Floats, *names: str) -> list[Floats]:
         """The products of each of these projections with the same activations."""
-        activations = Activations(x)
+        shared = None if self.architecture.input_norms else Activations(x)
         running = []
         for name in names:
+            activations = shared or Activations(self._norm(x, f"{name}_norm_in"))
             projection = self._projections[f"{name}.weight"]
             product = projection.float_product if self._float_activations else projection.product
             running.append([self._pool.submit(product, packed, activations) for packed in projection.parts])

@@ -80,7 +80,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     sizes = hyperparameters.from_config(config, file)
     _check_architecture(family, sizes, checkpoint)
     stored_as, implied = storage(config, file, native=family.native)
-    tied = bool(config.get("tie_word_embeddings", False))
+    tied = family.embedding or bool(config.get("tie_word_embeddings", False))
     llama3 = sizes.rope_llama3
 
     binder = _Binder(checkpoint, stored_as, convention or implied)
@@ -109,6 +109,24 @@ def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Chec
             f"{file}: hidden_act is {activation!r}, but runners apply {architecture.activation} in the graph of "
             f"{architecture.name}: the file would load and talk nonsense"
         )
+    quantization = config.get("quantization_config") or {}
+    use_rms_norm = bool(quantization.get("use_rms_norm"))
+    if use_rms_norm and not architecture.input_norms:
+        raise refusals.INPUT_NORMS.error(f"{file}: quantization_config.use_rms_norm")
+    if architecture.input_norms and not (use_rms_norm or family.native):
+        raise BitconvError(
+            f"{file}: quantization_config.use_rms_norm is not true; {family.hf_architecture} is supported with a norm "
+            "on the input of each projection only"
+        )
+    if use_rms_norm and quantization.get("rms_norm_eps", 1e-6) != sizes.rms_eps:
+        raise BitconvError(
+            f"{file}: quantization_config.rms_norm_eps (1e-06 where it is missing) is not rms_norm_eps, and runners "
+            "have one for all norms"
+        )
+    if architecture.input_norms and config.get("head_dim") is None:
+        raise BitconvError(f"{file}: head_dim is missing; transformers takes 128 for Qwen3, write what it is")
+    if config.get("use_sliding_window") or set(config.get("layer_types") or ()) - {"full_attention"}:
+        raise BitconvError(f"{file}: some layers attend to a sliding window, which no architecture here computes")
     if not architecture.untied_head and not config.get("tie_word_embeddings", False):
         raise BitconvError(
             f"{file}: tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by the "

@@ -48,12 +48,14 @@ class Runner:
     def type_id(self, type_name: str) -> int:
         return self.type_ids[type_name] if type_name in self.type_ids else type_by_name(type_name).id
 
-    def command(self, type_name: str, file: object) -> str:
-        return self.run_by_type.get(type_name, self.run).format(file)
+    def command(self, type_name: str, file: object, *, embedding: bool = False) -> str:
+        run = _LLAMA_EMBEDDING if embedding else self.run_by_type.get(type_name, self.run)
+        return run.format(file)
 
 
 # The same in every runner.
 FLOAT_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
+_LLAMA_EMBEDDING = "llama-embedding -m {} -p 'query: Once upon a time' --embd-normalize 2"
 _LLAMA_CLI = "llama-cli -m {} -p 'Once upon a time'"
 
 RUNNERS = (
@@ -75,10 +77,11 @@ RUNNERS = (
     Runner(
         "bitnet.cpp-2026",
         "from July 2026 (read, not measured)",
-        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "silu"},
+        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "silu", "qwen3": "silu"},
         types={"i2_s": 41, "tl1": 42, "tl2": 43},
         type_ids={"i2_s": 36, "tl1": 38, "tl2": 42},
         run=_LLAMA_CLI,
+        notes=("qwen3 with norms on the inputs of the projections, which no other runner has",),
     ),
     Runner(
         "llama.cpp",
@@ -112,10 +115,13 @@ def runner(name: str) -> Runner:
 
 
 def default_runner(type_name: str, architecture: str) -> Runner:
-    """The runner that a type implies: the one whose type it is, or for floats one that knows the architecture."""
+    """The runner that a type implies: the one whose type it is, in the first release that knows the architecture, or
+    for floats one that knows it."""
     if type_name in FLOAT_FILE_TYPES:
         return next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if architecture in r.activations)
-    return next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if type_name in r.types)
+    implied = next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if type_name in r.types)
+    releases = (r for r in RUNNERS if r.name.startswith(implied.name) and type_name in r.types)
+    return next((r for r in releases if architecture in r.activations), implied)
 
 
 def refusal(target: Runner, architecture: str, activation: str, type_name: str) -> str | None:

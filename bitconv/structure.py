@@ -16,10 +16,10 @@ from bitconv.runners import file_types, layout_name
 from bitconv.tiles import Tile, tiles_from_metadata
 
 _TERNARY = {*TERNARY_TYPES, "q8_0"}
-# Which types runners load in each role. bitnet.cpp aborts on norms that are not F32.
+# Which types runners load in each role. Those of norms depend on the architecture: bitnet.cpp to May 2026 aborts on
+# norms that are not F32.
 _ALLOWED = {
     Role.TERNARY: _TERNARY,
-    Role.NORM: {"f32"},
     Role.EMBEDDING: {*FLOATS, "q8_0", "q6_k"},
     Role.SCALE: {"f32"},
     Role.ROPE_FACTORS: {"f32"},
@@ -129,7 +129,8 @@ def _check_set(gguf: GGUFFile, structure: Structure, slots: Mapping[str, Slot]) 
         structure.roles[tensor.name] = slot.role
         if tensor.shape != slot.shape:
             structure.fault(tensor, f"has shape {tensor.shape}, the metadata implies {slot.shape}")
-        if structure.types[tensor.name] not in _ALLOWED[slot.role]:
+        allowed = structure.architecture.norm_types if slot.role is Role.NORM else _ALLOWED[slot.role]
+        if structure.types[tensor.name] not in allowed:
             structure.fault(tensor, f"is {structure.types[tensor.name]}, which no runner takes for a {slot.role.value}")
     listed = {tensor.name for tensor in gguf.tensors}
     for slot in slots.values():

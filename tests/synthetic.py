@@ -28,6 +28,8 @@ GGUF_NORMS = {
     "self_attn.attn_sub_norm": "attn_sub_norm",
     "mlp.ffn_layernorm": "ffn_sub_norm",
     "mlp.ffn_sub_norm": "ffn_sub_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
 }
 
 
@@ -82,6 +84,8 @@ FAMILIES = {
     "1bitllm": ("BitnetForCausalLM", "silu", "self_attn.inner_attn_ln", "mlp.ffn_layernorm"),
     "microsoft": ("BitNetForCausalLM", "relu2", "self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
     "llama": ("LlamaForCausalLM", "silu", None, None),
+    "qwen3": ("Qwen3ForCausalLM", "silu", None, None),
+    "embedding": ("Qwen3Model", "silu", None, None),
 }
 
 
@@ -105,8 +109,9 @@ def make_checkpoint(
 ) -> Synthetic:
     """Write a checkpoint of a family. dtype: of all floats. packed and convention default to the family's usual."""
     rng = np.random.default_rng(seed)
-    packed = family == "llama" if packed is None else packed
-    convention = convention or ("divide" if family == "llama" else "multiply")
+    qwen3 = family in ("qwen3", "embedding")
+    packed = family in ("llama", "qwen3") if packed is None else packed
+    convention = convention or ("divide" if family in ("llama", "qwen3") else "multiply")
     hf_name, activation, attn_sub_norm, ffn_sub_norm = FAMILIES[family]
     size = head_dim or hidden // heads
     tokenizer = "bitnet_b1_58-tiny" if family == "1bitllm" else "Llama3-1.58-tiny"
@@ -122,13 +127,20 @@ def make_checkpoint(
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 50000.0,
-        "tie_word_embeddings": family != "llama",
+        "tie_word_embeddings": family not in ("llama", "qwen3"),
         "vocab_size": vocab,
     }
     if head_dim:
         config["head_dim"] = head_dim
     if family == "llama":
         config["quantization_config"] = {"quant_method": "bitnet"}
+    elif family == "qwen3":
+        config["quantization_config"] = {
+            "quant_method": "bitnet",
+            "linear_class": "bitlinear" if packed else "autobitlinear",
+            "quantization_mode": "offline" if packed else "online",
+            "use_rms_norm": True,
+        }
     elif family == "microsoft":
         mode = "offline" if packed else "online"
         config["quantization_config"] = {
@@ -151,9 +163,10 @@ def make_checkpoint(
     def dense(name: str, gguf_name: str, *shape: int) -> None:
         tensors[name] = result.dense[gguf_name] = floats(*shape)
 
-    dense("model.embed_tokens.weight", "token_embd.weight", vocab, hidden)
-    dense("model.norm.weight", "output_norm.weight", hidden)
-    if family == "llama":
+    root = "" if family == "embedding" else "model."
+    dense(f"{root}embed_tokens.weight", "token_embd.weight", vocab, hidden)
+    dense(f"{root}norm.weight", "output_norm.weight", hidden)
+    if family in ("llama", "qwen3"):
         dense("lm_head.weight", "output.weight", vocab, hidden)
     shapes = {
         "self_attn.q_proj": (heads * size, hidden),
@@ -165,10 +178,16 @@ def make_checkpoint(
         "mlp.down_proj": (hidden, ffn),
     }
     for layer in range(layers):
-        prefix = f"model.layers.{layer}"
+        prefix = f"{root}layers.{layer}"
         norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
         if attn_sub_norm and ffn_sub_norm:
             norms |= {attn_sub_norm: heads * size, ffn_sub_norm: ffn}
+        if qwen3:
+            norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
+            module = "rms_norm" if family == "qwen3" else "norm"
+            for projection, (_, columns) in shapes.items():
+                name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}_norm_in.weight"
+                dense(f"{prefix}.{projection}.{module}.weight", name, columns)
         for norm, length in norms.items():
             dense(f"{prefix}.{norm}.weight", f"blk.{layer}.{GGUF_NORMS[norm]}.weight", length)
         for projection, shape in shapes.items():
@@ -195,6 +214,8 @@ def make_checkpoint(
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"):
         if (FIXTURES / tokenizer / name).exists():
             shutil.copy(FIXTURES / tokenizer / name, path / name)
+    if family == "embedding":
+        append_eos(path / "tokenizer.json")
     names = sorted(tensors)
     if shards == 1:
         write_safetensors(path / "model.safetensors", tensors, dtype, u8)
@@ -207,6 +228,19 @@ def make_checkpoint(
         weight_map |= dict.fromkeys(part, file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return result
+
+
+def append_eos(tokenizer: Path) -> None:
+    """Make a tokenizer.json append <|end_of_text|> to a text, and put nothing in front."""
+    value = json.loads(tokenizer.read_text())
+    token = "<|end_of_text|>"
+    value["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [1273], "tokens": [token]}},
+    }
+    tokenizer.write_text(json.dumps(value))
 
 
 def write_safetensors(file: Path, tensors: dict[str, np.ndarray], dtype: str, u8: set[str] = frozenset()) -> None:

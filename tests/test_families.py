@@ -49,6 +49,16 @@ NOT_TERNARY = [
     (add_tensor(".wbias", (1, 256)), "FBI-LLM", "model.layers.0.self_attn.q_proj.wbias"),
     (lambda model: model.rewrite_config(model_type="bitnet2"), "BitNet v2", "config.json: model_type 'bitnet2'"),
     (lambda model: model.rewrite_config(input_bits=4), "BitNet a4.8", "config.json: input_bits 4"),
+    (
+        lambda model: model.rewrite_config(quantization_config={"quant_method": "bitnet", "use_rms_norm": True}),
+        "use_rms_norm",
+        "config.json: quantization_config.use_rms_norm",
+    ),
+    (
+        lambda model: model.rewrite_config(architectures=["Gemma3TextModel"], model_type="gemma3_text"),
+        "Gemma 3 (BitNet-embedding-270M)",
+        "config.json: model_type 'gemma3_text'",
+    ),
     (only_gguf, "already a GGUF file", "model.gguf"),
 ]
 
@@ -108,10 +118,11 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
 def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
     """For each entry, a small checkpoint of it takes each type in each runner as listed, tl1 and tl2 included."""
     kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
+    kinds |= {"Qwen3ForCausalLM": "qwen3", "Qwen3Model": "embedding"}
     for number, entry in enumerate(catalogue().families):
         hf_architecture, activation = entry.recognised.split(", ")[:2]
         kind = kinds[hf_architecture]
-        model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1)
+        model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1, head_dim=128)
         model.rewrite_config(hidden_act=activation.removeprefix("hidden_act "))
         for runner, types in entry.types.items():
             for type_name in types:

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitconv.errors import BitconvError
-from bitconv.families import llama, microsoft, onebitllm
+from bitconv.families import llama, microsoft, onebitllm, qwen3
 from bitconv.families.family import Family
 
-FAMILIES = (onebitllm.FAMILY, microsoft.FAMILY, microsoft.SILU_FAMILY, llama.FAMILY)
+FAMILIES = (
+    onebitllm.FAMILY,
+    microsoft.FAMILY,
+    microsoft.SILU_FAMILY,
+    llama.FAMILY,
+    qwen3.FAMILY,
+    qwen3.EMBEDDING_FAMILY,
+)
 
 
 def detect(config: Mapping[str, Any], file: object) -> Family:

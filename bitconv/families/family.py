@@ -11,7 +11,9 @@ from bitconv.architectures import Architecture
 _LLAMA_MODULES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
+    "attn_q_norm": "self_attn.q_norm",
     "attn_k": "self_attn.k_proj",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
@@ -19,11 +21,7 @@ _LLAMA_MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_TOP_LEVEL = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
+_TOP_LEVEL = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,8 @@ class Family:
     native: the model class ternarises float weights itself, without a quantization_config.
     checkpoints: those that are published, in words.
     modules: slots of a block whose modules are not named as in Llama.
+    input_norm: the module within a projection that normalises its input.
+    embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.
     """
 
     name: str
@@ -41,10 +41,17 @@ class Family:
     native: bool
     checkpoints: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
+    input_norm: str = ""
+    embedding: bool = False
 
     def source_name(self, slot_name: str) -> str:
         """The checkpoint's name of a slot's tensor."""
+        prefix = "" if self.embedding else "model."
+        if slot_name == "output.weight":
+            return "lm_head.weight"
         if not slot_name.startswith("blk."):
-            return _TOP_LEVEL[slot_name]
+            return prefix + _TOP_LEVEL[slot_name]
         _, layer, slot, _ = slot_name.split(".")
-        return f"model.layers.{layer}.{(_LLAMA_MODULES | dict(self.modules))[slot]}.weight"
+        module = (_LLAMA_MODULES | dict(self.modules))[slot.removesuffix("_norm_in")]
+        module += f".{self.input_norm}" if slot.endswith("_norm_in") else ""
+        return f"{prefix}layers.{layer}.{module}.weight"

@@ -70,6 +70,12 @@ LOW_BIT_ACTIVATIONS = Refusal(
     _NOT_B158,
     sign="input_bits other than 8",
 )
+INPUT_NORMS = Refusal(
+    "use_rms_norm",
+    "the graph has no norm on the input of each projection, and without it the model talks nonsense",
+    "a runner computes it for Qwen3ForCausalLM only",
+    sign="use_rms_norm true in another class than Qwen3ForCausalLM",
+)
 REFUSALS = (
     GGUF_FILE,
     Refusal("AWQ", _GROUPS, _FROM_SOURCE, quant_method="awq"),
@@ -96,6 +102,14 @@ REFUSALS = (
         model_type="bitnet2",
     ),
     LOW_BIT_ACTIVATIONS,
+    INPUT_NORMS,
+    Refusal(
+        "Gemma 3 (BitNet-embedding-270M)",
+        "some of its layers attend to a window, with a rotary base of their own, and bitnet.cpp's gemma3 graph is not "
+        "known to: Microsoft's own figures for its GGUF file (0.66) and for the checkpoint (0.80) disagree",
+        "BitNet-embedding-0.6B converts",
+        model_type="gemma3_text",
+    ),
 )
 
 
