@@ -18,13 +18,14 @@ class Role(Enum):
     TERNARY = "ternary"
     NORM = "norm"
     EMBEDDING = "embedding"  # the token embedding and an untied output head
+    ROUTER = "router of experts"
     SCALE = "scale"
     ROPE_FACTORS = "rope factors"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor that an architecture loads. Shape row-major: (rows, columns) or (length,)."""
+    """A tensor that an architecture loads. Shape row-major: (experts, rows, columns), (rows, columns) or (length,)."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,6 +47,7 @@ class Architecture:
     qk_norms: each head of q and of k is normalised before the rotation.
     input_norms: the input of each projection is normalised, by a norm of its own.
     norm_types: that norms may have in a file; bitconv writes f32.
+    mixture: where the metadata states experts, the feed-forward network is a mixture of them.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Architecture:
     qk_norms: bool = False
     input_norms: bool = False
     norm_types: tuple[str, ...] = ("f32",)
+    mixture: bool = False
 
     def slots(self, sizes: Hyperparameters) -> list[Slot]:
         """Every tensor of a model of these sizes, in file order."""
@@ -80,19 +83,30 @@ class Architecture:
                 Slot("attn_sub_norm", (q_rows,), Role.NORM),
                 Slot("attn_output", (hidden, q_rows), Role.TERNARY),
                 Slot("ffn_norm", (hidden,), Role.NORM),
-                Slot("ffn_gate", (ffn, hidden), Role.TERNARY),
-                Slot("ffn_up", (ffn, hidden), Role.TERNARY),
-                Slot("ffn_sub_norm", (ffn,), Role.NORM),
-                Slot("ffn_down", (hidden, ffn), Role.TERNARY),
             ]
+            if sizes.experts and self.mixture:
+                block += [
+                    Slot("ffn_gate_inp", (sizes.experts, hidden), Role.ROUTER),
+                    Slot("ffn_gate_exps", (sizes.experts, ffn, hidden), Role.TERNARY),
+                    Slot("ffn_up_exps", (sizes.experts, ffn, hidden), Role.TERNARY),
+                    Slot("ffn_down_exps", (sizes.experts, hidden, ffn), Role.TERNARY),
+                ]
+            else:
+                block += [
+                    Slot("ffn_gate", (ffn, hidden), Role.TERNARY),
+                    Slot("ffn_up", (ffn, hidden), Role.TERNARY),
+                    Slot("ffn_sub_norm", (ffn,), Role.NORM),
+                    Slot("ffn_down", (hidden, ffn), Role.TERNARY),
+                ]
             for slot in block:
                 name = f"blk.{layer}.{slot.name}.weight"
                 if slot.role is Role.TERNARY and self.input_norms:
-                    slots.append(Slot(input_norm_name(name), slot.shape[1:], Role.NORM))
+                    slots.append(Slot(input_norm_name(name), slot.shape[-1:], Role.NORM))
                 if slot.name not in left_out:
                     slots.append(Slot(name, slot.shape, slot.role))
                 if slot.role is Role.TERNARY:
-                    slots.append(Slot(scale_name(name), (1,), Role.SCALE, optional=True))
+                    count = slot.shape[0] if len(slot.shape) == 3 else 1
+                    slots.append(Slot(scale_name(name), (count,), Role.SCALE, optional=True))
         slots.append(Slot("output_norm.weight", (hidden,), Role.NORM))
         if self.untied_head or self.idle_head:
             slots.append(Slot("output.weight", (sizes.vocab, hidden), Role.EMBEDDING, optional=True))
@@ -100,7 +114,8 @@ class Architecture:
 
 
 def scale_name(weight_name: str) -> str:
-    """The name of the optional float32 tensor of shape (1,) that multiplies a weight's output (llama.cpp, 2026)."""
+    """The name of the optional float32 tensor that multiplies a weight's output, of shape (1,), or (experts,) for a
+    stack of experts (llama.cpp, 2026)."""
     return weight_name.removesuffix("weight") + "scale"
 
 
@@ -117,6 +132,7 @@ LLAMA = Architecture(
     rope_factors=True,
     interleaved_rope=True,
     free_head_dim=True,
+    mixture=True,
 )
 BITNET = Architecture(
     "bitnet",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bitconv.families import FAMILIES, Family
 from bitconv.families.refusals import REFUSALS
-from bitconv.runners import FLOAT_FILE_TYPES, RUNNERS
+from bitconv.runners import FLOAT_FILE_TYPES, RUNNERS, Runner
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,15 @@ def _entry(family: Family) -> FamilyEntry:
         # As bitconv.quantization.storage reads them.
         "float master, or packed with quant_method bitnet" if family.native else "packed, or float master (online)",
         graph.name,
-        {
-            runner.name: tuple(name for name in runner.types if name not in FLOAT_FILE_TYPES)
-            for runner in RUNNERS
-            if runner.activations.get(graph.name) == graph.activation
-        },
+        {runner.name: types for runner in RUNNERS if (types := _types(family, runner))},
     )
+
+
+def _types(family: Family, runner: Runner) -> tuple[str, ...]:
+    if runner.activations.get(family.architecture.name) != family.architecture.activation:
+        return ()
+    packed = (name for name in runner.types if name not in FLOAT_FILE_TYPES)
+    return tuple(name for name in packed if not family.experts or name in runner.expert_types)
 
 
 def markdown() -> str:

@@ -15,7 +15,7 @@ from bitconv import _kernels, jobs
 from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
 from bitconv.layouts import Bytes
-from bitconv.model import ComputedWeight, DenseWeight, TernaryWeight, load_model
+from bitconv.model import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight, load_model
 from bitconv.output import check_output, replacing
 from bitconv.placement import TernaryPlace
 from bitconv.plan import Options, Plan, PlannedTensor, make_plan
@@ -35,8 +35,8 @@ Progress = Callable[[int, int], None]
 class ConvertedTensor:
     """offset: in bytes from the start of the file.
 
-    scale: of a ternary tensor, as the model has it; scale_error: how far off the file's is, relative; both None in a
-    dry run. fallback: why the tensor does not have the type asked for.
+    scale: of a ternary matrix, as the model has it; scale_error: how far off the file's is, relative, at worst of
+    stacked experts; both None in a dry run. fallback: why the tensor does not have the type asked for.
     """
 
     name: str
@@ -117,7 +117,7 @@ def convert(
     with Checkpoint(source) as checkpoint:
         _check_not_input(target, checkpoint)
         plan = make_plan(checkpoint, load_model(checkpoint, scale_convention_of(scale_convention)), options)
-        scales: dict[str, np.float32] = {}
+        scales: dict[str, list[np.float32]] = {}
         if not dry_run:
             with replacing(target, plan.size) as descriptor:
                 scales = _write(checkpoint, plan, descriptor, threads, progress)
@@ -127,27 +127,26 @@ def convert(
         architecture=plan.model.family.architecture.name,
         type=plan.type_name,
         runner=plan.runner.name,
-        exact_scales=all(t.place is None or t.place.exact for t in plan.tensors),
+        exact_scales=all(place.exact for t in plan.tensors for place in t.places),
         reason=plan.reason,
         size=plan.size,
         dry_run=dry_run,
         run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
-        tensors=tuple(_report(plan, t, scales.get(t.weight.name)) for t in plan.tensors),
+        tensors=tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors),
     )
 
 
-def _report(plan: Plan, tensor: PlannedTensor, scale: np.float32 | None) -> ConvertedTensor:
-    error = None
-    if scale is not None and tensor.place is not None:
-        error = abs(float(tensor.place.stored_scale(scale)) / float(scale) - 1)
+def _report(plan: Plan, tensor: PlannedTensor, scales: list[np.float32]) -> ConvertedTensor:
+    """scales: of the matrices of a ternary tensor, empty in a dry run."""
+    errors = [abs(float(tensor.places[0].stored_scale(scale)) / float(scale) - 1) for scale in scales]
     return ConvertedTensor(
         tensor.weight.name,
         tensor.type_name,
         tensor.weight.shape,
         plan.data_offset + tensor.offset,
         tensor.nbytes,
-        None if scale is None else float(scale),
-        error,
+        float(scales[0]) if len(scales) == 1 else None,
+        max(errors, default=None),
         tensor.fallback,
     )
 
@@ -159,21 +158,23 @@ def _check_not_input(target: Path, checkpoint: Checkpoint) -> None:
 
 def _write(
     checkpoint: Checkpoint, plan: Plan, descriptor: int, threads: int | None, progress: Progress | None
-) -> dict[str, np.float32]:
-    """Write every byte of the plan. Returns the scales of the ternary tensors by name."""
+) -> dict[str, list[np.float32]]:
+    """Write every byte of the plan. Returns the scales of the matrices of the ternary tensors by name."""
     write_at(descriptor, plan.header, 0)
-    scales: dict[str, np.float32] = {}
+    scales: dict[str, list[np.float32]] = {}
 
-    def ternary(weight: TernaryWeight, place: TernaryPlace, check: Check) -> int:
-        scales[weight.name] = _write_ternary(checkpoint, plan, weight, place, descriptor, check)
-        return place.nbytes
+    def ternary(weight: TernaryWeight | ExpertsWeight, tensor: PlannedTensor, check: Check) -> int:
+        scales[weight.name] = [
+            _write_ternary(checkpoint, plan, matrix, place, descriptor, check)
+            for matrix, place in zip(weight.matrices, tensor.places, strict=True)
+        ]
+        return tensor.nbytes
 
     work: list[Callable[[Check], int]] = []
     for tensor in plan.tensors:
         weight = tensor.weight
-        if isinstance(weight, TernaryWeight):
-            assert tensor.place is not None
-            work.append(partial(ternary, weight, tensor.place))
+        if isinstance(weight, TernaryWeight | ExpertsWeight):
+            work.append(partial(ternary, weight, tensor))
         elif isinstance(weight, DenseWeight):
             part = partial(_write_dense, checkpoint, plan, tensor, weight.stored, descriptor)
             count = prod(weight.shape)

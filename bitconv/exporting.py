@@ -158,6 +158,10 @@ class _Source:
             raise BitconvError(f"{header.path}: architecture {structure.architecture_name} cannot be exported")
         self.family = _FAMILIES[structure.architecture]
         self.sizes = hyperparameters.from_metadata(header.metadata, structure.architecture_name, header.path)
+        if self.sizes.experts:
+            raise BitconvError(
+                f"{header.path}: a mixture of experts cannot be exported; transformers has no such class"
+            )
 
     def checkpoint(self) -> _Checkpoint:
         """What there is to write. Reads the scales, and the dense weights to see which float type holds them."""

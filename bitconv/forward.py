@@ -99,6 +99,8 @@ class ForwardPass:
         self.file = gguf.path
         self.architecture = structure.architecture
         self.sizes = hyperparameters.from_metadata(gguf.metadata, structure.architecture_name, gguf.path)
+        if self.sizes.experts:
+            raise BitconvError(f"{gguf.path}: a mixture of experts, which eval and compare do not run; llama.cpp does")
         self._float_activations = float_activations
         self._threads = jobs.default_threads() if threads is None else threads
         self._data: Bytes = np.memmap(gguf.path, np.uint8, "r").view(np.ndarray)

@@ -13,7 +13,7 @@ from bitconv.errors import BitconvError
 from bitconv.gguf import type_by_name
 from bitconv.layouts import BLOCK_SCALED, EXACT_SCALE, FLOATS, TERNARY_TYPES, TILED, Layout, make_layout
 from bitconv.metadata import build_metadata
-from bitconv.model import DenseWeight, Model, TernaryWeight, Weight
+from bitconv.model import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
 from bitconv.tiles import Tile
@@ -47,14 +47,15 @@ class Options:
 class PlannedTensor:
     """offset: in bytes from the start of the data section.
 
-    place: of a ternary tensor. fallback: why it does not have the type asked for.
+    places: of the matrices of a ternary tensor, one or one an expert. fallback: why it does not have the type asked
+    for.
     """
 
     weight: Weight
     type_name: str
     offset: int
     nbytes: int
-    place: TernaryPlace | None = None
+    places: tuple[TernaryPlace, ...] = ()
     fallback: str | None = None
 
 
@@ -86,7 +87,12 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
         if isinstance(weight, TernaryWeight):
             layout, fallback = _layout(weight, type_name, target, options)
             place = section.place_ternary(weight.name, weight.shape, layout)
-            tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, place, fallback))
+            tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, (place,), fallback))
+        elif isinstance(weight, ExpertsWeight):
+            layout, fallback = _layout(weight.matrices[0], type_name, target, options, len(weight.matrices))
+            places = section.place_experts(weight.name, weight.shape, layout)
+            nbytes = sum(place.nbytes for place in places)
+            tensors.append(PlannedTensor(weight, layout.name, places[0].offset, nbytes, tuple(places), fallback))
         else:
             name = _dense_type(weight, options)
             nbytes = type_by_name(name).nbytes(weight.shape)
@@ -136,7 +142,7 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
     TL1 and TL2 are left out: they run only in a build made for the model's shapes.
     """
     architecture = model.family.architecture
-    shapes = [weight.shape for weight in model.weights if isinstance(weight, TernaryWeight)]
+    shapes = [weight.shape for weight in model.matrices]
     candidates = []
     for target in runners.RUNNERS if options.runner is None else [runners.runner(options.runner)]:
         for name in TERNARY_TYPES:
@@ -144,6 +150,8 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
             if name in (*TILED, *FLOATS) or not (beside or name in EXACT_SCALE):
                 continue
             if runners.refusal(target, architecture.name, architecture.activation, name):
+                continue
+            if model.sizes.experts and name not in target.expert_types:
                 continue
             if any(runners.shape_refusal(target, make_layout(name), *shape) for shape in shapes):
                 continue
@@ -172,21 +180,23 @@ def _override(name: str, options: Options) -> str | None:
     return next((type_name for pattern, type_name in options.overrides if re.search(pattern, name)), None)
 
 
-def _layout(weight: TernaryWeight, type_name: str, target: Runner, options: Options) -> tuple[Layout, str | None]:
-    """The layout of one ternary tensor, and why it is not the one asked for."""
+def _layout(
+    weight: TernaryWeight, type_name: str, target: Runner, options: Options, experts: int = 0
+) -> tuple[Layout, str | None]:
+    """The layout of one ternary tensor, or of a stack of so many, and why it is not the one asked for."""
     override = _override(weight.name, options)
     name = override or type_name
     if override is not None and name not in FLOATS and name not in target.computes:
         raise BitconvError(f"{weight.name}: {target.name} does not compute {name}")
     try:
         layout = make_layout(name, weight.shape, options.tiles)
-        refusal = runners.shape_refusal(target, layout, *weight.shape)
+        refusal = runners.shape_refusal(target, layout, *weight.shape, experts)
     except BitconvError as error:
         refusal = str(error)
     if refusal is None:
         return layout, None
     fallback = None if options.fallback == "error" else make_layout(options.fallback)
-    if fallback is None or fallback.refusal(*weight.shape) is not None:
+    if fallback is None or runners.shape_refusal(target, fallback, *weight.shape, experts) is not None:
         way_out = "--fallback f16 keeps this tensor in floats"
         raise weight.stored.error(f"{refusal}; {way_out}")
     return fallback, refusal

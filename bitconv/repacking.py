@@ -128,6 +128,7 @@ def _check_input(gguf: GGUFFile, structure: Structure) -> None:
         *structure.faults,
         *(f"{name}: {text}" for name, texts in structure.tensor_faults.items() for text in texts),
     ]
+    faults += [f"{t.name}: stacked experts cannot be repacked" for t in gguf.tensors if len(t.shape) == 3]
     if faults:
         raise BitconvError(f"{gguf.path}: {faults[0]}; bitconv verify lists all faults")
 

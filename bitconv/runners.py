@@ -21,7 +21,7 @@ class Runner:
 
     activations: the hidden_act that the graph of each architecture applies, whatever the file says.
     type_ids: the ggml type ids of ternary types. Other types have ids that all runners agree on.
-    embed_types: of token_embd and output. scale_tensors: a float32 `.scale` beside a weight multiplies its output.
+    scale_tensors: a float32 `.scale` beside a weight multiplies its output. expert_types: of stacked experts.
     min_columns: the fewest columns of a ternary tensor of a type. older_names: of architectures, still read.
     run: the command that runs a file, {} standing for it.
     """
@@ -33,6 +33,7 @@ class Runner:
     type_ids: Mapping[str, int]
     run: str
     scale_tensors: bool = False
+    expert_types: tuple[str, ...] = ()
     min_columns: Mapping[str, int] = field(default_factory=dict)
     run_by_type: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -91,6 +92,7 @@ RUNNERS = (
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
         run=_LLAMA_CLI,
         scale_tensors=True,
+        expert_types=("tq1_0", "tq2_0", "q2_0", *FLOAT_FILE_TYPES),
         notes=("refuses the type ids of I2_S, TL1 and TL2, or reads them as something else",),
     ),
     Runner(
@@ -148,8 +150,11 @@ def refusal(target: Runner, architecture: str, activation: str, type_name: str) 
     return f"{cause}; the nearest that works: --type {nearest[0]} --runner {nearest[1]}"
 
 
-def shape_refusal(target: Runner, packing: Layout, rows: int, columns: int) -> str | None:
-    """Why a tensor of this shape cannot have this format in this runner; None where it can."""
+def shape_refusal(target: Runner, packing: Layout, rows: int, columns: int, experts: int = 0) -> str | None:
+    """Why a tensor of this shape, or a stack of so many, cannot have this format in this runner; None where it can."""
+    if experts and packing.name not in target.expert_types:
+        able = [f"--type {name} --runner {r.name}" for r in RUNNERS for name in r.types if name in r.expert_types]
+        return f"{target.name} does not compute stacked experts in {packing.name}; what works: {able[0]}"
     least = target.min_columns.get(packing.name, 0)
     if columns < least:
         return f"{target.name} needs {least} columns or more for {packing.name}, and these are {columns}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -12,15 +13,17 @@ from bitconv.architectures import Architecture, Role, Slot, architecture, archit
 from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
 from bitconv.layouts import FLOATS, I2_S_ORDERS, TERNARY_TYPES, TILED, Layout, make_layout
-from bitconv.runners import file_types, layout_name
+from bitconv.runners import RUNNERS, file_types, layout_name
 from bitconv.tiles import Tile, tiles_from_metadata
 
 _TERNARY = {*TERNARY_TYPES, "q8_0"}
+_STACKED = {name for runner in RUNNERS for name in runner.expert_types}
 # Which types runners load in each role. Those of norms depend on the architecture: bitnet.cpp to May 2026 aborts on
 # norms that are not F32.
 _ALLOWED = {
     Role.TERNARY: _TERNARY,
     Role.EMBEDDING: {*FLOATS, "q8_0", "q6_k"},
+    Role.ROUTER: {"f32"},
     Role.SCALE: {"f32"},
     Role.ROPE_FACTORS: {"f32"},
 }
@@ -151,9 +154,11 @@ def _find_layouts(
         ternary = structure.roles[tensor.name] is Role.TERNARY
         if tensor.name in structure.nbytes and not (ternary and name in _TERNARY):
             continue
-        if len(tensor.shape) != 2:
+        if len(tensor.shape) not in (2, 3):
             raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {name} holds matrices, not shape {tensor.shape}")
-        rows, columns = tensor.shape
+        *stack, rows, columns = tensor.shape
+        if stack and name not in _STACKED:
+            structure.fault(tensor, f"is {name}, in which no runner computes stacked experts")
         if name in TILED and (rows, columns) not in tiles:
             raise BitconvError(
                 f"{gguf.path}: {tensor.name}: the file does not say the {name} tile of {rows}x{columns}; pass "
@@ -163,7 +168,7 @@ def _find_layouts(
         refusal = layout.refusal(rows, columns)
         if refusal is not None:
             structure.fault(tensor, refusal)
-        structure.nbytes[tensor.name] = layout.nbytes(rows, columns)
+        structure.nbytes[tensor.name] = prod(stack) * layout.nbytes(rows, columns)
         structure.layouts[tensor.name] = layout
 
 

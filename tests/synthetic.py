@@ -21,6 +21,7 @@ PROJECTIONS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 GGUF_PROJECTIONS = dict(
     zip(PROJECTIONS, ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), strict=True)
 )
+GGUF_EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
 GGUF_NORMS = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
@@ -71,7 +72,7 @@ class Synthetic:
     path: Path
     config: dict[str, Any]
     trits: dict[str, np.ndarray] = field(default_factory=dict)
-    scales: dict[str, np.float32] = field(default_factory=dict)
+    scales: dict[str, Any] = field(default_factory=dict)
     dense: dict[str, np.ndarray] = field(default_factory=dict)
 
     def rewrite_config(self, **changes: Any) -> None:
@@ -84,6 +85,7 @@ FAMILIES = {
     "1bitllm": ("BitnetForCausalLM", "silu", "self_attn.inner_attn_ln", "mlp.ffn_layernorm"),
     "microsoft": ("BitNetForCausalLM", "relu2", "self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
     "llama": ("LlamaForCausalLM", "silu", None, None),
+    "mixtral": ("MixtralForCausalLM", "silu", None, None),
     "qwen3": ("Qwen3ForCausalLM", "silu", None, None),
     "embedding": ("Qwen3Model", "silu", None, None),
 }
@@ -104,14 +106,16 @@ def make_checkpoint(
     shards: int = 1,
     scalar_scale: bool = False,
     head_dim: int | None = None,
+    experts: int = 4,
     vocab: int | None = None,
     seed: int = 0,
 ) -> Synthetic:
     """Write a checkpoint of a family. dtype: of all floats. packed and convention default to the family's usual."""
     rng = np.random.default_rng(seed)
     qwen3 = family in ("qwen3", "embedding")
-    packed = family in ("llama", "qwen3") if packed is None else packed
-    convention = convention or ("divide" if family in ("llama", "qwen3") else "multiply")
+    llama = family in ("llama", "mixtral")
+    packed = llama or family == "qwen3" if packed is None else packed
+    convention = convention or ("divide" if llama or family == "qwen3" else "multiply")
     hf_name, activation, attn_sub_norm, ffn_sub_norm = FAMILIES[family]
     size = head_dim or hidden // heads
     tokenizer = "bitnet_b1_58-tiny" if family == "1bitllm" else "Llama3-1.58-tiny"
@@ -127,13 +131,16 @@ def make_checkpoint(
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 50000.0,
-        "tie_word_embeddings": family not in ("llama", "qwen3"),
+        "tie_word_embeddings": not llama and family != "qwen3",
         "vocab_size": vocab,
     }
     if head_dim:
         config["head_dim"] = head_dim
     if family == "llama":
         config["quantization_config"] = {"quant_method": "bitnet"}
+    elif family == "mixtral":
+        config |= {"num_local_experts": experts, "num_experts_per_tok": 2, "sliding_window": None}
+        config["quantization_config"] = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head", "gate"]}
     elif family == "qwen3":
         config["quantization_config"] = {
             "quant_method": "bitnet",
@@ -166,7 +173,7 @@ def make_checkpoint(
     root = "" if family == "embedding" else "model."
     dense(f"{root}embed_tokens.weight", "token_embd.weight", vocab, hidden)
     dense(f"{root}norm.weight", "output_norm.weight", hidden)
-    if family in ("llama", "qwen3"):
+    if llama or family == "qwen3":
         dense("lm_head.weight", "output.weight", vocab, hidden)
     shapes = {
         "self_attn.q_proj": (heads * size, hidden),
@@ -177,6 +184,11 @@ def make_checkpoint(
         "mlp.up_proj": (ffn, hidden),
         "mlp.down_proj": (hidden, ffn),
     }
+    if family == "mixtral":
+        shapes = {name: shape for name, shape in shapes.items() if "mlp" not in name}
+        for expert in range(experts):
+            for name, shape in {"w1": (ffn, hidden), "w2": (hidden, ffn), "w3": (ffn, hidden)}.items():
+                shapes[f"block_sparse_moe.experts.{expert}.{name}"] = shape
     for layer in range(layers):
         prefix = f"{root}layers.{layer}"
         norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
@@ -188,11 +200,16 @@ def make_checkpoint(
             for projection, (_, columns) in shapes.items():
                 name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}_norm_in.weight"
                 dense(f"{prefix}.{projection}.{module}.weight", name, columns)
+        if family == "mixtral":
+            router = f"{prefix}.block_sparse_moe.gate.weight"
+            dense(router, f"blk.{layer}.ffn_gate_inp.weight", experts, hidden)
         for norm, length in norms.items():
             dense(f"{prefix}.{norm}.weight", f"blk.{layer}.{GGUF_NORMS[norm]}.weight", length)
         for projection, shape in shapes.items():
             name = f"{prefix}.{projection}.weight"
-            masters = floats(*shape, scale=0.05)
+            # Experts have scales that differ, so that one for all would be seen.
+            expert = int(projection.split(".")[2]) if "experts" in projection else 0
+            masters = floats(*shape, scale=0.05 / (1 + expert))
             trits, scale = absmean(masters)
             if packed:
                 stored = rounded(np.array([1 / scale if convention == "divide" else scale]))
@@ -202,12 +219,18 @@ def make_checkpoint(
                 u8.add(name)
             else:
                 tensors[name] = masters
-            gguf_name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}.weight"
-            if family == "llama" and projection.endswith("q_proj"):
+            if llama and projection.endswith("q_proj"):
                 trits = interleave(trits, heads)
-            if family == "llama" and projection.endswith("k_proj"):
+            if llama and projection.endswith("k_proj"):
                 trits = interleave(trits, kv_heads)
-            result.trits[gguf_name], result.scales[gguf_name] = trits, np.float32(scale)
+            if projection in GGUF_PROJECTIONS:
+                gguf_name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}.weight"
+                result.trits[gguf_name], result.scales[gguf_name] = trits, np.float32(scale)
+            else:  # an expert's: stacked
+                gguf_name = f"blk.{layer}.{GGUF_EXPERTS[projection[-2:]]}.weight"
+                stack = [*result.trits.get(gguf_name, ()), trits]
+                result.trits[gguf_name] = np.stack(stack)
+                result.scales[gguf_name] = np.append(result.scales.get(gguf_name, ()), scale).astype(np.float32)
 
     path.mkdir(parents=True)
     result.rewrite_config()

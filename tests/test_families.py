@@ -107,6 +107,7 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
         "bitnet.cpp": ["i2_s", "tl1", "tl2", "tq1_0", "tq2_0"],
         "ik_llama.cpp": ["iq2_bn", "iq1_bn"],
     }
+    assert by_name["Mixtral 1.58-bit"]["types"] == {"llama.cpp": ["tq1_0", "tq2_0", "q2_0"]}
     assert set(by_name["Llama 1.58-bit"]["types"]) == {"bitnet.cpp", "bitnet.cpp-2026", "llama.cpp", "ik_llama.cpp"}
     assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet"
     text = CliRunner().invoke(app, ["families"]).stdout
@@ -118,7 +119,7 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
 def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
     """For each entry, a small checkpoint of it takes each type in each runner as listed, tl1 and tl2 included."""
     kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
-    kinds |= {"Qwen3ForCausalLM": "qwen3", "Qwen3Model": "embedding"}
+    kinds |= {"MixtralForCausalLM": "mixtral", "Qwen3ForCausalLM": "qwen3", "Qwen3Model": "embedding"}
     for number, entry in enumerate(catalogue().families):
         hf_architecture, activation = entry.recognised.split(", ")[:2]
         kind = kinds[hf_architecture]

@@ -154,7 +154,7 @@ def test_eos_is_the_token_that_the_template_appends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"use_sliding_window": True}, "sliding window"),
+        ({"use_sliding_window": True, "sliding_window": 4096}, "sliding window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
         ({"quantization_config": {"quant_method": "bitnet"}}, "use_rms_norm is not true"),

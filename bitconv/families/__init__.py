@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitconv.errors import BitconvError
-from bitconv.families import llama, microsoft, onebitllm, qwen3
+from bitconv.families import llama, microsoft, mixtral, onebitllm, qwen3
 from bitconv.families.family import Family
 
 FAMILIES = (
@@ -14,6 +14,7 @@ FAMILIES = (
     microsoft.FAMILY,
     microsoft.SILU_FAMILY,
     llama.FAMILY,
+    mixtral.FAMILY,
     qwen3.FAMILY,
     qwen3.EMBEDDING_FAMILY,
 )

@@ -17,6 +17,11 @@ _LLAMA_MODULES = {
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
+    # Mixtral's names; {} stands for the number of an expert.
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
@@ -33,6 +38,7 @@ class Family:
     modules: slots of a block whose modules are not named as in Llama.
     input_norm: the module within a projection that normalises its input.
     embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.
+    experts: the feed-forward network is a mixture of them.
     """
 
     name: str
@@ -43,9 +49,10 @@ class Family:
     modules: Mapping[str, str] = field(default_factory=dict)
     input_norm: str = ""
     embedding: bool = False
+    experts: bool = False
 
     def source_name(self, slot_name: str) -> str:
-        """The checkpoint's name of a slot's tensor."""
+        """The checkpoint's name of a slot's tensor; of a stack of experts with {} for the number of one."""
         prefix = "" if self.embedding else "model."
         if slot_name == "output.weight":
             return "lm_head.weight"
