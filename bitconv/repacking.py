@@ -23,7 +23,7 @@ from bitconv.runners import Runner
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.tiles import TILES_KEY, Tile, read_kernel_config
-from bitconv.tokenizer.pretokenizers import check_name
+from bitconv.tokenizer.pretokenizers import BITNET_CPP_NAMES, check_name
 
 Check = Callable[[], None]
 Progress = Callable[[int, int], None]
@@ -115,6 +115,11 @@ def repack(
     metadata = _metadata(gguf.metadata, structure, chosen, type)
     if pre is not None:
         metadata["tokenizer.ggml.pre"] = check_name(pre)
+    elif metadata.get("tokenizer.ggml.pre") in BITNET_CPP_NAMES and chosen.name != "bitnet.cpp":
+        raise BitconvError(
+            f"{source}: tokenizer.ggml.pre is {metadata['tokenizer.ggml.pre']}, which {chosen.name} does not know or "
+            "takes for another; --pre falcon splits text as Falcon3 and Falcon-E do"
+        )
     header = section.header(metadata)
     size = len(header) + section.size
     with replacing(target, size) as descriptor:

@@ -8,6 +8,7 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.errors import BitconvError
+from bitconv.kernel_config import kernel_config
 
 import real_runners
 from gguf_file import File
@@ -179,3 +180,13 @@ def test_what_does_not_take_mixtures_says_so(tmp_path: Path, model: Synthetic) -
         bitconv.repack(file, tmp_path / "other.gguf", type="q2_0")
     with pytest.raises(BitconvError, match=r"out\.gguf: a mixture of experts"):
         bitconv.export(file, tmp_path / "dir")
+    with pytest.raises(BitconvError, match=r"model: a mixture of experts"):
+        kernel_config(model.path, tmp_path / "kernel_config.ini", type="tl2")
+
+
+def test_a_type_can_be_given_to_stacked_experts_by_pattern(tmp_path: Path, model: Synthetic) -> None:
+    overrides = [(r"ffn_(gate|up)_exps\.weight$", "q2_0"), (r"ffn_down_exps", "f16")]
+    bitconv.convert(model.path, tmp_path / "out.gguf", type="tq1_0", tensor_types=overrides)
+    ids = {name.split(".")[2]: t.type_id for name, t in File(tmp_path / "out.gguf").tensors.items() if "exps.w" in name}
+    assert ids == {"ffn_gate_exps": 42, "ffn_up_exps": 42, "ffn_down_exps": 1}
+    assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
