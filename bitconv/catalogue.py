@@ -51,10 +51,14 @@ def catalogue() -> Catalogue:
 def _entry(family: Family) -> FamilyEntry:
     graph = family.architecture
     recognised = f"{family.hf_architecture}, hidden_act {graph.activation}"
+    if not family.native:
+        recognised += ", quant_method bitnet"
+    if family.input_norm:
+        recognised += f", tensors *_proj.{family.input_norm}.weight"
     return FamilyEntry(
         family.name,
         family.checkpoints,
-        recognised if family.native else f"{recognised}, quant_method bitnet",
+        recognised,
         # As bitconv.quantization.storage reads them.
         "float master, or packed with quant_method bitnet" if family.native else "packed, or float master (online)",
         graph.name,
@@ -73,7 +77,7 @@ def markdown() -> str:
     """The README's tables. A test holds them against the README; print this to write them anew."""
     listed = catalogue()
     families = _table(
-        ("family", "checkpoints", "config.json says", "weights", "GGUF architecture", "types"),
+        ("family", "checkpoints", "recognised by", "weights", "GGUF architecture", "types"),
         (
             (
                 entry.name,

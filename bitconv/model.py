@@ -102,6 +102,12 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file)
     sizes = hyperparameters.from_config(config, file)
+    head = checkpoint.tensors.get("lm_head.weight")
+    if head is not None and head.dtype == "u8":
+        raise refusals.TERNARY_HEAD.error(f"{head.file}: lm_head.weight")
+    norm = f"_proj.{family.input_norm}.weight"
+    if family.input_norm and not any(name.endswith(norm) for name in checkpoint.tensors):
+        raise BitconvError(f"{file}: nothing marks this as a BitNet checkpoint (no tensors *{norm})")
     _check_architecture(family, sizes, checkpoint)
     stored_as, implied = storage(config, file, native=family.native)
     tied = family.embedding or bool(config.get("tie_word_embeddings", False))

@@ -28,6 +28,12 @@ def add_tensor(end: str, shape: tuple[int, ...]) -> Callable[[Synthetic], None]:
     return add
 
 
+def pack_head(model: Synthetic) -> None:
+    file = model.path / "model.safetensors"
+    packed = {"lm_head.weight": np.zeros((320, 256), np.uint8), "lm_head.weight_scale": np.ones(1, np.float32)}
+    save_file(load_file(file) | packed, file)
+
+
 def quant_method(method: object) -> Callable[[Synthetic], None]:
     return lambda model: model.rewrite_config(quantization_config={"quant_method": method, "bits": 4})
 
@@ -59,6 +65,7 @@ NOT_TERNARY = [
         "Gemma 3 (BitNet-embedding-270M)",
         "config.json: model_type 'gemma3_text'",
     ),
+    (pack_head, "ternary output head", "model.safetensors: lm_head.weight"),
     (only_gguf, "already a GGUF file", "model.gguf"),
 ]
 

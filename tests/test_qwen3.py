@@ -10,6 +10,7 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.errors import BitconvError
+from safetensors.numpy import load_file, save_file
 
 from gguf_file import File
 from reference import ROW_LAYOUTS
@@ -34,7 +35,7 @@ QWEN3 = {
 EIGHT_B = {**QWEN3, "bos_token_id": 1272, "eos_token_id": 1273, "max_position_embeddings": 40960}
 # The config.json keys, of heads and sizes in proportion: head_dim is not hidden / heads in the embedding model.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "codys12/Qwen3-8B-BitNet": (
+    "codys12/Qwen3-8B-BitNet, with a head of floats": (
         "qwen3",
         {"packed": True, "hidden": 512, "ffn": 1536, "heads": 4, "kv_heads": 1, "head_dim": 128, "shards": 2},
         {**EIGHT_B, "tie_word_embeddings": False, "torch_dtype": "bfloat16"},
@@ -166,6 +167,15 @@ def test_what_the_graph_would_compute_otherwise_is_refused(tmp_path: Path, chang
     model = make_checkpoint(tmp_path / "model", "qwen3", head_dim=128)
     model.rewrite_config(**change)
     with pytest.raises(BitconvError, match=rf"config\.json: .*{cause}"):
+        bitconv.convert(model.path, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize(("family", "norm"), [("qwen3", "rms_norm"), ("embedding", "norm")])
+def test_a_plain_qwen3_is_not_taken_for_a_bitnet(tmp_path: Path, family: str, norm: str) -> None:
+    model = make_checkpoint(tmp_path / "model", family, head_dim=128, dtype="f32")
+    tensors = load_file(model.path / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if f"proj.{norm}" not in n}, model.path / "model.safetensors")
+    with pytest.raises(BitconvError, match=rf"nothing marks this as a BitNet .*\*_proj\.{norm}\.weight"):
         bitconv.convert(model.path, tmp_path / "out.gguf")
 
 

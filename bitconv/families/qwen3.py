@@ -9,7 +9,7 @@ FAMILY = Family(
     hf_architecture="Qwen3ForCausalLM",
     architecture=QWEN3,
     native=False,
-    checkpoints="codys12 Qwen3-8B-BitNet and others with use_rms_norm",
+    checkpoints="fine-tunes with use_rms_norm (codys12) and a head of floats",
     input_norm="rms_norm",
 )
 # Float weights that its own linear class ternarises (weight_quant_minmax, the absmean rule).

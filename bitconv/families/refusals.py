@@ -76,6 +76,12 @@ INPUT_NORMS = Refusal(
     "a runner computes it for Qwen3ForCausalLM only",
     sign="use_rms_norm true in another class than Qwen3ForCausalLM",
 )
+TERNARY_HEAD = Refusal(
+    "ternary output head",
+    "the head is ternary as well, with a norm and rounded activations before it, and runners' heads are of floats",
+    "keep lm_head in modules_to_not_convert when the model is quantized",
+    sign="lm_head.weight in uint8 (codys12 Qwen3-8B-BitNet)",
+)
 REFUSALS = (
     GGUF_FILE,
     Refusal("AWQ", _GROUPS, _FROM_SOURCE, quant_method="awq"),
@@ -103,6 +109,7 @@ REFUSALS = (
     ),
     LOW_BIT_ACTIVATIONS,
     INPUT_NORMS,
+    TERNARY_HEAD,
     Refusal(
         "Gemma 3 (BitNet-embedding-270M)",
         "some of its layers attend to a window, with a rotary base of their own, and bitnet.cpp's gemma3 graph is not "
