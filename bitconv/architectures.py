@@ -18,13 +18,14 @@ class Role(Enum):
     TERNARY = "ternary"
     NORM = "norm"
     EMBEDDING = "embedding"  # the token embedding and an untied output head
+    ROUTER = "router of experts"
     SCALE = "scale"
     ROPE_FACTORS = "rope factors"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor that an architecture loads. Shape row-major: (rows, columns) or (length,)."""
+    """A tensor that an architecture loads. Shape row-major: (experts, rows, columns), (rows, columns) or (length,)."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,6 +44,10 @@ class Architecture:
     interleaved_rope: the graph rotates neighbouring pairs of a head's rows; Hugging Face checkpoints rotate row i
     with row i + head_dim/2, so rows of q and k are permuted for it.
     free_head_dim: head_dim may differ from hidden / heads.
+    qk_norms: each head of q and of k is normalised before the rotation.
+    input_norms: the input of each projection is normalised, by a norm of its own.
+    norm_types: that norms may have in a file; bitconv writes f32.
+    mixture: where the metadata states experts, the feed-forward network is a mixture of them.
     """
 
     name: str
@@ -53,11 +58,17 @@ class Architecture:
     interleaved_rope: bool
     free_head_dim: bool
     idle_head: bool = False
+    qk_norms: bool = False
+    input_norms: bool = False
+    norm_types: tuple[str, ...] = ("f32",)
+    mixture: bool = False
 
     def slots(self, sizes: Hyperparameters) -> list[Slot]:
         """Every tensor of a model of these sizes, in file order."""
         q_rows, kv_rows = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
         hidden, ffn = sizes.hidden, sizes.ffn
+        left_out = set() if self.sub_norms else {"attn_sub_norm", "ffn_sub_norm"}
+        left_out |= set() if self.qk_norms else {"attn_q_norm", "attn_k_norm"}
         slots = [Slot("token_embd.weight", (sizes.vocab, hidden), Role.EMBEDDING)]
         if self.rope_factors:
             slots.append(Slot("rope_freqs.weight", (sizes.head_dim // 2,), Role.ROPE_FACTORS, optional=True))
@@ -65,22 +76,37 @@ class Architecture:
             block = [
                 Slot("attn_norm", (hidden,), Role.NORM),
                 Slot("attn_q", (q_rows, hidden), Role.TERNARY),
+                Slot("attn_q_norm", (sizes.head_dim,), Role.NORM),
                 Slot("attn_k", (kv_rows, hidden), Role.TERNARY),
+                Slot("attn_k_norm", (sizes.head_dim,), Role.NORM),
                 Slot("attn_v", (kv_rows, hidden), Role.TERNARY),
                 Slot("attn_sub_norm", (q_rows,), Role.NORM),
                 Slot("attn_output", (hidden, q_rows), Role.TERNARY),
                 Slot("ffn_norm", (hidden,), Role.NORM),
-                Slot("ffn_gate", (ffn, hidden), Role.TERNARY),
-                Slot("ffn_up", (ffn, hidden), Role.TERNARY),
-                Slot("ffn_sub_norm", (ffn,), Role.NORM),
-                Slot("ffn_down", (hidden, ffn), Role.TERNARY),
             ]
+            if sizes.experts and self.mixture:
+                block += [
+                    Slot("ffn_gate_inp", (sizes.experts, hidden), Role.ROUTER),
+                    Slot("ffn_gate_exps", (sizes.experts, ffn, hidden), Role.TERNARY),
+                    Slot("ffn_up_exps", (sizes.experts, ffn, hidden), Role.TERNARY),
+                    Slot("ffn_down_exps", (sizes.experts, hidden, ffn), Role.TERNARY),
+                ]
+            else:
+                block += [
+                    Slot("ffn_gate", (ffn, hidden), Role.TERNARY),
+                    Slot("ffn_up", (ffn, hidden), Role.TERNARY),
+                    Slot("ffn_sub_norm", (ffn,), Role.NORM),
+                    Slot("ffn_down", (hidden, ffn), Role.TERNARY),
+                ]
             for slot in block:
                 name = f"blk.{layer}.{slot.name}.weight"
-                if self.sub_norms or not slot.name.endswith("_sub_norm"):
+                if slot.role is Role.TERNARY and self.input_norms:
+                    slots.append(Slot(input_norm_name(name), slot.shape[-1:], Role.NORM))
+                if slot.name not in left_out:
                     slots.append(Slot(name, slot.shape, slot.role))
                 if slot.role is Role.TERNARY:
-                    slots.append(Slot(scale_name(name), (1,), Role.SCALE, optional=True))
+                    count = slot.shape[0] if len(slot.shape) == 3 else 1
+                    slots.append(Slot(scale_name(name), (count,), Role.SCALE, optional=True))
         slots.append(Slot("output_norm.weight", (hidden,), Role.NORM))
         if self.untied_head or self.idle_head:
             slots.append(Slot("output.weight", (sizes.vocab, hidden), Role.EMBEDDING, optional=True))
@@ -88,8 +114,14 @@ class Architecture:
 
 
 def scale_name(weight_name: str) -> str:
-    """The name of the optional float32 tensor of shape (1,) that multiplies a weight's output (llama.cpp, 2026)."""
+    """The name of the optional float32 tensor that multiplies a weight's output, of shape (1,), or (experts,) for a
+    stack of experts (llama.cpp, 2026)."""
     return weight_name.removesuffix("weight") + "scale"
+
+
+def input_norm_name(weight_name: str) -> str:
+    """The name of the norm on a projection's input (bitnet.cpp, July 2026)."""
+    return weight_name.removesuffix(".weight") + "_norm_in.weight"
 
 
 LLAMA = Architecture(
@@ -100,6 +132,7 @@ LLAMA = Architecture(
     rope_factors=True,
     interleaved_rope=True,
     free_head_dim=True,
+    mixture=True,
 )
 BITNET = Architecture(
     "bitnet",
@@ -121,12 +154,29 @@ BITNET_B158 = Architecture(
     free_head_dim=False,
     idle_head=True,
 )
+# The graph of bitnet.cpp from July 2026, which that of the same name in llama.cpp is without its input norms. Its own
+# converter writes norms in float16, and its graph multiplies by either. Sources: bitnet.cpp's
+# utils/convert-bitnet-embedding-to-gguf.py for names and metadata; what it says of its graph in
+# docs/bitnet-embeddings-gguf-conversion.md (May 2026) and docs/bitnet-embeddings-i2s-guide.md (July 2026).
+QWEN3 = Architecture(
+    "qwen3",
+    activation="silu",
+    sub_norms=False,
+    untied_head=True,
+    rope_factors=False,
+    interleaved_rope=False,
+    free_head_dim=True,
+    qk_norms=True,
+    input_norms=True,
+    norm_types=("f32", "f16"),
+)
 
 _BY_NAME = {
     "llama": LLAMA,
     "bitnet": BITNET,
     "bitnet-b1.58": BITNET_B158,
     "bitnet-25": BITNET_B158,
+    "qwen3": QWEN3,
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bitconv.families import FAMILIES, Family
 from bitconv.families.refusals import REFUSALS
-from bitconv.runners import FLOAT_FILE_TYPES, RUNNERS
+from bitconv.runners import FLOAT_FILE_TYPES, RUNNERS, Runner
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ def catalogue() -> Catalogue:
 def _entry(family: Family) -> FamilyEntry:
     graph = family.architecture
     recognised = f"{family.hf_architecture}, hidden_act {graph.activation}"
+    if not family.native:
+        recognised += ", quant_method bitnet or none"
+    if family.input_norm:
+        recognised += f", tensors *_proj.{family.input_norm}.weight"
     if family.tensor:
         recognised += f", a tensor {family.tensor}"
     # As bitconv.quantization.storage reads them, and bitconv.ternary_floats finds them.
@@ -62,22 +66,25 @@ def _entry(family: Family) -> FamilyEntry:
     return FamilyEntry(
         family.name,
         family.checkpoints,
-        recognised if family.native else f"{recognised}, quant_method bitnet or none",
+        recognised,
         family.weights or weights,
         graph.name,
-        {
-            runner.name: tuple(name for name in runner.types if name not in FLOAT_FILE_TYPES)
-            for runner in RUNNERS
-            if runner.activations.get(graph.name) == graph.activation
-        },
+        {runner.name: types for runner in RUNNERS if (types := _types(family, runner))},
     )
+
+
+def _types(family: Family, runner: Runner) -> tuple[str, ...]:
+    if runner.activations.get(family.architecture.name) != family.architecture.activation:
+        return ()
+    packed = (name for name in runner.types if name not in FLOAT_FILE_TYPES)
+    return tuple(name for name in packed if not family.experts or name in runner.expert_types)
 
 
 def markdown() -> str:
     """The README's tables. A test holds them against the README; print this to write them anew."""
     listed = catalogue()
     families = _table(
-        ("family", "checkpoints", "config.json says", "weights", "GGUF architecture", "types"),
+        ("family", "checkpoints", "recognised by", "weights", "GGUF architecture", "types"),
         (
             (
                 entry.name,

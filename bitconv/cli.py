@@ -492,6 +492,8 @@ def runners(as_json: JsonOption = False) -> None:
             print(f"  {type_name + ':':14} {columns} columns or more")
         if runner.scale_tensors:
             print("  exact scales:  in float32 .scale tensors beside tq1_0, tq2_0, q2_0")
+        if runner.expert_types:
+            print(f"  experts:       stacked, in {', '.join(runner.expert_types)}")
         for note in runner.notes:
             print(f"  note:          {note}")
 

@@ -16,7 +16,7 @@ from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
 from bitconv.hub import local_model
 from bitconv.layouts import Bytes
-from bitconv.model import ComputedWeight, DenseWeight, TernaryWeight, load_model
+from bitconv.model import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight, load_model
 from bitconv.output import check_output, replacing
 from bitconv.placement import TernaryPlace
 from bitconv.plan import Options, Plan, PlannedTensor, make_plan
@@ -38,10 +38,10 @@ Progress = Callable[[int, int], None]
 class ConvertedTensor:
     """offset: in bytes from the start of the file.
 
-    scale: of a ternary tensor, as the model has it, None where it has several; scale_error: how far off the file's is,
-    relative; both None in a dry run. group: the columns of a row that share a scale, where the tensor has several.
-    was_ternary: of a projection, whether it is stored in floats of nothing but -scale, 0 and +scale. fallback: why the
-    tensor does not have the type asked for.
+    scale: of a ternary matrix, as the model has it, None where there are several; scale_error: how far off the file's
+    is, relative, at worst of stacked experts; both None in a dry run. group: the columns of a row that share a scale,
+    where a matrix has several. was_ternary: of projections, whether they are stored in floats of nothing but -scale, 0
+    and +scale. fallback: why the tensor does not have the type asked for.
     """
 
     name: str
@@ -130,7 +130,7 @@ def convert(
         _check_not_input(target, checkpoint)
         understood = load_model(checkpoint, scale_convention_of(scale_convention))
         plan = make_plan(checkpoint, settle_scales(checkpoint, understood, rule_of(ternarize), threads), options)
-        scales: dict[str, Scale] = {}
+        scales: dict[str, list[Scale]] = {}
         if not dry_run:
             with replacing(target, plan.size) as descriptor:
                 scales = _write(checkpoint, plan, descriptor, threads, progress)
@@ -140,27 +140,30 @@ def convert(
         architecture=plan.model.family.architecture.name,
         type=plan.type_name,
         runner=plan.runner.name,
-        exact_scales=all(t.place is None or t.place.exact for t in plan.tensors),
+        exact_scales=all(place.exact for t in plan.tensors for place in t.places),
         reason=plan.reason,
         size=plan.size,
         dry_run=dry_run,
-        run=plan.runner.command(plan.type_name, target),
-        tensors=tuple(_report(plan, t, scales.get(t.weight.name)) for t in plan.tensors),
+        run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
+        tensors=tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors),
     )
 
 
-def _report(plan: Plan, tensor: PlannedTensor, scale: Scale | None) -> ConvertedTensor:
-    group = None if tensor.place is None else tensor.place.group
+def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> ConvertedTensor:
+    """scales: of the matrices of a ternary tensor, empty in a dry run."""
+    group = tensor.places[0].group if tensor.places else None
+    errors = [place.scale_error(scale) for place, scale in zip(tensor.places, scales, strict=bool(scales))]
+    matrices = tensor.weight.matrices if isinstance(tensor.weight, TernaryWeight | ExpertsWeight) else ()
     return ConvertedTensor(
         tensor.weight.name,
         tensor.type_name,
         tensor.weight.shape,
         plan.data_offset + tensor.offset,
         tensor.nbytes,
-        None if scale is None or group is not None else float(scale),
-        None if scale is None or tensor.place is None else tensor.place.scale_error(scale),
+        float(scales[0]) if len(scales) == 1 and group is None else None,
+        max(errors, default=None),
         group,
-        tensor.weight.was_ternary if isinstance(tensor.weight, TernaryWeight) else None,
+        all(matrix.was_ternary for matrix in matrices) if matrices else None,
         tensor.fallback,
     )
 
@@ -172,21 +175,23 @@ def _check_not_input(target: Path, checkpoint: Checkpoint) -> None:
 
 def _write(
     checkpoint: Checkpoint, plan: Plan, descriptor: int, threads: int | None, progress: Progress | None
-) -> dict[str, Scale]:
-    """Write every byte of the plan. Returns the scales of the ternary tensors by name."""
+) -> dict[str, list[Scale]]:
+    """Write every byte of the plan. Returns the scales of the matrices of the ternary tensors by name."""
     write_at(descriptor, plan.header, 0)
-    scales: dict[str, Scale] = {}
+    scales: dict[str, list[Scale]] = {}
 
-    def ternary(weight: TernaryWeight, place: TernaryPlace, check: Check) -> int:
-        scales[weight.name] = _write_ternary(checkpoint, plan, weight, place, descriptor, check)
-        return place.nbytes
+    def ternary(weight: TernaryWeight | ExpertsWeight, tensor: PlannedTensor, check: Check) -> int:
+        scales[weight.name] = [
+            _write_ternary(checkpoint, plan, matrix, place, descriptor, check)
+            for matrix, place in zip(weight.matrices, tensor.places, strict=True)
+        ]
+        return tensor.nbytes
 
     work: list[Callable[[Check], int]] = []
     for tensor in plan.tensors:
         weight = tensor.weight
-        if isinstance(weight, TernaryWeight):
-            assert tensor.place is not None
-            work.append(partial(ternary, weight, tensor.place))
+        if isinstance(weight, TernaryWeight | ExpertsWeight):
+            work.append(partial(ternary, weight, tensor))
         elif isinstance(weight, DenseWeight):
             part = partial(_write_dense, checkpoint, plan, tensor, weight.stored, descriptor)
             count = prod(weight.shape)

@@ -154,8 +154,14 @@ class _Source:
         self.infos = {info.name: info for info in header.tensors}
         self.structure = structure
         self.descriptor = descriptor
+        if structure.architecture not in _FAMILIES:
+            raise BitconvError(f"{header.path}: architecture {structure.architecture_name} cannot be exported")
         self.family = _FAMILIES[structure.architecture]
         self.sizes = hyperparameters.from_metadata(header.metadata, structure.architecture_name, header.path)
+        if self.sizes.experts:
+            raise BitconvError(
+                f"{header.path}: a mixture of experts cannot be exported; transformers has no such class"
+            )
 
     def checkpoint(self) -> _Checkpoint:
         """What there is to write. Reads the scales, and the dense weights to see which float type holds them."""

@@ -146,9 +146,13 @@ class ForwardPass:
         self, gguf: GGUFFile, structure: Structure, *, float_activations: bool = False, threads: int | None = None
     ) -> None:
         _refuse_faults(gguf, structure)
+        if f"{structure.architecture_name}.pooling_type" in gguf.metadata:
+            raise BitconvError(f"{gguf.path}: an embedding model, which predicts no text; run llama-embedding")
         self.file = gguf.path
         self.architecture = structure.architecture
         self.sizes = hyperparameters.from_metadata(gguf.metadata, structure.architecture_name, gguf.path)
+        if self.sizes.experts:
+            raise BitconvError(f"{gguf.path}: a mixture of experts, which eval and compare do not run; llama.cpp does")
         self._float_activations = float_activations
         self._threads = jobs.default_threads() if threads is None else threads
         self._data: Bytes = np.memmap(gguf.path, np.uint8, "r").view(np.ndarray)
@@ -195,6 +199,8 @@ class ForwardPass:
             y.reshape(count, -1, sizes.head_dim).swapaxes(0, 1)
             for y in self._project(x, f"{block}.attn_q", f"{block}.attn_k", f"{block}.attn_v")
         )
+        if self.architecture.qk_norms:
+            q, k = self._norm(q, f"{block}.attn_q_norm"), self._norm(k, f"{block}.attn_k_norm")
         end = cache.used + count
         cache.keys[layer, :, cache.used : end] = self._rotate(k, rotation)
         cache.values[layer, :, cache.used : end] = v
@@ -220,13 +226,16 @@ class ForwardPass:
 
     def _project(self, x: Floats, *names: str) -> list[Floats]:
         """The products of each of these projections with the same activations."""
-        activations = Activations(x)
-        projections = [self._projections[f"{name}.weight"] for name in names]
+        if self.architecture.input_norms:
+            inputs = [Activations(self._norm(x, f"{name}_norm_in")) for name in names]
+        else:
+            inputs = [Activations(x)] * len(names)
+        work = [(self._projections[f"{name}.weight"], x) for name, x in zip(names, inputs, strict=True)]
 
         def products(part: int) -> list[Floats]:
             if self._float_activations:
-                return [projection.float_product(part, activations) for projection in projections]
-            return [projection.product(part, activations) for projection in projections]
+                return [projection.float_product(part, activations) for projection, activations in work]
+            return [projection.product(part, activations) for projection, activations in work]
 
         return [np.concatenate(parts, axis=1) for parts in zip(*self._on_all_threads(products), strict=True)]
 

@@ -48,6 +48,8 @@ class Hyperparameters:
     rope_base: float
     rope_linear_factor: float | None = None
     rope_llama3: Llama3Rope | None = None
+    experts: int = 0
+    experts_used: int = 0
 
     def metadata(self, architecture: str) -> Metadata:
         """The `{architecture}.*` keys that runners read (llama.cpp's names and types)."""
@@ -66,6 +68,9 @@ class Hyperparameters:
         if self.head_dim * self.heads != self.hidden:
             keys["attention.key_length"] = np.uint32(self.head_dim)
             keys["attention.value_length"] = np.uint32(self.head_dim)
+        if self.experts:
+            keys["expert_count"] = np.uint32(self.experts)
+            keys["expert_used_count"] = np.uint32(self.experts_used)
         if self.rope_linear_factor is not None:
             keys["rope.scaling.type"] = "linear"
             keys["rope.scaling.factor"] = np.float32(self.rope_linear_factor)
@@ -128,6 +133,11 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
             raise BitconvError(f"{file}: rope scaling: high_freq_factor must be above low_freq_factor")
     elif kind != "default":
         raise BitconvError(f"{file}: rope scaling {kind!r} is not supported (default, linear and llama3 are)")
+    # Mixtral's keys.
+    experts = config.integer("num_local_experts") if "num_local_experts" in values else 0
+    experts_used = config.integer("num_experts_per_tok") if experts else 0
+    if experts_used > experts:
+        raise BitconvError(f"{file}: num_experts_per_tok is {experts_used}, there are {experts} experts")
     return Hyperparameters(
         layers=config.integer("num_hidden_layers"),
         hidden=hidden,
@@ -141,6 +151,8 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         rope_base=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
         rope_linear_factor=linear,
         rope_llama3=llama3,
+        experts=experts,
+        experts_used=experts_used,
     )
 
 
@@ -156,6 +168,8 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     hidden, heads = int(number("embedding_length")), int(number("attention.head_count"))
     tokens = metadata.get("tokenizer.ggml.tokens")
     scaling = metadata.get(f"{architecture}.rope.scaling.type")
+    # Files of models without experts state 0 of them, or nothing.
+    experts = int(number("expert_count")) if metadata.get(f"{architecture}.expert_count") else 0
     return Hyperparameters(
         layers=int(number("block_count")),
         hidden=hidden,
@@ -168,4 +182,6 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         rms_eps=number("attention.layer_norm_rms_epsilon"),
         rope_base=number("rope.freq_base", 10000.0),
         rope_linear_factor=number("rope.scaling.factor") if scaling == "linear" else None,
+        experts=experts,
+        experts_used=int(number("expert_used_count")) if experts else 0,
     )

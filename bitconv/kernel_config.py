@@ -10,7 +10,7 @@ from pathlib import Path
 from bitconv.checkpoint import Checkpoint
 from bitconv.errors import BitconvError
 from bitconv.hub import local_model
-from bitconv.model import TernaryWeight, load_model
+from bitconv.model import load_model
 from bitconv.output import check_output, replacing
 from bitconv.quantization import ScaleConvention
 from bitconv.rawio import write_at
@@ -97,16 +97,17 @@ def _tiles(model: Path, type_name: str, leave_out: bool) -> tuple[dict[Shape, Ti
     left_out: dict[str, str] = {}
     with Checkpoint(model) as checkpoint:
         # The scales play no part here, and so neither does what config.json says about them.
-        weights = load_model(checkpoint, ScaleConvention.MULTIPLY).weights
-    for weight in weights:
-        if isinstance(weight, TernaryWeight):
-            try:
-                tiles[weight.shape] = choose(type_name, *weight.shape)
-            except BitconvError as error:
-                if not leave_out:
-                    way_out = "pass --leave-out here and --fallback f16 to convert, and this tensor stays in floats"
-                    raise weight.stored.error(f"{error}; {way_out}") from None
-                left_out["{}x{}".format(*weight.shape)] = str(error)
+        loaded = load_model(checkpoint, ScaleConvention.MULTIPLY)
+    if loaded.sizes.experts:
+        raise BitconvError(f"{model}: a mixture of experts, which bitnet.cpp does not compute in {type_name}")
+    for weight in loaded.matrices:
+        try:
+            tiles[weight.shape] = choose(type_name, *weight.shape)
+        except BitconvError as error:
+            if not leave_out:
+                way_out = "pass --leave-out here and --fallback f16 to convert, and this tensor stays in floats"
+                raise weight.stored.error(f"{error}; {way_out}") from None
+            left_out["{}x{}".format(*weight.shape)] = str(error)
     if not tiles:
         raise BitconvError(f"{model}: no shape of this model has a legal tile of {type_name}")
     return tiles, left_out

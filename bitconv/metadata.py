@@ -16,6 +16,7 @@ from bitconv.errors import BitconvError
 from bitconv.gguf import Metadata, Value
 from bitconv.hub import model_name
 from bitconv.model import ComputedWeight, Model
+from bitconv.pooling import pooling_metadata
 from bitconv.tokenizer import tokenizer_metadata
 
 # GGML_QNT_VERSION: which encoding of ggml's quantized blocks the file uses.
@@ -40,7 +41,7 @@ _NUMBERS = {
 
 def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: str | None) -> Metadata:
     """All metadata of the file: general keys, the architecture's sizes, the tokenizer."""
-    architecture = model.family.architecture.name
+    architecture, embedding = model.family.architecture.name, model.family.embedding
     parameters = sum(prod(w.shape) for w in model.weights if not isinstance(w, ComputedWeight))
     return {
         "general.architecture": architecture,
@@ -49,7 +50,8 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
         "general.file_type": np.uint32(file_type),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
         **model.sizes.metadata(architecture),
-        **tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre),
+        **(pooling_metadata(checkpoint.path, architecture) if embedding else {}),
+        **tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre, embedding=embedding),
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,10 +49,26 @@ class TernaryWeight:
         """Whether it is stored in floats, and those are -scale, 0 and +scale."""
         return self.has_scale and self.stored.dtype in _FLOATS
 
+    @property
+    def matrices(self) -> tuple[TernaryWeight, ...]:
+        return (self,)
+
+
+@dataclass(frozen=True)
+class ExpertsWeight:
+    """The same projection of every expert, stacked: experts x rows x columns trits, one scale an expert."""
+
+    name: str
+    matrices: tuple[TernaryWeight, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (len(self.matrices), *self.matrices[0].shape)
+
 
 @dataclass(frozen=True)
 class DenseWeight:
-    """An embedding, an output head or a norm, copied with at most a change of float type."""
+    """An embedding, an output head, a router or a norm, copied with at most a change of float type."""
 
     name: str
     shape: tuple[int, ...]
@@ -71,7 +88,7 @@ class ComputedWeight:
         return self.values.shape
 
 
-Weight: TypeAlias = TernaryWeight | DenseWeight | ComputedWeight
+Weight: TypeAlias = TernaryWeight | ExpertsWeight | DenseWeight | ComputedWeight
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,13 @@ class Model:
     family: Family
     sizes: Hyperparameters
     weights: tuple[Weight, ...]
+
+    @property
+    def matrices(self) -> list[TernaryWeight]:
+        """Every ternary matrix, those of experts one by one."""
+        return [
+            m for weight in self.weights if isinstance(weight, TernaryWeight | ExpertsWeight) for m in weight.matrices
+        ]
 
 
 def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None) -> Model:
@@ -92,12 +116,18 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file, checkpoint.tensors)
     sizes = hyperparameters.from_config(config, file)
+    head = checkpoint.tensors.get("lm_head.weight")
+    if head is not None and head.dtype == "u8":
+        raise refusals.TERNARY_HEAD.error(f"{head.file}: lm_head.weight")
+    norm = f"_proj.{family.input_norm}.weight"
+    if family.input_norm and not any(name.endswith(norm) for name in checkpoint.tensors):
+        raise BitconvError(f"{file}: nothing marks this as a BitNet checkpoint (no tensors *{norm})")
     _check_architecture(family, sizes, checkpoint)
     if family is microsoft_gpu.FAMILY:
         stored_as, implied = gpu_storage(checkpoint.tensors)
     else:
         stored_as, implied = storage(config, file, native=family.native)
-    tied = bool(config.get("tie_word_embeddings", False))
+    tied = family.embedding or bool(config.get("tie_word_embeddings", False))
     llama3 = sizes.rope_llama3
 
     slots = family.architecture.slots(sizes)
@@ -111,6 +141,8 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
         if slot.role is Role.ROPE_FACTORS:
             if llama3 is not None:
                 weights.append(ComputedWeight(slot.name, llama3.factors(sizes.rope_base, sizes.head_dim)))
+        elif slot.role is Role.TERNARY and len(slot.shape) == 3:
+            weights.append(binder.experts(slot, family.source_name(slot.name)))
         elif slot.role is Role.TERNARY:
             interleave = family.architecture.interleaved_rope
             heads = _rope_heads(slot, sizes) if interleave is not family.interleaved_rows else 0
@@ -132,6 +164,11 @@ def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Chec
             f"{file}: hidden_act is {activation!r}, but runners apply {architecture.activation} in the graph of "
             f"{architecture.name}: the file would load and talk nonsense"
         )
+    _check_norms(family, sizes, config, file)
+    _check_experts(family, sizes, config, file)
+    windows = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
+    if windows or config.get("layer_types") not in (None, ["full_attention"] * sizes.layers):
+        raise BitconvError(f"{file}: some layers attend to a sliding window, which no architecture here computes")
     if not architecture.untied_head and not config.get("tie_word_embeddings", False):
         raise BitconvError(
             f"{file}: tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by the "
@@ -147,6 +184,46 @@ def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Chec
             f"{file}: head_dim {sizes.head_dim} is not hidden_size / num_attention_heads, which the "
             f"{architecture.name} graph assumes"
         )
+
+
+def _check_norms(family: Family, sizes: Hyperparameters, config: Mapping[str, Any], file: Path) -> None:
+    """Refuse norms on the inputs of projections that the graph lacks, or has and the checkpoint lacks."""
+    quantization = _quantization(config)
+    use_rms_norm = bool(quantization.get("use_rms_norm"))
+    if use_rms_norm and not family.architecture.input_norms:
+        raise refusals.INPUT_NORMS.error(f"{file}: quantization_config.use_rms_norm")
+    if family.architecture.input_norms and not (use_rms_norm or family.native):
+        raise BitconvError(
+            f"{file}: quantization_config.use_rms_norm is not true; {family.hf_architecture} is supported with a norm "
+            "on the input of each projection only"
+        )
+    if use_rms_norm and quantization.get("rms_norm_eps", 1e-6) != sizes.rms_eps:
+        raise BitconvError(
+            f"{file}: quantization_config.rms_norm_eps (1e-06 where it is missing) is not rms_norm_eps, and runners "
+            "have one for all norms"
+        )
+    if family.architecture.input_norms and config.get("head_dim") is None:
+        raise BitconvError(f"{file}: head_dim is missing; transformers takes 128 for Qwen3, write what it is")
+
+
+def _check_experts(family: Family, sizes: Hyperparameters, config: Mapping[str, Any], file: Path) -> None:
+    """Refuse experts in other classes than those of mixtures, and a router that is ternary too."""
+    if bool(sizes.experts) != family.experts:
+        raise BitconvError(
+            f"{file}: num_local_experts is {config.get('num_local_experts')!r}; {family.hf_architecture} has "
+            f"{'experts' if family.experts else 'none'}"
+        )
+    kept = _quantization(config).get("modules_to_not_convert")
+    if family.experts and not any(str(module).endswith("gate") for module in kept or ()):
+        raise BitconvError(
+            f"{file}: quantization_config.modules_to_not_convert does not list gate: the router of the experts is "
+            "ternary too, with activations rounded to int8, and llama.cpp's is of floats"
+        )
+
+
+def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = config.get("quantization_config")
+    return value if isinstance(value, Mapping) else {}
 
 
 def _rope_heads(slot: Slot, sizes: Hyperparameters) -> int:
@@ -188,6 +265,12 @@ class _Binder:
 
     def dense(self, slot: Slot, name: str) -> DenseWeight:
         return DenseWeight(slot.name, slot.shape, self.find(name, slot.shape, _FLOATS), slot.role)
+
+    def experts(self, slot: Slot, name: str) -> ExpertsWeight:
+        count, *shape = slot.shape
+        matrix = Slot(slot.name, tuple(shape), slot.role)
+        matrices = (self.ternary(matrix, name.format(i), 0, interleave=True) for i in range(count))
+        return ExpertsWeight(slot.name, tuple(matrices))
 
     def ternary(self, slot: Slot, name: str, rope_heads: int, interleave: bool) -> TernaryWeight:
         rows, columns = slot.shape

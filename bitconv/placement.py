@@ -96,16 +96,28 @@ class DataSection:
 
     def place_ternary(self, name: str, shape: tuple[int, int], layout: Layout, group: int | None) -> TernaryPlace:
         """Place a ternary tensor, with a `.scale` tensor where it has one scale and layout and runner allow for it."""
-        nbytes = layout.nbytes(*shape)
-        offset = self.place(name, shape, self.runner.type_id(layout.name), nbytes)
-        scale_offset = None
-        if group is not None:
-            self.groups[name] = group
-        elif layout.name in BLOCK_SCALED and self.runner.scale_tensors and not self.scale_in_blocks:
-            scale_offset = self.place(scale_name(name), (1,), self.runner.type_id("f32"), 4)
         if layout.tile is not None:
             self.tiles[shape] = layout.tile
-        return TernaryPlace(layout, shape, offset, nbytes, scale_offset, group)
+        if group is not None:
+            self.groups[name] = group
+        return self._place_matrices(name, shape, shape, 1, layout, group)[0]
+
+    def place_experts(self, name: str, shape: tuple[int, int, int], layout: Layout) -> list[TernaryPlace]:
+        """Place a stack of ternary matrices: one after the other, and their scales in one `.scale` tensor."""
+        experts, *matrix = shape
+        return self._place_matrices(name, shape, (matrix[0], matrix[1]), experts, layout, None)
+
+    def _place_matrices(
+        self, name: str, shape: tuple[int, ...], matrix: tuple[int, int], count: int, layout: Layout, group: int | None
+    ) -> list[TernaryPlace]:
+        nbytes = layout.nbytes(*matrix)
+        offset = self.place(name, shape, self.runner.type_id(layout.name), count * nbytes)
+        scales: list[int | None] = [None] * count
+        beside = layout.name in BLOCK_SCALED and self.runner.scale_tensors and not self.scale_in_blocks
+        if beside and group is None:
+            first = self.place(scale_name(name), (count,), self.runner.type_id("f32"), 4 * count)
+            scales = [first + 4 * i for i in range(count)]
+        return [TernaryPlace(layout, matrix, offset + i * nbytes, nbytes, scales[i], group) for i in range(count)]
 
     def header(self, metadata: Metadata) -> bytes:
         """The file's header, which records tiles and groups where there are any. The data section follows."""

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from bitconv import runners
 from bitconv.architectures import Role
 from bitconv.checkpoint import Checkpoint
@@ -13,7 +15,7 @@ from bitconv.errors import BitconvError
 from bitconv.gguf import type_by_name
 from bitconv.layouts import BLOCK_SCALED, EXACT_SCALE, FLOATS, TERNARY_TYPES, TILED, Layout, make_layout
 from bitconv.metadata import build_metadata
-from bitconv.model import DenseWeight, Model, TernaryWeight, Weight
+from bitconv.model import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
 from bitconv.scales import group_of
@@ -49,14 +51,15 @@ class Options:
 class PlannedTensor:
     """offset: in bytes from the start of the data section.
 
-    place: of a ternary tensor. fallback: why it does not have the type asked for.
+    places: of the matrices of a ternary tensor, one or one an expert. fallback: why it does not have the type asked
+    for.
     """
 
     weight: Weight
     type_name: str
     offset: int
     nbytes: int
-    place: TernaryPlace | None = None
+    places: tuple[TernaryPlace, ...] = ()
     fallback: str | None = None
 
 
@@ -88,13 +91,20 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
         if isinstance(weight, TernaryWeight):
             layout, fallback = _layout(weight, type_name, target, options)
             place = section.place_ternary(weight.name, weight.shape, layout, group_of(weight.scale, weight.shape[1]))
-            tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, place, fallback))
+            tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, (place,), fallback))
+        elif isinstance(weight, ExpertsWeight):
+            # All have the same shape, and that with several scales, if there is one, is the one to be refused.
+            matrix = max(weight.matrices, key=lambda matrix: isinstance(matrix.scale, np.ndarray))
+            layout, fallback = _layout(matrix, type_name, target, options, len(weight.matrices))
+            places = section.place_experts(weight.name, weight.shape, layout)
+            nbytes = sum(place.nbytes for place in places)
+            tensors.append(PlannedTensor(weight, layout.name, places[0].offset, nbytes, tuple(places), fallback))
         else:
             name = _dense_type(weight, options)
             nbytes = type_by_name(name).nbytes(weight.shape)
             offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
             tensors.append(PlannedTensor(weight, name, offset, nbytes))
-    ternary = {tensor.type_name for tensor in tensors if tensor.place is not None}
+    ternary = {tensor.type_name for tensor in tensors if tensor.places}
     # Where every tensor fell back, the file is of what they fell back to.
     file_type = target.file_type(type_name if type_name in ternary else min(ternary))
     header = section.header(build_metadata(checkpoint, model, file_type, options.pre))
@@ -141,7 +151,7 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
     TL1 and TL2 are left out: they run only in a build made for the model's shapes.
     """
     architecture = model.family.architecture
-    weights = [weight for weight in model.weights if isinstance(weight, TernaryWeight)]
+    weights = model.matrices
     shapes = [weight.shape for weight in weights]
     candidates = []
     for target in runners.RUNNERS if options.runner is None else [runners.runner(options.runner)]:
@@ -150,6 +160,8 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
             if name in (*TILED, *FLOATS):
                 continue
             if runners.refusal(target, architecture.name, architecture.activation, name):
+                continue
+            if model.sizes.experts and name not in target.expert_types:
                 continue
             one_exact = beside or name in EXACT_SCALE
             if any(
@@ -183,8 +195,10 @@ def _override(name: str, options: Options) -> str | None:
     return next((type_name for pattern, type_name in options.overrides if re.search(pattern, name)), None)
 
 
-def _layout(weight: TernaryWeight, type_name: str, target: Runner, options: Options) -> tuple[Layout, str | None]:
-    """The layout of one ternary tensor, and why it is not the one asked for."""
+def _layout(
+    weight: TernaryWeight, type_name: str, target: Runner, options: Options, experts: int = 0
+) -> tuple[Layout, str | None]:
+    """The layout of one ternary tensor, or of a stack of so many, and why it is not the one asked for."""
     override = _override(weight.name, options)
     name = override or type_name
     if override is not None and name not in FLOATS and name not in target.computes:
@@ -192,22 +206,24 @@ def _layout(weight: TernaryWeight, type_name: str, target: Runner, options: Opti
     group = group_of(weight.scale, weight.shape[1])
     try:
         layout = make_layout(name, weight.shape, options.tiles, group)
-        refusal = _refusal(weight, target, layout)
+        refusal = _refusal(weight, target, layout, experts)
     except BitconvError as error:
         refusal = str(error)
     if refusal is None:
         return layout, None
 
     def usable(fallback: str) -> bool:
-        return _refusal(weight, None, make_layout(fallback, group=group)) is None
+        return _refusal(weight, target, make_layout(fallback, group=group), experts) is None
 
     if options.fallback == "error" or not usable(options.fallback):
-        way_out = f"--fallback {next(filter(usable, ('f16', 'bf16', 'f32')))} keeps this tensor in floats"
-        raise weight.stored.error(f"{refusal}; {way_out}")
+        ways_out = [f"; --fallback {name} keeps it in floats" for name in ("f16", "bf16", "f32") if usable(name)]
+        raise weight.stored.error(refusal + "".join(ways_out[:1]))
     return make_layout(options.fallback, group=group), refusal
 
 
-def _refusal(weight: TernaryWeight, target: Runner | None, layout: Layout) -> str | None:
-    """Why the layout cannot take the weight's shape or its scales, for a runner or in any."""
-    shape = layout.refusal(*weight.shape) if target is None else runners.shape_refusal(target, layout, *weight.shape)
+def _refusal(weight: TernaryWeight, target: Runner, layout: Layout, experts: int = 0) -> str | None:
+    """Why the layout cannot take the weight's shape or its scales in a runner, alone or in a stack of experts."""
+    if experts and isinstance(weight.scale, np.ndarray):
+        return "it has several scales, and of stacked experts each has one"
+    shape = runners.shape_refusal(target, layout, *weight.shape, experts)
     return shape or scale_refusal(layout, weight.scale, weight.shape[1])

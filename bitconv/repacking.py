@@ -24,7 +24,7 @@ from bitconv.scales import group_refusal
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.tiles import TILES_KEY, Tile, read_kernel_config
-from bitconv.tokenizer.pretokenizers import check_name
+from bitconv.tokenizer.pretokenizers import BITNET_CPP_NAMES, check_name
 
 Check = Callable[[], None]
 Progress = Callable[[int, int], None]
@@ -120,6 +120,11 @@ def repack(
     metadata = _metadata(gguf.metadata, structure, chosen, type)
     if pre is not None:
         metadata["tokenizer.ggml.pre"] = check_name(pre)
+    elif metadata.get("tokenizer.ggml.pre") in BITNET_CPP_NAMES and chosen.name != "bitnet.cpp":
+        raise BitconvError(
+            f"{source}: tokenizer.ggml.pre is {metadata['tokenizer.ggml.pre']}, which {chosen.name} does not know or "
+            "takes for another; --pre falcon splits text as Falcon3 and Falcon-E do"
+        )
     header = section.header(metadata)
     size = len(header) + section.size
     with replacing(target, size) as descriptor:
@@ -133,6 +138,7 @@ def _check_input(gguf: GGUFFile, structure: Structure) -> None:
         *structure.faults,
         *(f"{name}: {text}" for name, texts in structure.tensor_faults.items() for text in texts),
     ]
+    faults += [f"{t.name}: stacked experts cannot be repacked" for t in gguf.tensors if len(t.shape) == 3]
     if faults:
         raise BitconvError(f"{gguf.path}: {faults[0]}; bitconv verify lists all faults")
 

@@ -21,7 +21,7 @@ class Runner:
 
     activations: the hidden_act that the graph of each architecture applies, whatever the file says.
     type_ids: the ggml type ids of ternary types. Other types have ids that all runners agree on.
-    embed_types: of token_embd and output. scale_tensors: a float32 `.scale` beside a weight multiplies its output.
+    scale_tensors: a float32 `.scale` beside a weight multiplies its output. expert_types: of stacked experts.
     min_columns: the fewest columns of a ternary tensor of a type. older_names: of architectures, still read.
     run: the command that runs a file, {} standing for it.
     """
@@ -33,6 +33,7 @@ class Runner:
     type_ids: Mapping[str, int]
     run: str
     scale_tensors: bool = False
+    expert_types: tuple[str, ...] = ()
     min_columns: Mapping[str, int] = field(default_factory=dict)
     run_by_type: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -48,13 +49,15 @@ class Runner:
     def type_id(self, type_name: str) -> int:
         return self.type_ids[type_name] if type_name in self.type_ids else type_by_name(type_name).id
 
-    def command(self, type_name: str, file: object) -> str:
-        return self.run_by_type.get(type_name, self.run).format(file)
+    def command(self, type_name: str, file: object, *, embedding: bool = False) -> str:
+        run = _LLAMA_EMBEDDING if embedding else self.run_by_type.get(type_name, self.run)
+        return run.format(file)
 
 
 # The same in every runner.
 FLOAT_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
 OTHER_FILE_TYPES = {**FLOAT_FILE_TYPES, "q8_0": 7}
+_LLAMA_EMBEDDING = "llama-embedding -m {} -p 'query: Once upon a time' --embd-normalize 2"
 _LLAMA_CLI = "llama-cli -m {} -p 'Once upon a time'"
 
 RUNNERS = (
@@ -76,10 +79,11 @@ RUNNERS = (
     Runner(
         "bitnet.cpp-2026",
         "from July 2026 (read, not measured)",
-        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "silu"},
+        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "silu", "qwen3": "silu"},
         types={"i2_s": 41, "tl1": 42, "tl2": 43},
         type_ids={"i2_s": 36, "tl1": 38, "tl2": 42},
         run=_LLAMA_CLI,
+        notes=("qwen3 with norms on the inputs of the projections, which no other runner has",),
     ),
     Runner(
         "llama.cpp",
@@ -89,6 +93,7 @@ RUNNERS = (
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
         run=_LLAMA_CLI,
         scale_tensors=True,
+        expert_types=("tq1_0", "tq2_0", "q2_0", *FLOAT_FILE_TYPES),
         notes=("refuses the type ids of I2_S, TL1 and TL2, or reads them as something else",),
     ),
     Runner(
@@ -113,10 +118,13 @@ def runner(name: str) -> Runner:
 
 
 def default_runner(type_name: str, architecture: str) -> Runner:
-    """The runner that a type implies: the one whose type it is, or for floats one that knows the architecture."""
+    """The runner that a type implies: the one whose type it is, in the first release that knows the architecture, or
+    for floats one that knows it."""
     if type_name in FLOAT_FILE_TYPES:
         return next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if architecture in r.activations)
-    return next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if type_name in r.types)
+    implied = next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if type_name in r.types)
+    releases = (r for r in RUNNERS if r.name.startswith(implied.name) and type_name in r.types)
+    return next((r for r in releases if architecture in r.activations), implied)
 
 
 def refusal(target: Runner, architecture: str, activation: str, type_name: str) -> str | None:
@@ -143,8 +151,11 @@ def refusal(target: Runner, architecture: str, activation: str, type_name: str) 
     return f"{cause}; the nearest that works: --type {nearest[0]} --runner {nearest[1]}"
 
 
-def shape_refusal(target: Runner, packing: Layout, rows: int, columns: int) -> str | None:
-    """Why a tensor of this shape cannot have this format in this runner; None where it can."""
+def shape_refusal(target: Runner, packing: Layout, rows: int, columns: int, experts: int = 0) -> str | None:
+    """Why a tensor of this shape, or a stack of so many, cannot have this format in this runner; None where it can."""
+    if experts and packing.name not in target.expert_types:
+        able = [f"--type {name} --runner {r.name}" for r in RUNNERS for name in r.types if name in r.expert_types]
+        return f"{target.name} does not compute stacked experts in {packing.name}; what works: {able[0]}"
     least = target.min_columns.get(packing.name, 0)
     if columns < least:
         return f"{target.name} needs {least} columns or more for {packing.name}, and these are {columns}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -12,16 +13,18 @@ from bitconv.architectures import Architecture, Role, Slot, architecture, archit
 from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
 from bitconv.layouts import FLOATS, I2_S_ORDERS, TERNARY_TYPES, TILED, Layout, make_layout
-from bitconv.runners import file_types, layout_name
+from bitconv.runners import RUNNERS, file_types, layout_name
 from bitconv.scales import GROUPS_KEY, check_group, group_refusal, groups_from_metadata
 from bitconv.tiles import Tile, tiles_from_metadata
 
 _TERNARY = {*TERNARY_TYPES, "q8_0"}
-# Which types runners load in each role. bitnet.cpp aborts on norms that are not F32.
+_STACKED = {name for runner in RUNNERS for name in runner.expert_types}
+# Which types runners load in each role. Those of norms depend on the architecture: bitnet.cpp to May 2026 aborts on
+# norms that are not F32.
 _ALLOWED = {
     Role.TERNARY: _TERNARY,
-    Role.NORM: {"f32"},
     Role.EMBEDDING: {*FLOATS, "q8_0", "q6_k"},
+    Role.ROUTER: {"f32"},
     Role.SCALE: {"f32"},
     Role.ROPE_FACTORS: {"f32"},
 }
@@ -132,7 +135,8 @@ def _check_set(gguf: GGUFFile, structure: Structure, slots: Mapping[str, Slot]) 
         structure.roles[tensor.name] = slot.role
         if tensor.shape != slot.shape:
             structure.fault(tensor, f"has shape {tensor.shape}, the metadata implies {slot.shape}")
-        if structure.types[tensor.name] not in _ALLOWED[slot.role]:
+        allowed = structure.architecture.norm_types if slot.role is Role.NORM else _ALLOWED[slot.role]
+        if structure.types[tensor.name] not in allowed:
             structure.fault(tensor, f"is {structure.types[tensor.name]}, which no runner takes for a {slot.role.value}")
     listed = {tensor.name for tensor in gguf.tensors}
     for slot in slots.values():
@@ -154,9 +158,11 @@ def _find_layouts(
         ternary = structure.roles[tensor.name] is Role.TERNARY
         if tensor.name in structure.nbytes and not (ternary and name in _TERNARY):
             continue
-        if len(tensor.shape) != 2:
+        if len(tensor.shape) not in (2, 3):
             raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {name} holds matrices, not shape {tensor.shape}")
-        rows, columns = tensor.shape
+        *stack, rows, columns = tensor.shape
+        if stack and name not in _STACKED:
+            structure.fault(tensor, f"is {name}, in which no runner computes stacked experts")
         if name in TILED and (rows, columns) not in tiles:
             raise BitconvError(
                 f"{gguf.path}: {tensor.name}: the file does not say the {name} tile of {rows}x{columns}; pass "
@@ -176,7 +182,7 @@ def _find_layouts(
         refusal = layout.refusal(rows, columns) or group_refusal(layout, columns, group)
         if refusal is not None:
             structure.fault(tensor, refusal)
-        structure.nbytes[tensor.name] = layout.nbytes(rows, columns)
+        structure.nbytes[tensor.name] = prod(stack) * layout.nbytes(rows, columns)
         structure.layouts[tensor.name] = layout
     for name in groups.keys() - structure.groups.keys():
         structure.faults.append(f"{GROUPS_KEY} names {name}, which is no ternary tensor of the file")

@@ -5,8 +5,8 @@ The absmean rule would make another scale of them: the mean of |trit * scale| is
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ from bitconv import _kernels, jobs
 from bitconv.checkpoint import ITEMSIZE, Checkpoint
 from bitconv.errors import BitconvError
 from bitconv.families.refusals import UNMARKED_MASTER
-from bitconv.model import Model, TernaryWeight
+from bitconv.model import ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.quantization import Rule
 from bitconv.scales import MIN_GROUP, Scale, simplest
 from bitconv.ternary import MIN_MEAN, row_blocks
@@ -29,26 +29,32 @@ def settle_scales(checkpoint: Checkpoint, model: Model, rule: Rule | None, threa
 
     BitconvError where a weight is not ternary and there is no rule for it, or a rule and no float weight.
     """
-    open_weights = [w for w in model.weights if isinstance(w, TernaryWeight) and not w.has_scale]
+    open_weights = [weight for weight in model.matrices if not weight.has_scale]
     config = checkpoint.path / "config.json"
     if not open_weights:
         if rule is not None:
             raise BitconvError(f"{config}: the weights are packed trits with scales; --ternarize is for float weights")
         return model
     work = [partial(find_scale, checkpoint, weight) for weight in open_weights]
-    scales = dict(zip((weight.name for weight in open_weights), jobs.run(work, threads), strict=True))
+    scales = dict(zip((weight.stored.name for weight in open_weights), jobs.run(work, threads), strict=True))
     for weight in open_weights:
-        if scales[weight.name] is None and rule is None and weight.scale is None:
+        if scales[weight.stored.name] is None and rule is None and weight.scale is None:
             found = sum(scale is not None for scale in scales.values())
             where = f"{config}: {weight.stored.name} ({found} of {len(scales)} projections are ternary)"
             raise UNMARKED_MASTER.error(where)
 
     def settled(weight: TernaryWeight) -> TernaryWeight:
-        found = scales[weight.name]
-        return dataclasses.replace(weight, scale=(rule or weight.scale) if found is None else found)
+        if weight.has_scale:
+            return weight
+        found = scales[weight.stored.name]
+        return replace(weight, scale=(rule or weight.scale) if found is None else found)
 
-    weights = (settled(w) if w.name in scales and isinstance(w, TernaryWeight) else w for w in model.weights)
-    return dataclasses.replace(model, weights=tuple(weights))
+    def with_scales(weight: Weight) -> Weight:
+        if isinstance(weight, ExpertsWeight):
+            return replace(weight, matrices=tuple(map(settled, weight.matrices)))
+        return settled(weight) if isinstance(weight, TernaryWeight) else weight
+
+    return replace(model, weights=tuple(map(with_scales, model.weights)))
 
 
 def find_scale(checkpoint: Checkpoint, weight: TernaryWeight, check: Callable[[], None]) -> Scale | None:

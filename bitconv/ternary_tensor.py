@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -130,6 +130,17 @@ class TernaryTensor:
     def _read(self, raw: Bytes, offset: int) -> None:
         if not read_at(self.descriptor, raw, offset):
             raise FaultyTensor("the file has become shorter while it was read")
+
+
+def matrices(
+    descriptor: int, info: TensorInfo, layout: Layout, scale_tensor: TensorInfo | None, group: int | None = None
+) -> Iterator[TernaryTensor]:
+    """The matrices of a ternary tensor: itself, or those of a stack of experts, each with its own scale."""
+    *stack, rows, columns = info.shape
+    for i in range(*stack or (1,)):
+        start = info.offset + i * layout.nbytes(rows, columns)
+        scale = None if scale_tensor is None else replace(scale_tensor, shape=(1,), offset=scale_tensor.offset + 4 * i)
+        yield TernaryTensor(descriptor, replace(info, shape=(rows, columns), offset=start), layout, scale, group)
 
 
 def _check(scale: np.float32) -> None:

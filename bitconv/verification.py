@@ -23,14 +23,14 @@ from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf
 from bitconv.hub import local_model
 from bitconv.layouts import FLOATS, Bytes, Layout, Scales, Trits
 from bitconv.metadata import build_metadata
-from bitconv.model import DenseWeight, Model, TernaryWeight, Weight, load_model
+from bitconv.model import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight, load_model
 from bitconv.quantization import rule_of, scale_convention_of
 from bitconv.rawio import read_at
 from bitconv.scales import Scale, describe
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary import TritReader, row_blocks
 from bitconv.ternary_floats import settle_scales
-from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.ternary_tensor import FaultyTensor, TernaryTensor, matrices
 from bitconv.tiles import read_kernel_config
 
 Check = Callable[[], None]
@@ -238,10 +238,26 @@ class _Verifier:
         return None
 
     def _ternary(self, tensor: TensorInfo, layout: Layout, expected: Weight | None, check: Check) -> np.float32 | None:
+        """Returns the scale of a matrix, None of a stack of them."""
+        assert expected is None or isinstance(expected, TernaryWeight | ExpertsWeight)
         scale_tensor = self.scale_tensors.get(scale_name(tensor.name))
         group = self.structure.groups.get(tensor.name)
-        file = TernaryTensor(self.descriptor, tensor, layout, scale_tensor, group)
-        reader = self._reader(expected, check)
+        files = list(matrices(self.descriptor, tensor, layout, scale_tensor, group))
+        for i, file in enumerate(files):
+            reader = self._reader(None if expected is None else expected.matrices[i], check)
+            try:
+                self._matrix(tensor, file, reader, exact=scale_tensor is not None, check=check)
+            except FaultyTensor as fault:
+                if len(files) == 1:
+                    raise
+                raise FaultyTensor(f"expert {i}: {fault}") from None
+        return files[0].scale if len(files) == 1 else None
+
+    def _matrix(
+        self, tensor: TensorInfo, file: TernaryTensor, reader: TritReader | None, *, exact: bool, check: Check
+    ) -> None:
+        """exact: the scale stands in a tensor of its own."""
+        layout, group = file.layout, file.group
         if reader is not None and group is None and isinstance(reader.scale, np.ndarray):
             wanted_group = file.columns // reader.scale.shape[1]
             raise FaultyTensor(f"has one scale, the checkpoint's has {describe(wanted_group, file.columns)}")
@@ -259,10 +275,9 @@ class _Verifier:
                     _compare_scales(reader, rows.trits, rows.scales, first, last)
         if reader is not None and file.scale is not None:
             assert not isinstance(reader.scale, np.ndarray)
-            wanted = reader.scale if scale_tensor is not None else layout.stored_scale(reader.scale)
+            wanted = reader.scale if exact else layout.stored_scale(reader.scale)
             if file.scale != wanted:
                 raise FaultyTensor(f"its scale is {file.scale!r}, the checkpoint's is {wanted!r}")
-        return file.scale
 
     def _redundant_head(self, head: TensorInfo, check: Check) -> None:
         """A head on a graph that multiplies by the embedding is right only where it is the embedding, byte for byte."""
@@ -291,13 +306,13 @@ class _Verifier:
                 wanted = dense_values(self.checkpoint, expected.stored, type_name, first, last)
                 _compare_floats(raw, wanted, itemsize, first, tensor.shape)
             elif expected is not None:
-                assert not isinstance(expected, TernaryWeight)
+                assert not isinstance(expected, TernaryWeight | ExpertsWeight)
                 _compare_floats(raw, expected.values[first:last].view(np.uint8), itemsize, first, tensor.shape)
 
-    def _reader(self, expected: Weight | None, check: Check) -> TritReader | None:
+    def _reader(self, expected: TernaryWeight | None, check: Check) -> TritReader | None:
         if expected is None:
             return None
-        assert self.checkpoint is not None and isinstance(expected, TernaryWeight)
+        assert self.checkpoint is not None
         return TritReader(self.checkpoint, expected, check)
 
     def _read(self, tensor: TensorInfo, start: int, count: int) -> Bytes:

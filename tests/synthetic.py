@@ -21,6 +21,7 @@ PROJECTIONS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 GGUF_PROJECTIONS = dict(
     zip(PROJECTIONS, ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), strict=True)
 )
+GGUF_EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
 GGUF_NORMS = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
@@ -28,6 +29,8 @@ GGUF_NORMS = {
     "self_attn.attn_sub_norm": "attn_sub_norm",
     "mlp.ffn_layernorm": "ffn_sub_norm",
     "mlp.ffn_sub_norm": "ffn_sub_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
 }
 
 
@@ -69,7 +72,7 @@ class Synthetic:
     path: Path
     config: dict[str, Any]
     trits: dict[str, np.ndarray] = field(default_factory=dict)
-    scales: dict[str, Any] = field(default_factory=dict)  # of several, (rows, groups)
+    scales: dict[str, Any] = field(default_factory=dict)  # of several, (rows, groups); of experts, (experts,)
     dense: dict[str, np.ndarray] = field(default_factory=dict)
 
     def rewrite_config(self, **changes: Any) -> None:
@@ -82,6 +85,9 @@ FAMILIES = {
     "1bitllm": ("BitnetForCausalLM", "silu", "self_attn.inner_attn_ln", "mlp.ffn_layernorm"),
     "microsoft": ("BitNetForCausalLM", "relu2", "self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
     "llama": ("LlamaForCausalLM", "silu", None, None),
+    "mixtral": ("MixtralForCausalLM", "silu", None, None),
+    "qwen3": ("Qwen3ForCausalLM", "silu", None, None),
+    "embedding": ("Qwen3Model", "silu", None, None),
 }
 
 
@@ -100,6 +106,7 @@ def make_checkpoint(
     shards: int = 1,
     scalar_scale: bool = False,
     head_dim: int | None = None,
+    experts: int = 4,
     vocab: int | None = None,
     seed: int = 0,
     marked: bool = True,
@@ -114,8 +121,10 @@ def make_checkpoint(
     one for so many columns. scalar_scale: stored in shape (), or (rows,), in place of (1,) and (rows, 1).
     """
     rng = np.random.default_rng(seed)
-    packed = family == "llama" and not ternary_floats if packed is None else packed
-    convention = convention or ("divide" if family == "llama" else "multiply")
+    qwen3 = family in ("qwen3", "embedding")
+    llama = family in ("llama", "mixtral")
+    packed = (llama or family == "qwen3") and not ternary_floats if packed is None else packed
+    convention = convention or ("divide" if llama or family == "qwen3" else "multiply")
     hf_name, activation, attn_sub_norm, ffn_sub_norm = FAMILIES[family]
     size = head_dim or hidden // heads
     tokenizer = "bitnet_b1_58-tiny" if family == "1bitllm" else "Llama3-1.58-tiny"
@@ -131,13 +140,23 @@ def make_checkpoint(
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 50000.0,
-        "tie_word_embeddings": family != "llama",
+        "tie_word_embeddings": not llama and family != "qwen3",
         "vocab_size": vocab,
     }
     if head_dim:
         config["head_dim"] = head_dim
     if family == "llama" and marked and packed:
         config["quantization_config"] = {"quant_method": "bitnet"}
+    elif family == "mixtral":
+        config |= {"num_local_experts": experts, "num_experts_per_tok": 2, "sliding_window": None}
+        config["quantization_config"] = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head", "gate"]}
+    elif family == "qwen3":
+        config["quantization_config"] = {
+            "quant_method": "bitnet",
+            "linear_class": "bitlinear" if packed else "autobitlinear",
+            "quantization_mode": "offline" if packed else "online",
+            "use_rms_norm": True,
+        }
     elif family == "microsoft" or (family == "llama" and marked):
         mode = "offline" if packed else "online"
         config["quantization_config"] = {
@@ -160,9 +179,10 @@ def make_checkpoint(
     def dense(name: str, gguf_name: str, *shape: int) -> None:
         tensors[name] = result.dense[gguf_name] = floats(*shape)
 
-    dense("model.embed_tokens.weight", "token_embd.weight", vocab, hidden)
-    dense("model.norm.weight", "output_norm.weight", hidden)
-    if family == "llama":
+    root = "" if family == "embedding" else "model."
+    dense(f"{root}embed_tokens.weight", "token_embd.weight", vocab, hidden)
+    dense(f"{root}norm.weight", "output_norm.weight", hidden)
+    if llama or family == "qwen3":
         dense("lm_head.weight", "output.weight", vocab, hidden)
     shapes = {
         "self_attn.q_proj": (heads * size, hidden),
@@ -173,16 +193,32 @@ def make_checkpoint(
         "mlp.up_proj": (ffn, hidden),
         "mlp.down_proj": (hidden, ffn),
     }
+    if family == "mixtral":
+        shapes = {name: shape for name, shape in shapes.items() if "mlp" not in name}
+        for expert in range(experts):
+            for name, shape in {"w1": (ffn, hidden), "w2": (hidden, ffn), "w3": (ffn, hidden)}.items():
+                shapes[f"block_sparse_moe.experts.{expert}.{name}"] = shape
     for layer in range(layers):
-        prefix = f"model.layers.{layer}"
+        prefix = f"{root}layers.{layer}"
         norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
         if attn_sub_norm and ffn_sub_norm:
             norms |= {attn_sub_norm: heads * size, ffn_sub_norm: ffn}
+        if qwen3:
+            norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
+            module = "rms_norm" if family == "qwen3" else "norm"
+            for projection, (_, columns) in shapes.items():
+                name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}_norm_in.weight"
+                dense(f"{prefix}.{projection}.{module}.weight", name, columns)
+        if family == "mixtral":
+            router = f"{prefix}.block_sparse_moe.gate.weight"
+            dense(router, f"blk.{layer}.ffn_gate_inp.weight", experts, hidden)
         for norm, length in norms.items():
             dense(f"{prefix}.{norm}.weight", f"blk.{layer}.{GGUF_NORMS[norm]}.weight", length)
         for projection, shape in shapes.items():
             name = f"{prefix}.{projection}.weight"
-            masters = floats(*shape, scale=0.05)
+            # Experts have scales that differ, so that one for all would be seen.
+            expert = int(projection.split(".")[2]) if "experts" in projection else 0
+            masters = floats(*shape, scale=0.05 / (1 + expert))
             trits, scale = absmean(masters)
             several = row_scales or group is not None
             if several:
@@ -199,19 +235,27 @@ def make_checkpoint(
                 tensors[name] = (trits * np.repeat(scale, shape[1] // scale.shape[1], axis=1)).astype(np.float32)
             else:
                 tensors[name] = masters
-            gguf_name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}.weight"
-            if family == "llama" and projection.endswith(("q_proj", "k_proj")):
+            if llama and projection.endswith(("q_proj", "k_proj")):
                 rows_of = heads if projection.endswith("q_proj") else kv_heads
                 trits = interleave(trits, rows_of)
                 scale = interleave(scale, rows_of) if several else scale
             scale = np.float32(scale) if several else np.float32(np.reshape(scale, ()))
-            result.trits[gguf_name], result.scales[gguf_name] = trits, scale
+            if projection in GGUF_PROJECTIONS:
+                gguf_name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}.weight"
+                result.trits[gguf_name], result.scales[gguf_name] = trits, scale
+            else:  # an expert's: stacked
+                gguf_name = f"blk.{layer}.{GGUF_EXPERTS[projection[-2:]]}.weight"
+                stack = [*result.trits.get(gguf_name, ()), trits]
+                result.trits[gguf_name] = np.stack(stack)
+                result.scales[gguf_name] = np.append(result.scales.get(gguf_name, ()), scale).astype(np.float32)
 
     path.mkdir(parents=True)
     result.rewrite_config()
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"):
         if (FIXTURES / tokenizer / name).exists():
             shutil.copy(FIXTURES / tokenizer / name, path / name)
+    if family == "embedding":
+        append_eos(path / "tokenizer.json")
     names = sorted(tensors)
     if shards == 1:
         write_safetensors(path / "model.safetensors", tensors, dtype, u8)
@@ -224,6 +268,19 @@ def make_checkpoint(
         weight_map |= dict.fromkeys(part, file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return result
+
+
+def append_eos(tokenizer: Path) -> None:
+    """Make a tokenizer.json append <|end_of_text|> to a text, and put nothing in front."""
+    value = json.loads(tokenizer.read_text())
+    token = "<|end_of_text|>"
+    value["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [1273], "tokens": [token]}},
+    }
+    tokenizer.write_text(json.dumps(value))
 
 
 def write_safetensors(file: Path, tensors: dict[str, np.ndarray], dtype: str, u8: set[str] = frozenset()) -> None:

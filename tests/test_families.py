@@ -30,6 +30,12 @@ def add_tensor(end: str, shape: tuple[int, ...]) -> Callable[[Synthetic], None]:
     return add
 
 
+def pack_head(model: Synthetic) -> None:
+    file = model.path / "model.safetensors"
+    packed = {"lm_head.weight": np.zeros((320, 256), np.uint8), "lm_head.weight_scale": np.ones(1, np.float32)}
+    save_file(load_file(file) | packed, file)
+
+
 def quant_method(method: object) -> Callable[[Synthetic], None]:
     return lambda model: model.rewrite_config(quantization_config={"quant_method": method, "bits": 4})
 
@@ -61,6 +67,17 @@ NOT_TERNARY = [
     (add_tensor(".wbias", (1, 256)), "FBI-LLM", "model.layers.0.self_attn.q_proj.wbias"),
     (lambda model: model.rewrite_config(model_type="bitnet2"), "BitNet v2", "config.json: model_type 'bitnet2'"),
     (lambda model: model.rewrite_config(input_bits=4), "BitNet a4.8", "config.json: input_bits 4"),
+    (
+        lambda model: model.rewrite_config(quantization_config={"quant_method": "bitnet", "use_rms_norm": True}),
+        "use_rms_norm",
+        "config.json: quantization_config.use_rms_norm",
+    ),
+    (
+        lambda model: model.rewrite_config(architectures=["Gemma3TextModel"], model_type="gemma3_text"),
+        "Gemma 3 (BitNet-embedding-270M)",
+        "config.json: model_type 'gemma3_text'",
+    ),
+    (pack_head, "ternary output head", "model.safetensors: lm_head.weight"),
     (only_gguf, "already a GGUF file", "model.gguf"),
     (add_tensor(".att_proj.weight", (8, 8)), "OLMo-Bitnet-1B", "model.layers.0.self_attn.q_proj.att_proj.weight"),
     (unmarked_masters, "unmarked master weights", "self_attn.q_proj.weight (0 of 14 projections are ternary)"),
@@ -126,6 +143,7 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
         "bitnet.cpp": ["i2_s", "tl1", "tl2", "tq1_0", "tq2_0"],
         "ik_llama.cpp": ["iq2_bn", "iq1_bn"],
     }
+    assert by_name["Mixtral 1.58-bit"]["types"] == {"llama.cpp": ["tq1_0", "tq2_0", "q2_0"]}
     assert set(by_name["Llama 1.58-bit"]["types"]) == {"bitnet.cpp", "bitnet.cpp-2026", "llama.cpp", "ik_llama.cpp"}
     assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet or none"
     text = CliRunner().invoke(app, ["families"]).stdout
@@ -137,13 +155,14 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
 def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
     """For each entry, a small checkpoint of it takes each type in each runner as listed, tl1 and tl2 included."""
     kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
+    kinds |= {"MixtralForCausalLM": "mixtral", "Qwen3ForCausalLM": "qwen3", "Qwen3Model": "embedding"}
     for number, entry in enumerate(catalogue().families):
         hf_architecture, activation = entry.recognised.split(", ")[:2]
         kind = kinds[hf_architecture]
         if "a tensor tok_embeddings.weight" in entry.recognised:
             model = make_pipeline_checkpoint(tmp_path / str(number), "int2", hidden=512, ffn=1024, layers=1)
         else:
-            model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1)
+            model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1, head_dim=128)
         model.rewrite_config(hidden_act=activation.removeprefix("hidden_act "))
         for runner, types in entry.types.items():
             for type_name in types:

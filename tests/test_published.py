@@ -15,7 +15,7 @@ import pytest
 
 from gguf_file import File
 from reference import ROW_LAYOUTS
-from synthetic import GGUF_NORMS, make_checkpoint
+from synthetic import make_checkpoint
 from tokenizer_support import byte_level, byte_level_json, write_json
 
 LLAMA = {
@@ -203,10 +203,9 @@ def onebitllm(path: Path, size: str) -> Path:
     shapes = {f"model.layers.0.self_attn.{p}_proj": (hidden, hidden) for p in "qkvo"}
     shapes |= {f"model.layers.0.mlp.{p}_proj": (ffn, hidden) for p in ("gate", "up")}
     shapes |= {"model.layers.0.mlp.down_proj": (hidden, ffn), "model.embed_tokens": (1026, hidden)}
-    shapes |= {"model.norm": (hidden,)}
-    for norm in GGUF_NORMS:
-        if "sub_norm" not in norm:
-            shapes[f"model.layers.0.{norm}"] = (ffn,) if norm == "mlp.ffn_layernorm" else (hidden,)
+    shapes |= {"model.norm": (hidden,), "model.layers.0.mlp.ffn_layernorm": (ffn,)}
+    for norm in ("input_layernorm", "post_attention_layernorm", "self_attn.inner_attn_ln"):
+        shapes[f"model.layers.0.{norm}"] = (hidden,)
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * int(np.prod(shape))

@@ -128,6 +128,18 @@ def test_a_published_file_without_pre_and_with_an_idle_head_is_taken(tmp_path: P
         bitconv.repack(source, tmp_path / "out2.gguf", type="iq2_bn", pre="other")
 
 
+@pytest.mark.parametrize("name", ["falcon3", "falcon_e"])
+def test_bitnet_cpp_s_names_of_the_falcons_are_not_carried_to_other_runners(tmp_path: Path, name: str) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", hidden=512, ffn=512, layers=1)
+    bitconv.convert(model.path, tmp_path / "in.gguf", pre=name)
+    for options in ({"type": "tq2_0"}, {"type": "iq2_bn"}, {"type": "i2_s", "runner": "bitnet.cpp-2026"}):
+        with pytest.raises(bitconv.BitconvError, match=rf"in\.gguf: tokenizer\.ggml\.pre is {name}, .*--pre falcon "):
+            bitconv.repack(tmp_path / "in.gguf", tmp_path / "out.gguf", force=True, **options)
+        bitconv.repack(tmp_path / "in.gguf", tmp_path / "out.gguf", pre="falcon", force=True, **options)
+    bitconv.repack(tmp_path / "in.gguf", tmp_path / "same.gguf", type="tq2_0", runner="bitnet.cpp")
+    assert File(tmp_path / "same.gguf").metadata["tokenizer.ggml.pre"] == name
+
+
 def test_the_older_architecture_name_is_replaced_for_a_runner_that_lacks_it(tmp_path: Path) -> None:
     """bitnet.cpp knows both names, so the name stays; nothing but the type changes."""
     source = published(tmp_path, "bitnet-25")

@@ -6,10 +6,19 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bitconv.errors import BitconvError
-from bitconv.families import llama, microsoft, microsoft_gpu, onebitllm
+from bitconv.families import llama, microsoft, microsoft_gpu, mixtral, onebitllm, qwen3
 from bitconv.families.family import Family
 
-FAMILIES = (onebitllm.FAMILY, microsoft_gpu.FAMILY, microsoft.FAMILY, microsoft.SILU_FAMILY, llama.FAMILY)
+FAMILIES = (
+    onebitllm.FAMILY,
+    microsoft_gpu.FAMILY,
+    microsoft.FAMILY,
+    microsoft.SILU_FAMILY,
+    llama.FAMILY,
+    mixtral.FAMILY,
+    qwen3.FAMILY,
+    qwen3.EMBEDDING_FAMILY,
+)
 
 
 def detect(config: Mapping[str, Any], file: object, names: Collection[str]) -> Family:

@@ -79,6 +79,18 @@ UNMARKED_MASTER = Refusal(
     "b1.58) or absmedian (b1.58 Reloaded)",
     sign="a class that is not BitNet's own, no quantization_config, floats other than -scale, 0 and +scale",
 )
+INPUT_NORMS = Refusal(
+    "use_rms_norm",
+    "the graph has no norm on the input of each projection, and without it the model talks nonsense",
+    "a runner computes it for Qwen3ForCausalLM only",
+    sign="use_rms_norm true in another class than Qwen3ForCausalLM",
+)
+TERNARY_HEAD = Refusal(
+    "ternary output head",
+    "the head is ternary as well, with a norm and rounded activations before it, and runners' heads are of floats",
+    "keep lm_head in modules_to_not_convert when the model is quantized",
+    sign="lm_head.weight in uint8 (codys12 Qwen3-8B-BitNet)",
+)
 REFUSALS = (
     GGUF_FILE,
     Refusal("AWQ", _GROUPS, _FROM_SOURCE, quant_method="awq"),
@@ -105,6 +117,15 @@ REFUSALS = (
         model_type="bitnet2",
     ),
     LOW_BIT_ACTIVATIONS,
+    INPUT_NORMS,
+    TERNARY_HEAD,
+    Refusal(
+        "Gemma 3 (BitNet-embedding-270M)",
+        "some of its layers attend to a window, with a rotary base of their own, and bitnet.cpp's gemma3 graph is not "
+        "known to: Microsoft's own figures for its GGUF file (0.66) and for the checkpoint (0.80) disagree",
+        "BitNet-embedding-0.6B converts",
+        model_type="gemma3_text",
+    ),
     Refusal(
         "OLMo-Bitnet-1B",
         "llama.cpp's olmo graph lacks the norms inside its projections, and the bitnet graph those of OLMo's blocks",

@@ -20,10 +20,13 @@ from bitconv.tokenizer.vocabulary import Vocabulary
 __all__ = ["tokenizer_metadata"]
 
 
-def tokenizer_metadata(model_dir: Path, config: Mapping[str, Any], *, pre: str | None = None) -> Metadata:
+def tokenizer_metadata(
+    model_dir: Path, config: Mapping[str, Any], *, pre: str | None = None, embedding: bool = False
+) -> Metadata:
     """Every tokenizer.* key for the checkpoint in `model_dir`; exactly config["vocab_size"] tokens.
 
     config: the parsed config.json. pre: tokenizer.ggml.pre, overrules the name recognised from tokenizer.json.
+    embedding: of a model that reads a text's vector at the token appended to it.
 
     A byte-level tokenizer.json becomes the model "gpt2". Otherwise tokenizer.model, if there, becomes the model
     "llama", and a SentencePiece-like tokenizer.json does if it is alone. (A tokenizer.model beside a byte-level
@@ -32,7 +35,11 @@ def tokenizer_metadata(model_dir: Path, config: Mapping[str, Any], *, pre: str |
     """
     files = read_files(model_dir, config)
     vocabulary = _vocabulary(files, pre)
-    metadata = {**vocabulary.metadata(), **special_metadata(files, vocabulary), **chat_metadata(files)}
+    metadata = {
+        **vocabulary.metadata(),
+        **special_metadata(files, vocabulary, embedding=embedding),
+        **chat_metadata(files),
+    }
     for key, value in metadata.items():
         if isinstance(value, (str, list)):
             try:

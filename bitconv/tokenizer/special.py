@@ -34,13 +34,18 @@ _FILL_IN_MIDDLE = {
 }
 
 
-def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary) -> Metadata:
+def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary, *, embedding: bool = False) -> Metadata:
     """The special token ids, add_bos_token and add_eos_token.
 
     A role's token is the first of these that exists, in the order of llama.cpp's converters: the text in
     tokenizer_config.json, the text in special_tokens_map.json, the id in config.json, the id in
     generation_config.json. The last two may list several eos ids: those besides eos_token_id become eot_token_id
-    and eom_token_id; GGUF has no place for more. Raises BitconvError for an id beyond the vocabulary, for a missing
+    and eom_token_id; GGUF has no place for more.
+
+    embedding: the eos token is what tokenizer.json's template appends to a text, whatever ends a turn elsewhere: that
+    is what runners append (Qwen3 ends turns with <|im_end|>, and its embedding models texts with <|endoftext|>).
+
+    Raises BitconvError for an id beyond the vocabulary, for a missing
     eos token (runners would take one of their own choice), and for a prompt template that runners cannot express.
     """
     ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
@@ -51,7 +56,15 @@ def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary) -> Metadata:
         raise BitconvError(
             f"{files.directory / 'config.json'}: no eos token, nor in the tokenizer files; add eos_token_id"
         )
+    after = _template(files)[1]
+    if embedding and len(after) == 1:
+        roles["eos"] = after[0]
     add_bos, add_eos = _adds(files, roles)
+    if embedding and not add_eos:
+        raise BitconvError(
+            f"{files.json_path}: nothing is appended to a text (by its post_processor, or add_eos_token in "
+            "tokenizer_config.json), but an embedding model reads its vector there"
+        )
 
     found = {key: roles[role] for role, key in ROLES.items()}
     found["tokenizer.ggml.eot_token_id"], found["tokenizer.ggml.eom_token_id"] = _other_ends(files, ids, roles["eos"])

@@ -1,0 +1,42 @@
+"""How an embedding model makes one vector of a text's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitconv.checkpoint import read_json
+from bitconv.errors import BitconvError
+from bitconv.gguf import Metadata
+
+# The flag in sentence-transformers' Pooling config -> llama.cpp's number.
+_TYPES = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
+_LAST_TOKEN = 3
+
+
+def pooling_metadata(directory: Path, architecture: str) -> Metadata:
+    """`{architecture}.pooling_type`, as modules.json and the config of its Pooling module say.
+
+    Without a modules.json: the last token, which is how Microsoft's embedding models are described (bitnet.cpp's
+    docs/bitnet-embeddings-i2s-guide.md). BitconvError where they say none, several, or one that runners lack.
+    """
+    path = directory / "modules.json"
+    pooling_type = _LAST_TOKEN
+    if path.exists():
+        config = directory / _pooling_directory(path) / "config.json"
+        flags = [key for key, value in read_json(config).items() if key.startswith("pooling_mode_") and value is True]
+        if len(flags) != 1 or flags[0] not in _TYPES:
+            raise BitconvError(f"{config}: pools by {flags}; runners have one of {', '.join(_TYPES)}")
+        pooling_type = _TYPES[flags[0]]
+    return {f"{architecture}.pooling_type": np.uint32(pooling_type)}
+
+
+def _pooling_directory(path: Path) -> str:
+    try:
+        modules: Any = json.loads(path.read_bytes())
+        return next(str(module["path"]) for module in modules if module["type"].endswith("Pooling"))
+    except (AttributeError, LookupError, StopIteration, TypeError, ValueError):
+        raise BitconvError(f"{path}: lists no Pooling module with its path") from None
