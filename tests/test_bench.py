@@ -101,7 +101,8 @@ def test_the_suite_measures_everything_and_cleans_up(tmp_path: Path, monkeypatch
 
 
 def made_up() -> Results:
-    converted = Comparison("convert", "cp", runs(2.0, 1.0, 9.0, rss=351_000_000), runs(2.0, 2.0, 2.0), limit=1.0)
+    mine = (*runs(2.0, 1.0, rss=300_000_000), *runs(9.0, rss=351_000_000))
+    converted = Comparison("convert", "cp", mine, runs(2.0, 2.0, 2.0), limit=1.0)
     point = Point(10**9, 1, converted)
     return Results(
         comparisons=(converted,),
@@ -117,7 +118,7 @@ def made_up() -> Results:
 def test_targets_are_met_by_medians_and_memory_by_the_most() -> None:
     page = markdown(made_up(), {}, None)
     assert "| convert / cp | 1.00 (0.50 to 4.50) | \u2264 1 | yes |" in page
-    assert "| memory of convert | 351 (351 to 351) MB | \u2264 350 MB | no |" in page
+    assert "| memory of convert | 351 (300 to 351) MB | \u2264 350 MB | no |" in page
     assert "| memory of convert large, to i2_s / that | 1.08 (1.08 to 1.08) | \u2264 1.1 | yes |" in page
     assert "| i2_s matmul / reading, one core | 0.50 (0.50 to 0.50) | \u2265 0.6 | no |" in page
     assert "![" not in page
