@@ -8,7 +8,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml $(shell find bitconv kernels -type f -not -name '*.pyc')
 DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
 
-.PHONY: demo test lint test-aarch64 test-avx512 clean
+.PHONY: demo test lint bench bench-quick test-aarch64 test-avx512 clean
 
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
@@ -21,6 +21,14 @@ lint: .venv/tested
 	$(BIN)/ruff check bitconv tests
 	$(BIN)/ruff format --check bitconv tests
 	$(BIN)/mypy
+
+# In BITCONV_BENCH_DIR or the system's temporary directory: 13 GB and a quarter of an hour, or 3 GB and a minute.
+# bench writes docs/bench.md and its chart, bench-quick prints a smaller page.
+bench: .venv/benched
+	cd tests && ../$(BIN)/python -m bench
+
+bench-quick: .venv/benched
+	cd tests && ../$(BIN)/python -m bench --quick
 
 # The kernels' own tests, without Python: NEON under qemu-user, AVX-512 emulated by SIMDe.
 test-aarch64:
@@ -41,6 +49,10 @@ test-avx512:
 
 .venv/tested: .venv/installed tests/constraints.txt
 	$(BIN)/pip install --quiet --constraint tests/constraints.txt '.[test]'
+	touch $@
+
+.venv/benched: .venv/installed tests/constraints.txt
+	$(BIN)/pip install --quiet --constraint tests/constraints.txt '.[bench]'
 	touch $@
 
 clean:

@@ -1,0 +1,1 @@
+"""What bitconv costs, beside other programs on the same files: `make bench` and `make bench-quick`."""

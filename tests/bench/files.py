@@ -1,0 +1,131 @@
+"""Converting and verifying files, beside cp and sha256sum: time, memory, and how both grow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitconv.jobs import default_threads
+
+from bench.measure import BITCONV, COPY, Comparison, Run, bitconv, compare, remove, size, warm
+
+# Types whose default runner does not know the family of 2b-4t, and the one that does.
+RUNNER = {"tq1_0": ("--runner", "bitnet.cpp"), "tq2_0": ("--runner", "bitnet.cpp")}
+COPY_LIMITS = {("bf16", "i2_s"): 0.7, ("packed", "i2_s"): 1.3}
+OTHER_COPY_LIMIT = 1.0
+VERIFY_LIMIT = AGAINST_LIMIT = 1.5
+
+
+@dataclass(frozen=True)
+class Source:
+    """A made-up checkpoint. layers: None for all that the shape has."""
+
+    shape: str
+    stored: str
+    layers: int | None = None
+
+    def __str__(self) -> str:
+        layers = "" if self.layers is None else f" of {self.layers} layer{'s' * (self.layers > 1)}"
+        return f"{self.shape}{layers}, {self.stored}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A conversion of a model of `nbytes` by `threads` threads."""
+
+    nbytes: int
+    threads: int
+    comparison: Comparison
+
+
+@contextmanager
+def checkpoint(work: Path, source: Source) -> Iterator[Path]:
+    """A made-up checkpoint in the page cache, removed at the end."""
+    path = work / "checkpoint"
+    print(f"making {source}", file=sys.stderr)
+    layers = () if source.layers is None else ("--layers", str(source.layers))
+    bitconv("dummy", path, "--shape", source.shape, "--stored", source.stored, *layers)
+    warm(path)
+    try:
+        yield path
+    finally:
+        remove(path)
+
+
+def conversion(model: Path, source: Source, type_name: str, repeats: int, threads: int | None = None) -> Comparison:
+    """A conversion beside cp of its checkpoint. threads: all cores where None."""
+    out, copy = model.with_name("out.gguf"), model.with_name("copy")
+    runner = () if source.shape.startswith("llama") else RUNNER.get(type_name, ())
+    return compare(
+        f"convert {source}, to {type_name}{f' by {threads} threads' if threads else ''}",
+        [
+            *BITCONV,
+            "convert",
+            model,
+            out,
+            "--type",
+            type_name,
+            *runner,
+            *(("--threads", str(threads)) if threads else ()),
+        ],
+        "cp of the checkpoint",
+        [*COPY, model, copy],
+        repeats=repeats,
+        limit=COPY_LIMITS.get((source.stored, type_name), OTHER_COPY_LIMIT),
+        outputs=[out, copy],
+    )
+
+
+def verifications(model: Path, source: Source, repeats: int) -> list[Comparison]:
+    """verify beside sha256sum of the file, and verify --against beside the conversion."""
+    out, again = model.with_name("verified.gguf"), model.with_name("out.gguf")
+    bitconv("convert", model, out)
+    plain = compare(
+        f"verify {source}, as i2_s",
+        [*BITCONV, "verify", out],
+        "sha256sum of the file",
+        ["sha256sum", out],
+        repeats=repeats,
+        limit=VERIFY_LIMIT,
+    )
+    against = compare(
+        f"verify --against {source}, as i2_s",
+        [*BITCONV, "verify", out, "--against", model],
+        "convert",
+        [*BITCONV, "convert", model, again],
+        repeats=repeats,
+        limit=AGAINST_LIMIT,
+        outputs=[again],
+    )
+    remove(out)
+    return [plain, against]
+
+
+def thread_counts() -> list[int]:
+    """1, 2, 4, ... as far as the machine has cores."""
+    return [count for power in range(8) if (count := 1 << power) <= default_threads()]
+
+
+def growth_with_threads(model: Path, source: Source, repeats: int) -> list[Point]:
+    return [Point(size(model), count, conversion(model, source, "i2_s", repeats, count)) for count in thread_counts()]
+
+
+def growth_with_size(work: Path, sources: Sequence[Source], repeats: int) -> list[Point]:
+    points = []
+    for source in sources:
+        with checkpoint(work, source) as model:
+            points.append(Point(size(model), default_threads(), conversion(model, source, "i2_s", repeats)))
+    return points
+
+
+def memory(model: Path, repeats: int) -> tuple[Run, ...]:
+    """Conversions to I2_S for their memory alone."""
+    out = model.with_name("out.gguf")
+    runs = []
+    for _ in range(repeats):
+        runs.append(bitconv("convert", model, out))
+        remove(out)
+    return tuple(runs)

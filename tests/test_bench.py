@@ -1,0 +1,139 @@
+"""The bench measures, compares and reports; how fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import files
+from bench.decoding import tokens_per_second
+from bench.files import Point, Source
+from bench.kernels import Rate
+from bench.measure import BenchError, Comparison, Run, compare, run
+from bench.report import chart, markdown, targets
+from bench.suite import Results, Suite, measure
+
+TINY = Suite(
+    repeats=1,
+    main=Source("1x256x512", "bf16"),
+    types=("tq2_0",),
+    others=((Source("1x256x512", "packed"), "i2_s"),),
+    memory=(Source("2x256x512", "f32"),),
+    sizes=(Source("3x256x512", "bf16"),),
+    read_bytes=1 << 20,
+    disk=10**6,
+)
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def runs(*seconds: float, rss: int = 10**8) -> tuple[Run, ...]:
+    return tuple(Run(value, rss, "") for value in seconds)
+
+
+def test_a_run_has_its_time_its_memory_and_its_output() -> None:
+    little = run(python("print('hello')"))
+    much = run(python("import time; block = b'x' * 300_000_000; time.sleep(0.2)"))
+    assert little.output == "hello\n"
+    assert little.rss < 200_000_000 < 300_000_000 < much.rss
+    assert much.seconds > 0.2
+
+
+def test_a_command_that_fails_is_an_error_with_its_last_line() -> None:
+    with pytest.raises(BenchError, match="exit code 3: at last"):
+        run(python("print('first'); print('at last'); raise SystemExit(3)"))
+
+
+def test_what_is_compared_runs_in_turns_and_its_output_is_removed(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    write = "import pathlib; p = pathlib.Path({!r}); p.write_text((p.read_text() if p.exists() else '') + {!r})"
+    mine, other = (python("; ".join(write.format(str(path), word) for path in (log, out))) for word in "AB")
+    result = compare("A", mine, "B", other, repeats=3, outputs=[out])
+    assert log.read_text() == "BABABA"
+    assert not out.exists()
+    assert len(result.runs) == len(result.others) == len(result.ratios) == 3
+
+
+def test_ratios_are_those_of_pairs() -> None:
+    result = Comparison("", "", runs(1.0, 4.0, 9.0), runs(2.0, 4.0, 3.0))
+    assert result.ratios == [0.5, 1.0, 3.0]
+    assert (result.seconds, result.other_seconds) == (4.0, 3.0)
+
+
+def test_the_suite_measures_everything_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "thread_counts", lambda: [1, 2])
+    results = measure(TINY, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert [point.threads for point in results.threads] == [1, 2]
+    assert [point.nbytes for point in results.sizes] == sorted(point.nbytes for point in results.sizes)
+    assert {(rate.layout, rate.operation) for rate in results.rates} == {
+        (layout, operation)
+        for layout in ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0", "q2_0", "iq2_bn", "iq1_bn")
+        for operation in ("pack", "unpack", "matmul")
+    }
+    assert [decoded.batch for decoded in results.decoding] == [1, 256]
+
+    page = markdown(results, {"CPU": "one"}, "bench.png")
+    found = {target.what: target.limit for target in targets(results)}
+    assert found == {
+        'bitconv --help / python -c "import typer, rich"': 1.3,
+        "convert 1x256x512, bf16, to i2_s / cp of the checkpoint": 0.7,
+        "convert 1x256x512, bf16, to tq2_0 / cp of the checkpoint": 1.0,
+        "verify 1x256x512, bf16, as i2_s / sha256sum of the file": 1.5,
+        "verify --against 1x256x512, bf16, as i2_s / convert": 1.5,
+        "convert 1x256x512, packed, to i2_s / cp of the checkpoint": 1.3,
+        "i2_s matmul / reading, one core": 0.6,
+        "memory of convert 1x256x512, bf16, to i2_s": 350,
+        "memory of convert 2x256x512, f32, to i2_s / that": 1.1,
+    }
+    assert all(f"| {what} | " in page for what in found)
+    tables = [part.splitlines() for part in page.split("\n\n") if part.startswith("|")]
+    assert [len(table) - 2 for table in tables] == [1, len(found), len(results.comparisons), 25, 4, 2]
+    assert all(line.count("|") == table[0].count("|") for table in tables for line in table)
+    pytest.importorskip("matplotlib")
+    chart(results, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def made_up() -> Results:
+    mine = (*runs(2.0, 1.0, rss=300_000_000), *runs(9.0, rss=351_000_000))
+    converted = Comparison("convert", "cp", mine, runs(2.0, 2.0, 2.0), limit=1.0)
+    point = Point(10**9, 1, converted)
+    return Results(
+        comparisons=(converted,),
+        converted=converted,
+        memory={"large": runs(1.0, rss=380_000_000)},
+        sizes=(point, replace(point, nbytes=2 * 10**9)),
+        threads=(point,),
+        rates=(Rate("i2_s", "matmul", "reading", 10**9, (2.0,), (1.0,)),),
+        decoding=(),
+    )
+
+
+def test_targets_are_met_by_medians_and_memory_by_the_most() -> None:
+    page = markdown(made_up(), {}, None)
+    assert "| convert / cp | 1.00 (0.50 to 4.50) | \u2264 1 | yes |" in page
+    assert "| memory of convert | 351 (300 to 351) MB | \u2264 350 MB | no |" in page
+    assert "| memory of convert large, to i2_s / that | 1.08 (1.08 to 1.08) | \u2264 1.1 | yes |" in page
+    assert "| i2_s matmul / reading, one core | 0.50 (0.50 to 0.50) | \u2265 0.6 | no |" in page
+    assert "![" not in page
+
+
+def test_a_disk_with_too_little_room_is_said_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="BITCONV_BENCH_DIR"):
+        measure(replace(TINY, disk=10**18), tmp_path)
+
+
+def test_tokens_a_second_are_read_from_bitnet_cpp_s_times() -> None:
+    log = (
+        "llama_perf_context_print:        load time =     100.00 ms\n"
+        "llama_perf_context_print: prompt eval time =    1500.00 ms /   100 tokens (   15.00 ms per token)\n"
+        "llama_perf_context_print:        eval time =     500.00 ms /    20 runs   (   25.00 ms per token)\n"
+        "llama_perf_context_print:       total time =    9000.00 ms /   120 tokens\n"
+    )
+    assert tokens_per_second(log) == 60
