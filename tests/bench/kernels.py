@@ -11,6 +11,8 @@ from statistics import median
 
 import numpy as np
 from bitconv.layouts import Bytes, Layout, make_layout
+from bitconv.layouts.layout import Trits
+from bitconv.scales import block_scales
 from bitconv.ternary import row_blocks
 
 LAYOUTS = ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0", "q2_0", "iq2_bn", "iq1_bn")
@@ -55,7 +57,7 @@ def rates(repeats: int) -> list[Rate]:
         layout = make_layout(name, (ROWS, COLUMNS))
         # As the streaming engine does it: a block that fits the cache at a time.
         blocks = [trits[first:last] for first, last in row_blocks(ROWS, COLUMNS, layout.row_multiple)]
-        packed = [layout.pack_rows(block, np.float32(1)) for block in blocks]
+        packed = _pack(layout, blocks)
         size = sum(part.size for parts in packed for part in parts)
         for operation, nbytes, work in (
             ("pack", trits.size + size, lambda: _pack(layout, blocks)),  # noqa: B023 - called within the loop
@@ -71,7 +73,7 @@ def read_rate(nbytes: int, repeats: int) -> Rate:
     rng = np.random.default_rng(0)
     layout = make_layout("i2_s")
     rows = layout.row_multiple * 1024
-    (part,) = layout.pack_rows(rng.integers(-1, 2, (rows, COLUMNS), np.int8), np.float32(1))
+    ((part,),) = _pack(layout, [rng.integers(-1, 2, (rows, COLUMNS), np.int8)])
     packed = np.tile(part, -(-nbytes // part.size))
     x = rng.integers(-127, 128, (1, COLUMNS), np.int8)
     read = min(_readers(packed), key=lambda reader: min(_seconds(reader) for _ in range(3)))
@@ -104,9 +106,9 @@ def _copy(nbytes: int) -> Callable[[], None]:
     return lambda: np.copyto(target, source)
 
 
-def _pack(layout: Layout, blocks: Sequence[np.ndarray]) -> None:
-    for block in blocks:
-        layout.pack_rows(block, np.float32(1))
+def _pack(layout: Layout, blocks: Sequence[Trits]) -> list[Sequence[Bytes]]:
+    """Each block of rows, with the scale 1."""
+    return [layout.pack_rows(block, block_scales(layout, np.float32(1), 0, len(block), COLUMNS)) for block in blocks]
 
 
 def _unpack(layout: Layout, packed: Sequence[Sequence[Bytes]]) -> None:
