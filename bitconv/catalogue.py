@@ -52,11 +52,12 @@ def _entry(family: Family) -> FamilyEntry:
     graph = family.architecture
     recognised = f"{family.hf_architecture}, hidden_act {graph.activation}"
     if not family.native:
-        recognised += ", quant_method bitnet or none"
-    if family.input_norm:
-        recognised += f", tensors *_proj.{family.input_norm}.weight"
+        unmarked = not (family.input_norm or family.experts)
+        recognised += ", quant_method bitnet or none" if unmarked else ", quant_method bitnet"
     if family.tensor:
         recognised += f", a tensor {family.tensor}"
+    if family.input_norm:
+        recognised += f", tensors *_proj.{family.input_norm}.weight"
     # As bitconv.quantization.storage reads them, and bitconv.ternary_floats finds them.
     weights = (
         "float master, ternary floats, or packed with quant_method bitnet"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -243,7 +243,7 @@ class _Binder:
         checkpoint: Checkpoint,
         stored_as: Storage,
         convention: ScaleConvention,
-        modules: Mapping[str, Sequence[Slot]],
+        modules: dict[str, list[Slot]],
     ) -> None:
         self.checkpoint = checkpoint
         self.stored_as = stored_as
@@ -269,8 +269,9 @@ class _Binder:
     def experts(self, slot: Slot, name: str) -> ExpertsWeight:
         count, *shape = slot.shape
         matrix = Slot(slot.name, tuple(shape), slot.role)
-        matrices = (self.ternary(matrix, name.format(i), 0, interleave=True) for i in range(count))
-        return ExpertsWeight(slot.name, tuple(matrices))
+        names = [name.format(i) for i in range(count)]
+        self.modules.update({expert: [matrix] for expert in names})
+        return ExpertsWeight(slot.name, tuple(self.ternary(matrix, expert, 0, interleave=False) for expert in names))
 
     def ternary(self, slot: Slot, name: str, rope_heads: int, interleave: bool) -> TernaryWeight:
         rows, columns = slot.shape

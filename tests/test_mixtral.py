@@ -7,8 +7,10 @@ from pathlib import Path
 import bitconv
 import numpy as np
 import pytest
+import torch
 from bitconv.errors import BitconvError
 from bitconv.kernel_config import kernel_config
+from safetensors.torch import load_file, save_file
 
 import real_runners
 from gguf_file import File
@@ -131,6 +133,28 @@ def unpacked(model: Synthetic, path: Path) -> Path:
     write_safetensors(path / "model.safetensors", tensors, "f32")
     Synthetic(path, model.config).rewrite_config(quantization_config=None, model_type="mixtral")
     return path
+
+
+@pytest.mark.parametrize("stored", [{"packed": False}, {"ternary_floats": True}])
+def test_experts_in_floats_have_each_a_scale_of_its_own(tmp_path: Path, stored: dict[str, bool]) -> None:
+    """Master weights by the rule, and weights that are ternary already by looking."""
+    model = make_checkpoint(tmp_path / "model", "mixtral", hidden=256, ffn=512, layers=1, **stored)
+    online = {"linear_class": "autobitlinear", "quantization_mode": "online"}
+    model.rewrite_config(quantization_config=model.config["quantization_config"] | online)
+    bitconv.convert(model.path, tmp_path / "out.gguf", type="tq2_0")
+    assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
+    for name in (f"blk.0.{expert}" for expert in EXPERTS):
+        assert File(tmp_path / "out.gguf").bytes(f"{name}.scale", 16) == model.scales[f"{name}.weight"].tobytes()
+
+
+def test_experts_with_a_scale_a_row_are_refused(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "mixtral", hidden=256, ffn=512, layers=1, experts=2)
+    name = "model.layers.0.block_sparse_moe.experts.1.w1.weight_scale"
+    tensors = load_file(model.path / "model.safetensors")
+    tensors[name] = tensors[name] * torch.linspace(1, 2, 512)[:, None].to(tensors[name].dtype)
+    save_file(tensors, model.path / "model.safetensors")
+    with pytest.raises(BitconvError, match=r"experts\.1\.w1\.weight: it has several scales, and of stacked experts"):
+        bitconv.convert(model.path, tmp_path / "out.gguf", type="tq2_0", fallback="f32")
 
 
 @pytest.mark.parametrize("expert", [0, 3])
