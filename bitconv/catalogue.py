@@ -52,15 +52,23 @@ def _entry(family: Family) -> FamilyEntry:
     graph = family.architecture
     recognised = f"{family.hf_architecture}, hidden_act {graph.activation}"
     if not family.native:
-        recognised += ", quant_method bitnet"
+        unmarked = not (family.input_norm or family.experts)
+        recognised += ", quant_method bitnet or none" if unmarked else ", quant_method bitnet"
+    if family.tensor:
+        recognised += f", a tensor {family.tensor}"
     if family.input_norm:
         recognised += f", tensors *_proj.{family.input_norm}.weight"
+    # As bitconv.quantization.storage reads them, and bitconv.ternary_floats finds them.
+    weights = (
+        "float master, ternary floats, or packed with quant_method bitnet"
+        if family.native
+        else "packed, float master (online), ternary floats; with no quant_method ternary floats, or --ternarize"
+    )
     return FamilyEntry(
         family.name,
         family.checkpoints,
         recognised,
-        # As bitconv.quantization.storage reads them.
-        "float master, or packed with quant_method bitnet" if family.native else "packed, or float master (online)",
+        family.weights or weights,
         graph.name,
         {runner.name: types for runner in RUNNERS if (types := _types(family, runner))},
     )

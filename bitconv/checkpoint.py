@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from bitconv import torch_files
 from bitconv.errors import BitconvError
 from bitconv.families import refusals
 from bitconv.rawio import read_at
@@ -33,6 +33,16 @@ _DTYPES = {
     "BOOL": ("bool", 1),
 }
 ITEMSIZE = dict(_DTYPES.values())
+# Of bitnet.cpp's GPU pipeline: packed, and master weights.
+_GPU_FILES = ("model_state_int2.pt", "model_state.pt")
+# The first that a model has holds its weights; an index names the files that do. The order is that of transformers.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    *_GPU_FILES,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Checkpoint:
         if not path.is_dir():
             raise BitconvError(f"{path}: no such model directory")
         self.path = path
-        self.config = read_json(path / "config.json")
+        self.config = _config(path)
         self.tensors = _index(path)
         self._descriptors: dict[Path, int] = {}
 
@@ -98,6 +108,16 @@ class Checkpoint:
         return values.reshape(tensor.shape)
 
 
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.exists() and any((path / name).exists() for name in _GPU_FILES):
+        raise BitconvError(
+            f"{file}: missing; a file of the GPU pipeline holds weights alone: put config.json and the tokenizer's "
+            "files of the checkpoint that it was made of beside it (microsoft/bitnet-b1.58-2B-4T)"
+        )
+    return read_json(file)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that must hold an object."""
     try:
@@ -112,43 +132,56 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _index(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of the directory by name. One file wins over shards, as in transformers."""
-    single = path / "model.safetensors"
-    index = path / "model.safetensors.index.json"
-    if single.exists():
-        return _read_header(single)
-    if not index.exists():
-        raise BitconvError(f"{path}: holds neither model.safetensors nor model.safetensors.index.json")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BitconvError(f"{index}: has no weight_map")
+    """All tensors of the directory by name. Of several files the first of WEIGHT_FILES wins."""
+    file = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
+    if file is None:
+        raise BitconvError(f"{path}: holds no weights: none of {', '.join(WEIGHT_FILES)}")
+    return _read_indexed(file) if file.suffix == ".json" else _read_header(file)
 
+
+def _read_indexed(index: Path) -> dict[str, StoredTensor]:
+    """All tensors of the files that an index names."""
+    shards = read_shards(index)
     tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(_shards(index, weight_map)):
+    for shard in sorted(set(shards.values())):
         for name, tensor in _read_header(shard).items():
             if name in tensors:
                 raise BitconvError(f"{shard}: {name}: stored a second time, {tensors[name].file} holds it too")
             tensors[name] = tensor
-    for name, shard_name in weight_map.items():
-        if name not in tensors or tensors[name].file.name != shard_name:
-            raise BitconvError(f"{path / shard_name}: {name}: missing, though {index.name} says it is there")
+    for name, shard in shards.items():
+        if name not in tensors or tensors[name].file != shard:
+            raise BitconvError(f"{shard}: {name}: missing, though {index.name} says it is there")
     return tensors
 
 
-def _shards(index: Path, weight_map: Mapping[str, object]) -> set[Path]:
-    shards = set()
+def read_shards(index: Path) -> dict[str, Path]:
+    """The file beside `index` that each tensor is in, by the tensor's name. The files need not be there."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BitconvError(f"{index}: has no weight_map")
+    shards = {}
     for name, shard_name in weight_map.items():
         # A shard is a plain file name: an index from a stranger must not make us read files elsewhere.
         if not isinstance(shard_name, str) or shard_name in ("", ".", "..") or {"/", "\\", "\0"} & set(shard_name):
             raise BitconvError(f"{index}: {name}: its file {shard_name!r} is not in the model directory")
-        shards.add(index.parent / shard_name)
+        shards[name] = index.parent / shard_name
     return shards
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """Where each tensor lies. The safetensors library checks the header: its tensors cover the file in order."""
+    """Where each tensor of one file lies."""
     if not file.is_file():
         raise BitconvError(f"{file}: missing; download the checkpoint again")
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    return {
+        name: StoredTensor(name, file, dtype, shape, offset)
+        for name, dtype, shape, offset in torch_files.read_index(file)
+    }
+
+
+def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
+    """The safetensors library checks the header: its tensors cover the file in order."""
     try:
         with file.open("rb") as stream:
             start = 8 + int.from_bytes(stream.read(8), "little")

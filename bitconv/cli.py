@@ -1,6 +1,7 @@
-"""The command line: arguments, printing, exit codes. What is imported late is so that --help is fast."""
+"""The command line: arguments, printing, exit codes.
 
-from __future__ import annotations
+What is imported late, and annotations that are evaluated at once and not by typer again and again, make --help fast.
+"""
 
 import contextlib
 import dataclasses
@@ -43,10 +44,30 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # to draw boxes around the help would take longer than all else that --help does
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+ModelArgument = Annotated[
+    str, typer.Argument(help="Hugging Face model: a directory, or an id on the Hub.", show_default=False)
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Branch, tag or commit of MODEL on the Hub. Default: main.", show_default=False),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(help="For a private or gated MODEL. Default: HF_TOKEN, or hf auth login's.", show_default=False),
+]
+TernarizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="absmean|absmedian",
+        help="Rule for float weights that are not ternary already; a checkpoint without a marker needs it.",
+        show_default=False,
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads to use. Default: all cores.", show_default=False)
 ]
@@ -104,7 +125,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 @app.command()
 def convert(
-    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    model: ModelArgument,
     output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.", show_default=False)],
     type: Annotated[
         str,
@@ -114,12 +135,14 @@ def convert(
             "smallest exact one; f32, f16, bf16 for the unpacked model.",
         ),
     ] = "i2_s",
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     runner: RunnerOption = None,
     embed_type: Annotated[
         str, typer.Option(metavar="f16|f32|bf16", help="Type of the embedding and an untied head.")
     ] = "f16",
     fallback: Annotated[
-        str, typer.Option(metavar="error|f16|q8_0", help="For tensors whose shape TYPE cannot take.")
+        str, typer.Option(metavar="error|f16|bf16|f32|q8_0", help="For tensors whose shape or scales TYPE cannot take.")
     ] = "error",
     tensor_type: Annotated[
         list[str] | None,
@@ -132,6 +155,7 @@ def convert(
     kernel_config: KernelConfigOption = None,
     scale_in_blocks: ScaleInBlocksOption = False,
     scale_convention: ConventionOption = None,
+    ternarize: TernarizeOption = None,
     pre: PreOption = None,
     threads: ThreadsOption = None,
     force: ForceOption = False,
@@ -145,6 +169,8 @@ def convert(
         result = run(
             model,
             output,
+            revision=revision,
+            token=token,
             type=type,
             runner=runner,
             embed_type=embed_type,
@@ -153,6 +179,7 @@ def convert(
             kernel_config=kernel_config,
             scale_in_blocks=scale_in_blocks,
             scale_convention=scale_convention,
+            ternarize=ternarize,
             pre=pre,
             threads=threads,
             force=force,
@@ -169,12 +196,15 @@ def convert(
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to check.", show_default=False)],
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="MODEL", help="Checkpoint that the file must equal.", show_default=False),
     ] = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     kernel_config: KernelConfigOption = None,
     i2_s_order: I2SOrderOption = None,
     scale_convention: ConventionOption = None,
+    ternarize: TernarizeOption = None,
     pre: PreOption = None,
     threads: ThreadsOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
@@ -187,7 +217,10 @@ def verify(
         result = run(
             file,
             against=against,
+            revision=revision,
+            token=token,
             scale_convention=scale_convention,
+            ternarize=ternarize,
             pre=pre,
             kernel_config=kernel_config,
             i2_s_order=i2_s_order,
@@ -335,7 +368,9 @@ def evaluate(
 @app.command()
 def compare(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to run.", show_default=False)],
-    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    model: ModelArgument,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     text: Annotated[
         Path | None,
         typer.Option(metavar="TEXT.txt", help="Text to predict, UTF-8. Default: a short one.", show_default=False),
@@ -353,6 +388,8 @@ def compare(
         result = run(
             file,
             model,
+            revision=revision,
+            token=token,
             text=text,
             window=window,
             kernel_config=kernel_config,
@@ -373,11 +410,13 @@ def compare(
 
 @app.command("kernel-config")
 def kernel_config(
-    model: Annotated[Path, typer.Argument(help="Hugging Face model directory.", show_default=False)],
+    model: ModelArgument,
     type: Annotated[str, typer.Option(metavar="tl1|tl2", help="Layout to build kernels for.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.ini", help="File to write.")] = Path(
         "kernel_config.ini"
     ),
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out shapes that have no legal tile.")] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -385,7 +424,7 @@ def kernel_config(
     """Write the kernel_config.ini that bitnet.cpp must be built with to run TL1 or TL2 files of a model."""
     from bitconv.kernel_config import kernel_config as run
 
-    result = run(model, output, type=type, leave_out=leave_out, force=force)
+    result = run(model, output, type=type, revision=revision, token=token, leave_out=leave_out, force=force)
     if as_json:
         _print_json(dataclasses.asdict(result))
         return
@@ -400,6 +439,40 @@ def kernel_config(
     for command in (result.generator, *result.build):
         print(f"  {command}")
     print("not with its setup_env.py, which would put the kernels of its own list of models over these")
+
+
+@app.command()
+def dummy(
+    directory: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Model directory to write.", show_default=False)],
+    shape: Annotated[
+        str,
+        typer.Option(
+            metavar="SHAPE",
+            help="2b-4t, llama3-8b, large, 3b, falcon3-10b, 100b, or LAYERSxHIDDENxFFN[xHEADS[xKV_HEADS[xVOCAB]]] "
+            "for a model like 2b-4t, with a vocabulary of 1024 tokens where none is given.",
+            show_default=False,
+        ),
+    ],
+    stored: Annotated[
+        str, typer.Option(metavar="bf16|f32|packed", help="How the ternary matrices are stored.", show_default=False)
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Other random weights.")] = 0,
+    layers: Annotated[int | None, typer.Option(min=1, help="In place of the shape's.", show_default=False)] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint of a real model's exact sizes with random weights, for benchmarks and planning."""
+    from bitconv.dummy import dummy as run
+
+    with _progress("writing") as progress:
+        result = run(
+            directory, shape=shape, stored=stored, seed=seed, layers=layers, threads=threads, progress=progress
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+        return
+    print(f"{result.family}, {result.parameters:,} random parameters, {result.stored}")
+    print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
 
 
 @app.command()
@@ -487,7 +560,7 @@ def _fail(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _progress(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr where that is a terminal."""
+    """A progress bar on stderr where that is a terminal, once there is progress: a download shows its own."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -496,16 +569,24 @@ def _progress(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
     counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
     columns = (TextColumn("{task.description}"), BarColumn(), *counts)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what)
+
+    def progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        bar.start()
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
 
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _print_conversion(result: Conversion) -> None:
+def _print_conversion(result: "Conversion") -> None:
     by_type: dict[str, list[int]] = {}
     for tensor in result.tensors:
         by_type.setdefault(tensor.type, []).append(tensor.nbytes)
@@ -521,8 +602,14 @@ def _print_conversion(result: Conversion) -> None:
     for tensor in result.tensors:
         if tensor.fallback is not None:
             print(f"fell back to {tensor.type}: {tensor.name}: {tensor.fallback}")
+    was_ternary = [tensor.was_ternary for tensor in result.tensors if tensor.was_ternary is not None]
+    if any(was_ternary):
+        others = "" if all(was_ternary) else "; the others were made so, and a checkpoint of both kinds is unusual"
+        count = f"{sum(was_ternary)} of {len(was_ternary)} projections"
+        print(f"{count} are stored as floats that are ternary already, and are kept as they are{others}")
     if result.exact_scales:
-        print("scales: exact, in float32")
+        several = any(tensor.group is not None for tensor in result.tensors)
+        print("scales: exact, several a tensor" if several else "scales: exact, in float32")
     else:
         worst = max((tensor.scale_error or 0.0 for tensor in result.tensors), default=0.0)
         print(f"scales: rounded to the type's own floats{'' if result.dry_run else f', off by {worst:.2g} at most'}")
@@ -538,11 +625,12 @@ def _print_output(output: str, size: int, run: str, runner: str) -> None:
     print(f"run it:    {run}   ({runner})")
 
 
-def _print_verification(result: Verification, *, verbose: bool) -> None:
+def _print_verification(result: "Verification", *, verbose: bool) -> None:
     if verbose:
         for tensor in result.tensors:
             shape = "x".join(map(str, tensor.shape))
             scale = "" if tensor.scale is None else f"scale {tensor.scale:.9g}"
+            scale = scale if tensor.group is None else f"a scale for {tensor.group} columns"
             verdict = "; ".join(tensor.faults) or "ok"
             print(f"{tensor.name:32} {tensor.type:>5} {shape:>14}  {scale:24} {verdict}")
     if result.checked:

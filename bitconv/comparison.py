@@ -18,6 +18,7 @@ from bitconv.evaluation import log_probabilities, read_text
 from bitconv.forward import Floats, ForwardPass, Tokens
 from bitconv.gguf import Metadata, read_gguf
 from bitconv.gguf_tokenizer import load_tokenizer
+from bitconv.hub import local_model
 from bitconv.structure import check_structure
 from bitconv.tiles import read_kernel_config
 from bitconv.tokenizer.vocabulary import TokenType
@@ -96,6 +97,8 @@ def compare(
     file: str | os.PathLike[str],
     model: str | os.PathLike[str],
     *,
+    revision: str | None = None,
+    token: str | None = None,
     text: str | os.PathLike[str] | None = None,
     window: int = 256,
     kernel_config: str | os.PathLike[str] | None = None,
@@ -104,6 +107,8 @@ def compare(
     progress: Progress | None = None,
 ) -> Comparison:
     """Run the same tokens through a GGUF file and, in PyTorch and float32, through the checkpoint `model`.
+
+    model, revision, token: as `convert` takes them.
 
     The tokens are those of the text file `text`, or of a text of bitconv's own, with what the checkpoint's tokenizer
     puts around a prompt, in windows of `window`, each on its own. Besides the text, both tokenizers split every token
@@ -122,14 +127,18 @@ def compare(
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(gguf, tiles, i2_s_order)
     content = DEFAULT_TEXT if text is None else read_text(text)
-    with Checkpoint(Path(model)) as checkpoint, ForwardPass(gguf, structure, threads=threads) as forward:
-        encode, reference = load_encode(checkpoint), load_logits(checkpoint)
+    source = Checkpoint(local_model(model, revision, token))
+    with source as checkpoint, ForwardPass(gguf, structure, threads=threads) as forward:
+        encode = load_encode(checkpoint)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)
         texts = [content, *_probes(tokenizer, gguf.metadata)]
         expected, found = encode(texts), [encoding.ids for encoding in tokenizer.encode_batch(texts)]
         tokens = np.array(expected[0])
         if len(tokens) < 2:
             raise BitconvError(f"the text has {len(tokens)} tokens; 2 at least are needed")
+        if progress is not None:
+            progress(0, len(tokens))  # loading may take longer than a window
+        reference = load_logits(checkpoint)
         windows = []
         for first in range(0, len(tokens) - 1, window):
             ids = tokens[first : first + window]

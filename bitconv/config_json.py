@@ -13,7 +13,8 @@ from bitconv.gguf import Metadata
 from bitconv.hyperparameters import Hyperparameters, Llama3Rope
 from bitconv.quantization import ScaleConvention
 
-_MODEL_TYPES = {"LlamaForCausalLM": "llama", "BitNetForCausalLM": "bitnet"}
+# 1bitLLM's own class is a Llama to transformers, which lacks it.
+_MODEL_TYPES = {"LlamaForCausalLM": "llama", "BitNetForCausalLM": "bitnet", "BitnetForCausalLM": "llama"}
 _DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 # What does which to weight_scale in transformers' integrations/bitnet.py (5.23): BitLinear and AutoBitLinear.
 _LINEAR_CLASSES = {

@@ -14,14 +14,17 @@ import numpy as np
 from bitconv import _kernels, jobs
 from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
+from bitconv.hub import local_model
 from bitconv.layouts import Bytes
 from bitconv.model import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight, load_model
 from bitconv.output import check_output, replacing
 from bitconv.placement import TernaryPlace
 from bitconv.plan import Options, Plan, PlannedTensor, make_plan
-from bitconv.quantization import scale_convention_of
+from bitconv.quantization import rule_of, scale_convention_of
 from bitconv.rawio import write_at
+from bitconv.scales import Scale
 from bitconv.ternary import TritReader, row_blocks
+from bitconv.ternary_floats import settle_scales
 from bitconv.tiles import read_kernel_config
 
 # A job converts this many values of a dense tensor: large ones are split, for the threads to share.
@@ -35,8 +38,10 @@ Progress = Callable[[int, int], None]
 class ConvertedTensor:
     """offset: in bytes from the start of the file.
 
-    scale: of a ternary matrix, as the model has it; scale_error: how far off the file's is, relative, at worst of
-    stacked experts; both None in a dry run. fallback: why the tensor does not have the type asked for.
+    scale: of a ternary tensor, as the model has it, None where it has several; scale_error: how far off the file's is,
+    relative, at worst of stacked experts; both None in a dry run. group: the columns of a row that share a scale, where
+    the tensor has several. was_ternary: of a projection, whether it is stored in floats of nothing but -scale, 0 and
+    +scale. fallback: why the tensor does not have the type asked for.
     """
 
     name: str
@@ -46,6 +51,8 @@ class ConvertedTensor:
     nbytes: int
     scale: float | None
     scale_error: float | None
+    group: int | None
+    was_ternary: bool | None
     fallback: str | None
 
 
@@ -74,6 +81,8 @@ def convert(
     model: str | PathLike[str],
     output: str | PathLike[str],
     *,
+    revision: str | None = None,
+    token: str | None = None,
     type: str = "i2_s",
     runner: str | None = None,
     embed_type: str = "f16",
@@ -82,27 +91,30 @@ def convert(
     kernel_config: str | PathLike[str] | None = None,
     scale_in_blocks: bool = False,
     scale_convention: str | None = None,
+    ternarize: str | None = None,
     pre: str | None = None,
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a Hugging Face model directory to a GGUF file.
+    """Convert a Hugging Face model to a GGUF file.
 
+    model: a directory or an id on the Hub, of a revision, read with a token, as bitconv.hub.local_model takes them.
     type: of the ternary tensors: a packed layout, "auto", or f32, f16, bf16 for the unpacked ternary model in floats.
     runner: a name of `bitconv.runners`; what it could not compute right is refused; None for the one that the type
-    implies. embed_type: of the token embedding and of an untied head. fallback: "error", "f16" or "q8_0", for
-    tensors whose shape the type cannot take. tensor_types: (regular expression, type) pairs that overrule the type of
-    tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that the runner was built
-    with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16. scale_convention:
-    "multiply" or "divide", overrules what config.json implies for weight_scale. pre: tokenizer.ggml.pre, overrules
-    the recognised pre-tokenizer. threads: all cores where None; the bytes written do not depend on it. force:
-    overwrite output. progress: called with the bytes written so far and in all.
+    implies. embed_type: of the token embedding and of an untied head. fallback: "error", "f16", "bf16", "f32" or
+    "q8_0", for tensors whose shape or scales the type cannot take. tensor_types: (regular expression, type) pairs that
+    overrule the type of tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that
+    the runner was built with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16.
+    scale_convention: "multiply" or "divide", overrules what config.json implies for weight_scale. ternarize: "absmean"
+    or "absmedian", the rule for float weights that are not ternary already, which a checkpoint without a marker needs.
+    pre: tokenizer.ggml.pre, overrules the recognised pre-tokenizer. threads: all cores where None; the bytes written do
+    not depend on it. force: overwrite output. progress: called with the bytes written so far and in all.
 
     BitconvError on anything that cannot be converted right; then output is as it was before.
     """
-    source, target = Path(model), Path(output)
+    target = Path(output)
     check_output(target, force=force)
     options = Options(
         type=type,
@@ -114,10 +126,11 @@ def convert(
         scale_in_blocks=scale_in_blocks,
         pre=pre,
     )
-    with Checkpoint(source) as checkpoint:
+    with Checkpoint(local_model(model, revision, token)) as checkpoint:
         _check_not_input(target, checkpoint)
-        plan = make_plan(checkpoint, load_model(checkpoint, scale_convention_of(scale_convention)), options)
-        scales: dict[str, list[np.float32]] = {}
+        understood = load_model(checkpoint, scale_convention_of(scale_convention))
+        plan = make_plan(checkpoint, settle_scales(checkpoint, understood, rule_of(ternarize), threads), options)
+        scales: dict[str, list[Scale]] = {}
         if not dry_run:
             with replacing(target, plan.size) as descriptor:
                 scales = _write(checkpoint, plan, descriptor, threads, progress)
@@ -136,17 +149,21 @@ def convert(
     )
 
 
-def _report(plan: Plan, tensor: PlannedTensor, scales: list[np.float32]) -> ConvertedTensor:
+def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> ConvertedTensor:
     """scales: of the matrices of a ternary tensor, empty in a dry run."""
-    errors = [abs(float(tensor.places[0].stored_scale(scale)) / float(scale) - 1) for scale in scales]
+    weight = tensor.weight
+    group = tensor.places[0].group if tensor.places else None
+    matrices = weight.matrices if isinstance(weight, TernaryWeight | ExpertsWeight) else ()
     return ConvertedTensor(
         tensor.weight.name,
         tensor.type_name,
         tensor.weight.shape,
         plan.data_offset + tensor.offset,
         tensor.nbytes,
-        float(scales[0]) if len(scales) == 1 else None,
-        max(errors, default=None),
+        float(scales[0]) if len(scales) == 1 and group is None else None,
+        max((place.scale_error(scale) for place, scale in zip(tensor.places, scales, strict=False)), default=None),
+        group,
+        all(matrix.was_ternary for matrix in matrices) if matrices else None,
         tensor.fallback,
     )
 
@@ -158,10 +175,10 @@ def _check_not_input(target: Path, checkpoint: Checkpoint) -> None:
 
 def _write(
     checkpoint: Checkpoint, plan: Plan, descriptor: int, threads: int | None, progress: Progress | None
-) -> dict[str, list[np.float32]]:
+) -> dict[str, list[Scale]]:
     """Write every byte of the plan. Returns the scales of the matrices of the ternary tensors by name."""
     write_at(descriptor, plan.header, 0)
-    scales: dict[str, list[np.float32]] = {}
+    scales: dict[str, list[Scale]] = {}
 
     def ternary(weight: TernaryWeight | ExpertsWeight, tensor: PlannedTensor, check: Check) -> int:
         scales[weight.name] = [
@@ -192,10 +209,11 @@ def _write(
 
 def _write_ternary(
     checkpoint: Checkpoint, plan: Plan, weight: TernaryWeight, place: TernaryPlace, descriptor: int, check: Check
-) -> np.float32:
+) -> Scale:
     reader = TritReader(checkpoint, weight, check)
-    if not place.holds(reader.scale):
-        raise weight.stored.error(f"{place.layout.name} cannot hold its scale of {reader.scale}")
+    refusal = place.refusal(reader.scale)
+    if refusal is not None:
+        raise weight.stored.error(refusal)
     place.write(descriptor, plan.data_offset, reader.scale, reader.trits, reader.row_multiple, check)
     return reader.scale
 

@@ -79,9 +79,10 @@ def evaluate(
         for number, ids in enumerate(windows):
             cache = model.new_cache(window)
             for first in range(0, window, batch):
-                predicted = log_probabilities(model.logits(ids[first : first + batch], cache))
-                targets = ids[first + 1 : first + 1 + batch]
-                total -= float(predicted[np.arange(len(targets)), targets].sum())
+                logits = model.logits(ids[first : first + batch], cache)
+                # A row at a time: those of a whole batch do not fit a core's cache. Nothing follows the last token.
+                for row, target in zip(logits, ids[first + 1 : first + 1 + batch], strict=False):
+                    total -= float(log_probabilities(row)[target])
                 if progress is not None:
                     progress(number * window + cache.used, windows.size)
         seconds = time.perf_counter() - start
@@ -101,7 +102,7 @@ def evaluate(
 
 
 def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
-    """Natural logarithms of the probabilities of the next token, (n, vocabulary), from logits of that shape."""
+    """Natural logarithms of the probabilities of the next token, (..., vocabulary), from logits of that shape."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +23,11 @@ from bitconv.errors import BitconvError
 from bitconv.families import llama, microsoft
 from bitconv.gguf import GGUFFile, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import Bytes, make_layout
-from bitconv.output import replacing
+from bitconv.output import replacing, replacing_directory
 from bitconv.quantization import ScaleConvention
 from bitconv.rawio import read_at, write_at
 from bitconv.safetensors_files import NewTensor, write_tensors
+from bitconv.scales import describe
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary import row_blocks
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
@@ -111,7 +111,7 @@ def export(
     try:
         checkpoint = _Source(header, structure, descriptor).checkpoint()
         files |= {"config.json": encode_json(checkpoint.config | ids), "generation_config.json": encode_json(ids)}
-        with _replacing_directory(target) as temporary:
+        with replacing_directory(target) as temporary:
             write_tensors(temporary, checkpoint.tensors, threads, progress)
             for name, data in files.items():
                 with replacing(temporary / name, len(data)) as output:
@@ -201,10 +201,16 @@ class _Source:
     def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
         if info.shape[0] % 4:
             raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte")
+        group = self.structure.groups.get(info.name)
+        if group is not None:
+            cause = "packed checkpoints that transformers loads have one a tensor"
+            raise self.error(info.name, f"has {describe(group, info.shape[1])}; {cause}")
         with self.naming(info.name):
             scale_info = self.infos.get(scale_name(info.name))
             tensor = TernaryTensor(self.descriptor, info, self.structure.layouts[info.name], scale_info)
-            return tensor, tensor.find_scale(lambda: None)
+            scale = tensor.find_scale(lambda: None)
+            assert not isinstance(scale, np.ndarray)
+            return tensor, scale
 
     def values(self, info: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
         """The values of a dense tensor in row order, a block at a time."""
@@ -302,25 +308,3 @@ def _check_target(path: Path, *, force: bool) -> None:
         raise BitconvError(f"{path}: holds {foreign[0]}, which is no file of an export; name another directory")
     if names and not force:
         raise BitconvError(f"{path}: holds files; pass --force to replace them")
-
-
-@contextlib.contextmanager
-def _replacing_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `path` at the end. On any error `path` is as it was."""
-    target = path.resolve()
-    try:
-        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    except OSError as error:
-        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
-    with beside:
-        new, old = Path(beside.name, "new"), Path(beside.name, "old")
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise

@@ -2,33 +2,36 @@
 
 Before a projection the activations of a token are rounded to int8 by their largest magnitude, the products with the
 trits are summed in int32, and the sum is multiplied once in float32 (activation_quant and BitLinear in transformers'
-integrations/bitnet.py). Embedding, norms, rotation, attention and output head are float32.
+integrations/bitnet.py). Where groups of columns have scales of their own, the sums of the groups are scaled and added.
+Embedding, norms, rotation, attention and output head are float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import gguf as gguf_package
 import numpy as np
 import numpy.typing as npt
 
-from bitconv import hyperparameters, jobs
+from bitconv import _kernels, hyperparameters, jobs
 from bitconv.architectures import Role, scale_name
 from bitconv.errors import BitconvError
-from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo
-from bitconv.layouts import Bytes, Layout
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, tensor_type
+from bitconv.layouts import FLOATS, Bytes, Layout, Scales
+from bitconv.scales import Scale
 from bitconv.structure import Structure
 from bitconv.ternary import row_blocks
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Tokens: TypeAlias = npt.NDArray[np.int64]
+Result = TypeVar("Result")
 
 MAX_INT8 = np.float32(127)
 # The least magnitude that activations are divided by (clamp_(min=1e-5) in every implementation).
@@ -58,28 +61,77 @@ class Activations:
 class Projection:
     """A ternary matrix as the file holds it, in parts of whole rows, one for each thread."""
 
-    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: np.float32, parts: int) -> None:
+    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: Scale, parts: int) -> None:
         rows, self.columns = tensor.shape
         self.layout = layout
-        self.scale = scale
-        units = rows // layout.row_multiple
-        bounds = sorted({units * part // parts * layout.row_multiple for part in range(parts + 1)})
         regions = [(tensor.offset + region.offset, region.row_bytes) for region in layout.regions(rows, self.columns)]
+        shares = _shares(rows, layout.row_multiple, parts)
         self.parts = [
             [data[start + first * row_bytes : start + last * row_bytes] for start, row_bytes in regions]
-            for first, last in pairwise(bounds)
+            for first, last in shares
         ]
+        self.scales = [scale[first:last] if isinstance(scale, np.ndarray) else scale for first, last in shares]
 
-    def product(self, packed: Sequence[Bytes], activations: Activations) -> Floats:
+    def product(self, part: int, activations: Activations) -> Floats:
         """Of the rows of one part with int8 activations, float32 (n, rows)."""
-        sums = self.layout.matmul_rows(packed, activations.rounded)
-        product: Floats = sums.astype(np.float32) * (self.scale / activations.divisor)
+        scale = self.scales[part]
+        if isinstance(scale, np.ndarray) and scale.shape[1] > 1:
+            return self._grouped_product(part, scale, activations)
+        sums = self.layout.matmul_rows(self.parts[part], activations.rounded)
+        product: Floats = sums.astype(np.float32) * (scale.T / activations.divisor)
         return product
 
-    def float_product(self, packed: Sequence[Bytes], activations: Activations) -> Floats:
+    def _grouped_product(self, part: int, scales: Scales, activations: Activations) -> Floats:
+        trits, _ = self.layout.unpack_rows(self.parts[part], self.columns)
+        total = np.zeros((len(activations.x), len(trits)))
+        sums = np.empty(total.shape, np.int32)
+        group = self.columns // scales.shape[1]
+        for number, scale in enumerate(scales.T):
+            columns = slice(number * group, (number + 1) * group)
+            block, x = (np.ascontiguousarray(matrix[:, columns]) for matrix in (trits, activations.rounded))
+            _kernels.matmul(block, x, sums)
+            total += sums * scale.astype(np.float64)
+        product: Floats = total.astype(np.float32) / activations.divisor
+        return product
+
+    def float_product(self, part: int, activations: Activations) -> Floats:
         """The same with activations that are not rounded."""
-        trits, _ = self.layout.unpack_rows(packed, self.columns)
-        product: Floats = activations.x @ trits.T.astype(np.float32) * self.scale
+        trits, _ = self.layout.unpack_rows(self.parts[part], self.columns)
+        scale = self.scales[part]
+        weights = trits.astype(np.float32)
+        if not isinstance(scale, np.ndarray):
+            return activations.x @ weights.T * scale
+        product: Floats = activations.x @ (weights * np.repeat(scale, self.columns // scale.shape[1], axis=1)).T
+        return product
+
+
+class Embedding:
+    """A matrix of floats (tokens, hidden) as the file holds it; one of another type is widened to float32 once."""
+
+    def __init__(self, data: Bytes, tensor: TensorInfo, nbytes: int, parts: int) -> None:
+        self.tokens, self.hidden = tensor.shape
+        stored_as = tensor_type(tensor.type_id)
+        if stored_as is not None and stored_as.name in FLOATS:
+            self.dtype, raw = stored_as.name, data[tensor.offset : tensor.offset + nbytes]
+        else:
+            self.dtype, raw = "f32", _dense(data, tensor, nbytes).view(np.uint8)
+        self.rows = raw.reshape(self.tokens, -1)
+        self.parts = _shares(self.tokens, 1, parts)
+
+    def of(self, tokens: Tokens) -> Floats:
+        """Their rows, float32 (n, hidden)."""
+        rows = np.empty((len(tokens), self.hidden), np.float32)
+        chosen = np.ascontiguousarray(self.rows[tokens])
+        bad = _kernels.convert_floats(chosen.reshape(-1), self.dtype, rows.view(np.uint8).reshape(-1), "f32")
+        if bad >= 0:
+            raise MalformedGGUF(f"the embedding of token {tokens[bad // self.hidden]} holds NaN or infinity")
+        return rows
+
+    def product(self, part: int, x: Floats) -> Floats:
+        """Of the rows of one part with x (n, hidden), float32 (n, rows)."""
+        first, last = self.parts[part]
+        product = np.empty((len(x), last - first), np.float32)
+        _kernels.float_matmul(self.rows[first:last].reshape(-1), self.dtype, x, product)
         return product
 
 
@@ -105,11 +157,12 @@ class ForwardPass:
         self._threads = jobs.default_threads() if threads is None else threads
         self._data: Bytes = np.memmap(gguf.path, np.uint8, "r").view(np.ndarray)
         infos = {tensor.name: tensor for tensor in gguf.tensors}
-        self._dense = {
+        self._norms = {
             name: _dense(self._data, infos[name], structure.nbytes[name])
             for name, role in structure.roles.items()
-            if role not in (Role.TERNARY, Role.SCALE)
+            if role not in (Role.TERNARY, Role.SCALE, Role.EMBEDDING)
         }
+        self._embedding, self._head = self._read_embeddings(infos, structure)
         self._projections = self._read_projections(infos, structure)
         self._frequencies = self._rope_frequencies(gguf, structure.architecture_name)
         self._pool = ThreadPoolExecutor(self._threads)
@@ -128,7 +181,7 @@ class ForwardPass:
 
     def logits(self, tokens: Tokens, cache: Cache) -> Floats:
         """Of the token after each of `tokens`, float32 (n, vocabulary). tokens: (n,), following those in the cache."""
-        x = self._dense["token_embd.weight"][tokens]
+        x = self._embedding.of(tokens)
         positions = np.arange(cache.used, cache.used + len(tokens))
         angles = np.outer(positions, self._frequencies)
         rotation = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
@@ -137,10 +190,8 @@ class ForwardPass:
             x = x + self._attention(block, layer, self._norm(x, f"{block}.attn_norm"), rotation, cache)
             x = x + self._feed_forward(block, self._norm(x, f"{block}.ffn_norm"))
         cache.used += len(tokens)
-        untied = self.architecture.untied_head and "output.weight" in self._dense
-        head = self._dense["output.weight" if untied else "token_embd.weight"]
-        logits: Floats = self._norm(x, "output_norm") @ head.T
-        return logits
+        normed = self._norm(x, "output_norm")
+        return np.concatenate(self._on_all_threads(lambda part: self._head.product(part, normed)), axis=1)
 
     def _attention(self, block: str, layer: int, x: Floats, rotation: tuple[Floats, Floats], cache: Cache) -> Floats:
         count, sizes = len(x), self.sizes
@@ -175,18 +226,28 @@ class ForwardPass:
 
     def _project(self, x: Floats, *names: str) -> list[Floats]:
         """The products of each of these projections with the same activations."""
-        shared = None if self.architecture.input_norms else Activations(x)
-        running = []
-        for name in names:
-            activations = shared or Activations(self._norm(x, f"{name}_norm_in"))
-            projection = self._projections[f"{name}.weight"]
-            product = projection.float_product if self._float_activations else projection.product
-            running.append([self._pool.submit(product, packed, activations) for packed in projection.parts])
-        return [np.concatenate([part.result() for part in parts], axis=1) for parts in running]
+        projections = [self._projections[f"{name}.weight"] for name in names]
+        if self.architecture.input_norms:
+            inputs = [Activations(self._norm(x, f"{name}_norm_in")) for name in names]
+        else:
+            inputs = [Activations(x)] * len(names)
+
+        def products(part: int) -> list[Floats]:
+            pairs = zip(projections, inputs, strict=True)
+            if self._float_activations:
+                return [projection.float_product(part, activations) for projection, activations in pairs]
+            return [projection.product(part, activations) for projection, activations in pairs]
+
+        return [np.concatenate(parts, axis=1) for parts in zip(*self._on_all_threads(products), strict=True)]
+
+    def _on_all_threads(self, job: Callable[[int], Result]) -> list[Result]:
+        """job(part) of every part. One runs in this thread: to hand work over costs as much as a small product."""
+        others = [self._pool.submit(job, part) for part in range(1, self._threads)]
+        return [job(0), *(other.result() for other in others)]
 
     def _norm(self, x: Floats, name: str) -> Floats:
         variance = np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.sizes.rms_eps)
-        normed: Floats = x * (1 / np.sqrt(variance)) * self._dense[f"{name}.weight"]
+        normed: Floats = x * (1 / np.sqrt(variance)) * self._norms[f"{name}.weight"]
         return normed
 
     def _rotate(self, x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
@@ -204,8 +265,18 @@ class ForwardPass:
         if stated != dims:
             raise BitconvError(f"{gguf.path}: {architecture_name}.rope.dimension_count is {stated}, a head has {dims}")
         frequencies = self.sizes.rope_base ** -(np.arange(0, dims, 2) / dims)
-        factors = self._dense.get("rope_freqs.weight", np.ones(1, np.float32))
+        factors = self._norms.get("rope_freqs.weight", np.ones(1, np.float32))
         return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
+
+    def _read_embeddings(self, infos: dict[str, TensorInfo], structure: Structure) -> tuple[Embedding, Embedding]:
+        """The token embedding and the output head, which may be the same."""
+
+        def read(name: str) -> Embedding:
+            return Embedding(self._data, infos[name], structure.nbytes[name], self._threads)
+
+        embedding = read("token_embd.weight")
+        untied = self.architecture.untied_head and "output.weight" in infos
+        return embedding, read("output.weight") if untied else embedding
 
     def _read_projections(self, infos: dict[str, TensorInfo], structure: Structure) -> dict[str, Projection]:
         names = [name for name, role in structure.roles.items() if role is Role.TERNARY]
@@ -213,7 +284,8 @@ class ForwardPass:
 
             def read(name: str, check: Callable[[], None]) -> Projection:
                 layout = structure.layouts[name]
-                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)))
+                group = structure.groups.get(name)
+                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)), group)
                 try:
                     for first, last in row_blocks(tensor.rows, tensor.columns, layout.row_multiple):
                         check()
@@ -233,8 +305,14 @@ def _refuse_faults(gguf: GGUFFile, structure: Structure) -> None:
         raise MalformedGGUF(f"{gguf.path}: {fault}; see bitconv verify")
 
 
+def _shares(rows: int, multiple: int, parts: int) -> list[tuple[int, int]]:
+    """(first, last) of the rows of each part, multiples of `multiple`; some empty where rows are few."""
+    bounds = [rows // multiple * part // parts * multiple for part in range(parts + 1)]
+    return list(pairwise(bounds))
+
+
 def _dense(data: Bytes, tensor: TensorInfo, nbytes: int) -> Floats:
-    """An embedding, a norm or rope factors in float32, of the tensor's shape."""
+    """A float tensor in float32, of its shape."""
     raw = data[tensor.offset : tensor.offset + nbytes].reshape(tensor.shape[0] if len(tensor.shape) > 1 else 1, -1)
     values = gguf_package.quants.dequantize(raw, gguf_package.GGMLQuantizationType(tensor.type_id))
     return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bitconv.checkpoint import Checkpoint
 from bitconv.errors import BitconvError
+from bitconv.hub import local_model
 from bitconv.model import load_model
 from bitconv.output import check_output, replacing
 from bitconv.quantization import ScaleConvention
@@ -53,19 +54,21 @@ def kernel_config(
     output: str | PathLike[str],
     *,
     type: str,
+    revision: str | None = None,
+    token: str | None = None,
     leave_out: bool = False,
     force: bool = False,
 ) -> KernelConfig:
-    """Write the kernel_config.ini for the projections of a Hugging Face model directory.
+    """Write the kernel_config.ini for the projections of a Hugging Face model.
 
-    type: "tl1" or "tl2". leave_out: leave out shapes that have no legal tile, which is an error otherwise. force:
-    overwrite output.
+    model, revision, token: as `convert` takes them. type: "tl1" or "tl2". leave_out: leave out shapes that have no
+    legal tile, which is an error otherwise. force: overwrite output.
     """
     if type not in _BUILD_OPTIONS:
         raise BitconvError(f"type {type!r} has no tiles; tl1 and tl2 have")
     target = Path(output)
     check_output(target, force=force)
-    tiles, left_out = _tiles(Path(model), type, leave_out)
+    tiles, left_out = _tiles(local_model(model, revision, token), type, leave_out)
     entry, name = None, _generator_model(type, tiles)
     if name is None:
         entry, name = f'"{_CUSTOM}": {[list(shape) for shape in tiles]},', _CUSTOM

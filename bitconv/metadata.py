@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +14,16 @@ import numpy as np
 from bitconv.checkpoint import Checkpoint
 from bitconv.errors import BitconvError
 from bitconv.gguf import Metadata, Value
+from bitconv.hub import model_name
 from bitconv.model import ComputedWeight, Model
 from bitconv.pooling import pooling_metadata
 from bitconv.tokenizer import tokenizer_metadata
 
 # GGML_QNT_VERSION: which encoding of ggml's quantized blocks the file uses.
 QUANTIZATION_VERSION = 2
+
+# What the gguf package reads of a model directory.
+_CARD_FILES = ("README.md", "config.json", "generation_config.json")
 
 _NUMBERS = {
     gguf.GGUFValueType.UINT8: np.uint8,
@@ -51,11 +57,19 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
 
 def _authorship(directory: Path, architecture: str, parameters: int) -> Metadata:
     """Name, basename, size label, license, source and what else the model card says, by the gguf package's rules."""
-    try:
-        card = gguf.Metadata.load(None, directory.resolve(), total_params=parameters)
-    except Exception as error:  # whatever a malformed front matter makes the library raise
-        raise BitconvError(f"{directory / 'README.md'}: its front matter cannot be read: {error}") from None
-    card.name = card.name or directory.resolve().name
+    name = model_name(directory)
+    with tempfile.TemporaryDirectory() as parent:
+        # The package takes the name of the directory for the model's. In the Hub's cache, that is a commit.
+        named = Path(parent, "model", name)
+        named.mkdir(parents=True)
+        for file in _CARD_FILES:
+            if (directory / file).exists():
+                shutil.copyfile(directory / file, named / file)
+        try:
+            card = gguf.Metadata.load(None, named, total_params=parameters)
+        except Exception as error:  # whatever a malformed front matter makes the library raise
+            raise BitconvError(f"{directory / 'README.md'}: its front matter cannot be read: {error}") from None
+    card.name = card.name or name
     card.basename = card.basename or card.name
     card.size_label = gguf.size_label(parameters, 0, 0, 0)
     writer = gguf.GGUFWriter(None, architecture)

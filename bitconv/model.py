@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,28 +13,41 @@ import numpy.typing as npt
 
 from bitconv import families, hyperparameters
 from bitconv.architectures import Role, Slot
-from bitconv.checkpoint import Checkpoint, StoredTensor
+from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.errors import BitconvError
-from bitconv.families import Family, refusals
+from bitconv.families import Family, microsoft_gpu, refusals
 from bitconv.hyperparameters import Hyperparameters
-from bitconv.quantization import ScaleConvention, Storage, check_plausible, storage
+from bitconv.quantization import Rule, ScaleConvention, Storage, check_plausible, gpu_storage, storage
+from bitconv.scales import Scale, simplest
 
 _FLOATS = ("bf16", "f16", "f32")
 
 
 @dataclass(frozen=True)
 class TernaryWeight:
-    """A projection: rows x columns trits and one scale.
+    """A projection: rows x columns trits and their scales.
 
-    scale: None where it is the mean magnitude of the stored master weights, which only reading them all tells.
-    rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order; 0: as stored.
+    scale: those of the rows in the order of the checkpoint; or the rule that makes trits and a scale of stored master
+    weights, which only reading them all tells; None where nothing says that float weights are ternary.
+    rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order, or back from it
+    where interleave is False; 0: as stored.
     """
 
     name: str
     shape: tuple[int, int]
     stored: StoredTensor
-    scale: np.float32 | None
+    scale: Scale | Rule | None
     rope_heads: int
+    interleave: bool
+
+    @property
+    def has_scale(self) -> bool:
+        return not (self.scale is None or isinstance(self.scale, Rule))
+
+    @property
+    def was_ternary(self) -> bool:
+        """Whether it is stored in floats, and those are -scale, 0 and +scale."""
+        return self.has_scale and self.stored.dtype in _FLOATS
 
     @property
     def matrices(self) -> tuple[TernaryWeight, ...]:
@@ -100,7 +114,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     """
     config, file = checkpoint.config, checkpoint.path / "config.json"
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
-    family = families.detect(config, file)
+    family = families.detect(config, file, checkpoint.tensors)
     sizes = hyperparameters.from_config(config, file)
     head = checkpoint.tensors.get("lm_head.weight")
     if head is not None and head.dtype == "u8":
@@ -109,24 +123,33 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     if family.input_norm and not any(name.endswith(norm) for name in checkpoint.tensors):
         raise BitconvError(f"{file}: nothing marks this as a BitNet checkpoint (no tensors *{norm})")
     _check_architecture(family, sizes, checkpoint)
-    stored_as, implied = storage(config, file, native=family.native)
+    if family is microsoft_gpu.FAMILY:
+        stored_as, implied = gpu_storage(checkpoint.tensors)
+    else:
+        stored_as, implied = storage(config, file, native=family.native)
     tied = family.embedding or bool(config.get("tie_word_embeddings", False))
     llama3 = sizes.rope_llama3
 
-    binder = _Binder(checkpoint, stored_as, convention or implied)
+    slots = family.architecture.slots(sizes)
+    modules: dict[str, list[Slot]] = {}
+    for slot in slots:
+        if slot.role is Role.TERNARY:
+            modules.setdefault(family.source_name(slot.name), []).append(slot)
+    binder = _Binder(checkpoint, stored_as, convention or implied, modules)
     weights: list[Weight] = []
-    for slot in family.architecture.slots(sizes):
+    for slot in slots:
         if slot.role is Role.ROPE_FACTORS:
             if llama3 is not None:
                 weights.append(ComputedWeight(slot.name, llama3.factors(sizes.rope_base, sizes.head_dim)))
         elif slot.role is Role.TERNARY and len(slot.shape) == 3:
             weights.append(binder.experts(slot, family.source_name(slot.name)))
         elif slot.role is Role.TERNARY:
-            heads = _rope_heads(slot, sizes) if family.architecture.interleaved_rope else 0
-            weights.append(binder.ternary(slot, family.source_name(slot.name), heads))
+            interleave = family.architecture.interleaved_rope
+            heads = _rope_heads(slot, sizes) if interleave is not family.interleaved_rows else 0
+            weights.append(binder.ternary(slot, family.source_name(slot.name), heads, interleave))
         elif slot.role is not Role.SCALE and not (tied and slot.name == "output.weight"):
             weights.append(binder.dense(slot, family.source_name(slot.name)))
-    binder.check_all_used(tied)
+    binder.check_all_used(family.source_name("output.weight") if tied else None)
     if stored_as is Storage.PACKED and convention is None:
         check_plausible(binder.scales, implied, file)
     return Model(family, sizes, tuple(weights))
@@ -210,14 +233,24 @@ def _rope_heads(slot: Slot, sizes: Hyperparameters) -> int:
 
 
 class _Binder:
-    """Finds the tensors of slots in a checkpoint, checks them, and keeps count of what was used."""
+    """Finds the tensors of slots in a checkpoint, checks them, and keeps count of what was used.
 
-    def __init__(self, checkpoint: Checkpoint, stored_as: Storage, convention: ScaleConvention) -> None:
+    modules: which projections each stored matrix holds, one after the other.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        stored_as: Storage,
+        convention: ScaleConvention,
+        modules: dict[str, list[Slot]],
+    ) -> None:
         self.checkpoint = checkpoint
         self.stored_as = stored_as
         self.convention = convention
+        self.modules = modules
         self.used: set[str] = set()
-        self.scales: list[np.float32] = []
+        self.scales: list[Scale] = []
 
     def find(self, name: str, shape: tuple[int, ...], dtypes: Iterable[str]) -> StoredTensor:
         tensor = self.checkpoint.tensors.get(name)
@@ -236,36 +269,70 @@ class _Binder:
     def experts(self, slot: Slot, name: str) -> ExpertsWeight:
         count, *shape = slot.shape
         matrix = Slot(slot.name, tuple(shape), slot.role)
-        return ExpertsWeight(slot.name, tuple(self.ternary(matrix, name.format(i), 0) for i in range(count)))
+        names = [name.format(i) for i in range(count)]
+        self.modules.update({expert: [matrix] for expert in names})
+        return ExpertsWeight(slot.name, tuple(self.ternary(matrix, expert, 0, False) for expert in names))
 
-    def ternary(self, slot: Slot, name: str, rope_heads: int) -> TernaryWeight:
+    def ternary(self, slot: Slot, name: str, rope_heads: int, interleave: bool) -> TernaryWeight:
         rows, columns = slot.shape
-        if self.stored_as is Storage.MASTER:
-            stored = self.find(name, (rows, columns), _FLOATS)
-            return TernaryWeight(slot.name, (rows, columns), stored, None, rope_heads)
-        if rows % 4:
-            raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
-        stored = self.find(name, (rows // 4, columns), ["u8"])
-        scale = self.scale(name.removesuffix("weight") + "weight_scale")
-        return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads)
+        if self.stored_as in (Storage.MASTER, Storage.UNMARKED):
+            stored = self.part(slot, name, columns, _FLOATS)
+            rule = Rule.ABSMEAN if self.stored_as is Storage.MASTER else None
+            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave)
+        scale_name = name.removesuffix("weight") + "weight_scale"
+        if self.stored_as is Storage.INT2:
+            if rows % 16 or columns % 32:
+                raise BitconvError(f"{self.checkpoint.path}: {name}: {slot.name}, {rows}x{columns}, has no 16x32 tiles")
+            stored = self.part(slot, name, columns // 4, ["i8"])
+            scale = self.int2_scale(scale_name, self.modules[name].index(slot))
+        else:
+            if rows % 4:
+                raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
+            stored = self.find(name, (rows // 4, columns), ["u8"])
+            scale = self.scale(scale_name, rows)
+        return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads, interleave)
 
-    def scale(self, name: str) -> np.float32:
+    def part(self, slot: Slot, name: str, columns: int, dtypes: Iterable[str]) -> StoredTensor:
+        """The rows of a stored matrix that are those of a slot: all, unless it is fused with others."""
+        fused = self.modules[name]
+        ends = list(accumulate(other.shape[0] for other in fused))
+        stored = self.find(name, (ends[-1], columns), dtypes)
+        if len(fused) == 1:
+            return stored
+        end = ends[fused.index(slot)]
+        first = end - slot.shape[0]
+        offset = stored.offset + first * columns * ITEMSIZE[stored.dtype]
+        return replace(stored, name=f"{name}[{first}:{end}]", shape=(end - first, columns), offset=offset)
+
+    def scale(self, name: str, rows: int) -> Scale:
+        """Stored as a scalar, in shape (1,), or one a row in shape (rows,) or (rows, 1)."""
         tensor = self.checkpoint.tensors.get(name)
-        shape = (1,) if tensor is None or tensor.shape != () else ()
-        tensor = self.find(name, shape, _FLOATS)
-        stored = np.float32(self.checkpoint.values(tensor).reshape(()))
-        if not (np.isfinite(stored) and stored > 0):
-            raise tensor.error(f"is {stored}; a scale must be finite and positive")
-        scale = self.convention.scale(stored)
-        if not np.isfinite(scale):
-            raise tensor.error(f"is {stored}, whose inverse overflows float32")
+        possible = tensor is not None and tensor.shape in ((), (rows,), (rows, 1))
+        tensor = self.find(name, tensor.shape if tensor is not None and possible else (1,), _FLOATS)
+        return self.multiplier(tensor, self.checkpoint.values(tensor).reshape(-1, 1))
+
+    def int2_scale(self, name: str, part: int) -> Scale:
+        """part: which of the fused projections; the GPU pipeline has room for four scales, unused ones are 0."""
+        tensor = self.find(name, (4,), _FLOATS)
+        return self.multiplier(tensor, self.checkpoint.values(tensor)[part].reshape(1, 1))
+
+    def multiplier(self, tensor: StoredTensor, stored: npt.NDArray[np.float32]) -> Scale:
+        """What multiplies the trits, from the values (rows, 1) or (1, 1) of a weight_scale."""
+        bad = stored[~(np.isfinite(stored) & (stored > 0))]
+        if bad.size:
+            raise tensor.error(f"is {bad[0]}; a scale must be finite and positive")
+        scales = self.convention.scale(stored)
+        bad = stored[~np.isfinite(scales)]
+        if bad.size:
+            raise tensor.error(f"is {bad[0]}, whose inverse overflows float32")
+        scale = simplest(scales)
         self.scales.append(scale)
         return scale
 
-    def check_all_used(self, tied: bool) -> None:
-        """A tensor that nothing reads is a part of the model that would be lost in silence."""
+    def check_all_used(self, alias: str | None) -> None:
+        """A tensor that nothing reads is a part of the model that would be lost in silence. alias: of the embedding."""
         for name, tensor in self.checkpoint.tensors.items():
             # Buffers that older transformers saved, and the alias of a tied embedding, carry nothing of their own.
-            redundant = name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+            redundant = name.endswith("rotary_emb.inv_freq") or name == alias
             if name not in self.used and not redundant:
                 raise tensor.error("is no part of this architecture as config.json describes it")

@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all."""
+"""A file or a directory that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bitconv.errors import BitconvError
+
+WRITE_BACK_SECONDS = 0.3
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -38,7 +42,8 @@ def replacing(path: Path, size: int) -> Iterator[int]:
     try:
         try:
             _reserve(descriptor, size)
-            yield descriptor
+            with _written_back(descriptor):
+                yield descriptor
             os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
             os.fsync(descriptor)
         finally:
@@ -50,6 +55,46 @@ def replacing(path: Path, size: int) -> Iterator[int]:
         raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which takes the place of `path` at the end. On any error `path` is as it was."""
+    target = path.resolve()
+    try:
+        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+    with beside:
+        new, old = Path(beside.name, "new"), Path(beside.name, "old")
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+
+
+@contextlib.contextmanager
+def _written_back(descriptor: int) -> Iterator[None]:
+    """Keep the disk busy while the file is still being made, so that the last sync finds little left."""
+    done = threading.Event()
+
+    def write_back() -> None:
+        while not done.wait(WRITE_BACK_SECONDS):
+            os.fsync(descriptor)
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_back)
+        try:
+            yield
+        finally:
+            done.set()
+        writing.result()  # a sync reports a failed write once: the last one would not see it again
 
 
 def _reserve(descriptor: int, size: int) -> None:

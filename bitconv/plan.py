@@ -16,10 +16,12 @@ from bitconv.metadata import build_metadata
 from bitconv.model import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
+from bitconv.scales import group_of
+from bitconv.scales import refusal as scale_refusal
 from bitconv.tiles import Tile
 
 EMBED_TYPES = ("f16", "f32", "bf16")
-FALLBACKS = ("error", "f16", "q8_0")
+FALLBACKS = ("error", "f16", "bf16", "f32", "q8_0")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Options:
     """What a user chooses about a file.
 
     type: of the ternary tensors, or "auto". runner: None for the one that the type implies. embed_type: of the
-    embedding and an untied head. fallback: for a tensor whose shape the type cannot take. overrides: (regular
+    embedding and an untied head. fallback: for a tensor whose shape or scales the type cannot take. overrides: (regular
     expression, type) for names of tensors; the first that is found in a name decides. tiles: of TL1 and TL2 by
     (rows, columns); None for bitconv's choice. scale_in_blocks: the classic form of llama.cpp's layouts, even where
     the runner takes exact scales. pre: tokenizer.ggml.pre, None for the one recognised.
@@ -86,9 +88,12 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     for weight in model.weights:
         if isinstance(weight, TernaryWeight):
             layout, fallback = _layout(weight, type_name, target, options)
-            place = section.place_ternary(weight.name, weight.shape, layout)
+            place = section.place_ternary(weight.name, weight.shape, layout, group_of(weight.scale, weight.shape[1]))
             tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, (place,), fallback))
         elif isinstance(weight, ExpertsWeight):
+            for matrix in weight.matrices:
+                if group_of(matrix.scale, matrix.shape[1]) is not None:
+                    raise matrix.stored.error("has several scales, and experts are stacked with one scale each")
             layout, fallback = _layout(weight.matrices[0], type_name, target, options, len(weight.matrices))
             places = section.place_experts(weight.name, weight.shape, layout)
             nbytes = sum(place.nbytes for place in places)
@@ -98,7 +103,10 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
             nbytes = type_by_name(name).nbytes(weight.shape)
             offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
             tensors.append(PlannedTensor(weight, name, offset, nbytes))
-    header = section.header(build_metadata(checkpoint, model, target.file_type(type_name), options.pre))
+    ternary = {tensor.type_name for tensor in tensors if tensor.places}
+    # Where every tensor fell back, the file is of what they fell back to.
+    file_type = target.file_type(type_name if type_name in ternary else min(ternary))
+    header = section.header(build_metadata(checkpoint, model, file_type, options.pre))
     return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason)
 
 
@@ -142,18 +150,24 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
     TL1 and TL2 are left out: they run only in a build made for the model's shapes.
     """
     architecture = model.family.architecture
-    shapes = [weight.shape for weight in model.matrices]
+    weights = model.matrices
+    shapes = [weight.shape for weight in weights]
     candidates = []
     for target in runners.RUNNERS if options.runner is None else [runners.runner(options.runner)]:
         for name in TERNARY_TYPES:
             beside = name in BLOCK_SCALED and target.scale_tensors and not options.scale_in_blocks
-            if name in (*TILED, *FLOATS) or not (beside or name in EXACT_SCALE):
+            if name in (*TILED, *FLOATS):
                 continue
             if runners.refusal(target, architecture.name, architecture.activation, name):
                 continue
             if model.sizes.experts and name not in target.expert_types:
                 continue
-            if any(runners.shape_refusal(target, make_layout(name), *shape) for shape in shapes):
+            one_exact = beside or name in EXACT_SCALE
+            if any(
+                _refusal(weight, target, make_layout(name))
+                or not (one_exact or group_of(weight.scale, weight.shape[1]))
+                for weight in weights
+            ):
                 continue
             candidates.append((sum(make_layout(name).nbytes(*shape) for shape in shapes), name, target))
     if not candidates:
@@ -188,15 +202,30 @@ def _layout(
     name = override or type_name
     if override is not None and name not in FLOATS and name not in target.computes:
         raise BitconvError(f"{weight.name}: {target.name} does not compute {name}")
+    group = group_of(weight.scale, weight.shape[1])
     try:
-        layout = make_layout(name, weight.shape, options.tiles)
-        refusal = runners.shape_refusal(target, layout, *weight.shape, experts)
+        layout = make_layout(name, weight.shape, options.tiles, group)
+        refusal = _refusal(weight, target, layout, experts)
     except BitconvError as error:
         refusal = str(error)
     if refusal is None:
         return layout, None
-    fallback = None if options.fallback == "error" else make_layout(options.fallback)
-    if fallback is None or runners.shape_refusal(target, fallback, *weight.shape, experts) is not None:
-        way_out = "--fallback f16 keeps this tensor in floats"
+    if experts and not target.expert_types:
+        raise weight.stored.error(refusal)
+
+    def usable(fallback: str) -> bool:
+        return _refusal(weight, target if experts else None, make_layout(fallback, group=group), experts) is None
+
+    if options.fallback == "error" or not usable(options.fallback):
+        way_out = f"--fallback {next(filter(usable, ('f16', 'bf16', 'f32')))} keeps this tensor in floats"
         raise weight.stored.error(f"{refusal}; {way_out}")
-    return fallback, refusal
+    return make_layout(options.fallback, group=group), refusal
+
+
+def _refusal(weight: TernaryWeight, target: Runner | None, layout: Layout, experts: int = 0) -> str | None:
+    """Why the layout cannot take the weight's shape, stacked or not, or its scales, for a runner or in any."""
+    if target is None:
+        shape = layout.refusal(*weight.shape)
+    else:
+        shape = runners.shape_refusal(target, layout, *weight.shape, experts)
+    return shape or scale_refusal(layout, weight.scale, weight.shape[1])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bitconv.errors import BitconvError
+from bitconv.layouts import ScaleT
 
 # The geometric mean of a model's scales lies between 0.01 and 2.5 in every published checkpoint; their inverses,
 # which is what the wrong convention yields, lie above 5 wherever the right ones are below 0.2.
@@ -18,6 +20,8 @@ MAX_PLAUSIBLE_SCALE = 4.0
 class Storage(Enum):
     MASTER = "float master weights"
     PACKED = "packed ternary weights"
+    INT2 = "packed ternary weights of the GPU pipeline"
+    UNMARKED = "float weights, since nothing marks this as a BitNet checkpoint with packed ones"
 
 
 class ScaleConvention(Enum):
@@ -26,12 +30,29 @@ class ScaleConvention(Enum):
     MULTIPLY = "multiply"
     DIVIDE = "divide"
 
-    def scale(self, stored: np.float32) -> np.float32:
-        """The scale that multiplies the trits, from a finite positive weight_scale. May overflow to infinity."""
+    def scale(self, stored: ScaleT) -> ScaleT:
+        """What multiplies the trits, from finite positive weight_scales. May overflow to infinity."""
         if self is ScaleConvention.MULTIPLY:
             return stored
         with np.errstate(over="ignore"):
-            return np.float32(np.float32(1) / stored)
+            return np.float32(1) / stored
+
+
+class Rule(Enum):
+    """How float master weights W become trits: clip(round(W / scale), -1, 1), with what for a scale."""
+
+    ABSMEAN = "absmean"  # the mean of |W|: BitNet b1.58
+    ABSMEDIAN = "absmedian"  # the median of |W|: BitNet b1.58 Reloaded
+
+
+def rule_of(name: str | None) -> Rule | None:
+    """The rule that a user names, or None."""
+    if name is None:
+        return None
+    try:
+        return Rule(name)
+    except ValueError:
+        raise BitconvError(f"rule {name!r} to ternarize by is not known; absmean and absmedian are") from None
 
 
 def scale_convention_of(name: str | None) -> ScaleConvention | None:
@@ -56,9 +77,7 @@ def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[S
     if quantization is None:
         if native:
             return Storage.MASTER, ScaleConvention.MULTIPLY
-        raise BitconvError(
-            f"{file}: nothing marks this as a BitNet checkpoint (no quantization_config with quant_method bitnet)"
-        )
+        return Storage.UNMARKED, ScaleConvention.MULTIPLY
     if not isinstance(quantization, Mapping):
         raise BitconvError(f"{file}: quantization_config is {quantization!r}, expected an object")
     linear_class = quantization.get("linear_class") or "bitlinear"
@@ -75,9 +94,17 @@ def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[S
     )
 
 
-def check_plausible(scales: Sequence[np.float32], convention: ScaleConvention, file: object) -> None:
+def gpu_storage(names: Collection[str]) -> tuple[Storage, ScaleConvention]:
+    """How the GPU pipeline stores the projections. names: of the tensors; what config.json says is of the source."""
+    packed = any(name.endswith(".weight_scale") for name in names)
+    return Storage.INT2 if packed else Storage.MASTER, ScaleConvention.MULTIPLY
+
+
+def check_plausible(
+    scales: Sequence[np.float32 | npt.NDArray[np.float32]], convention: ScaleConvention, file: object
+) -> None:
     """Stop where the convention and the numbers contradict each other: scales that look like their inverses."""
-    typical = float(np.exp(np.mean(np.log(np.asarray(scales, np.float64)))))
+    typical = float(np.exp(np.mean(np.log(np.concatenate([np.ravel(s) for s in scales]), dtype=np.float64))))
     if typical > MAX_PLAUSIBLE_SCALE:
         other = next(c for c in ScaleConvention if c is not convention)
         raise BitconvError(

@@ -20,6 +20,7 @@ from bitconv.output import check_output, replacing
 from bitconv.placement import DataSection, TernaryPlace
 from bitconv.rawio import read_at, write_at
 from bitconv.runners import Runner
+from bitconv.scales import group_refusal
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.tiles import TILES_KEY, Tile, read_kernel_config
@@ -37,14 +38,18 @@ _NEWER_NAME = {"bitnet-25": "bitnet-b1.58"}
 
 @dataclass(frozen=True)
 class RepackedTensor:
-    """A ternary tensor. scale: as the input has it. scale_error: how far off the output's is, relative."""
+    """A ternary tensor. scale: as the input has it. scale_error: how far off the output's is, relative.
+
+    group: the columns of a row that share a scale, of a tensor that has several; scale is None then.
+    """
 
     name: str
     from_type: str
     type: str
     shape: tuple[int, ...]
-    scale: float
+    scale: float | None
     scale_error: float
+    group: int | None
 
 
 @dataclass(frozen=True)
@@ -155,11 +160,13 @@ def _plan(
         role = structure.roles[info.name]
         if role is Role.TERNARY:
             rows, columns = info.shape
-            layout = make_layout(type_name, (rows, columns), tiles)
+            group = structure.groups.get(info.name)
+            layout = make_layout(type_name, (rows, columns), tiles, group)
             refusal = runners.shape_refusal(section.runner, layout, rows, columns)
+            refusal = refusal or group_refusal(layout, columns, group)
             if refusal is not None:
                 raise BitconvError(f"{gguf.path}: {info.name}: {refusal}")
-            place = section.place_ternary(info.name, (rows, columns), layout)
+            place = section.place_ternary(info.name, (rows, columns), layout, group)
             planned.append(_Planned(info, place.offset, place.nbytes, place))
         elif role is not Role.SCALE:
             nbytes = structure.nbytes[info.name]
@@ -168,7 +175,7 @@ def _plan(
 
 
 def _metadata(metadata: Metadata, structure: Structure, runner: Runner, type_name: str) -> Metadata:
-    """The input's metadata with the architecture's name and the file type of the output, and without tiles."""
+    """The input's metadata with the architecture and file type of the output, without tiles."""
     old, new = structure.architecture_name, _architecture_name(structure, runner)
     result: Metadata = {}
     for key, value in metadata.items():
@@ -196,17 +203,20 @@ def _write(
     def ternary(info: TensorInfo, place: TernaryPlace, check: Check) -> int:
         name = info.name
         try:
-            file = TernaryTensor(source, info, structure.layouts[name], scale_tensors.get(scale_name(name)))
+            scale_tensor = scale_tensors.get(scale_name(name))
+            file = TernaryTensor(source, info, structure.layouts[name], scale_tensor, place.group)
             scale = file.find_scale(check)
-            if not place.holds(scale):
-                raise FaultyTensor(f"{place.layout.name} cannot hold its scale of {scale}")
+            refusal = place.refusal(scale)
+            if refusal is not None:
+                raise FaultyTensor(refusal)
             multiple = file.layout.row_multiple
             place.write(descriptor, len(header), scale, lambda *rows: file.read(*rows).trits, multiple, check)
         except FaultyTensor as fault:
             raise BitconvError(f"{gguf.path}: {name}: {fault}") from None
-        error = abs(float(place.stored_scale(scale)) / float(scale) - 1)
+        one = None if isinstance(scale, np.ndarray) else float(scale)
+        error = place.scale_error(scale)
         from_type = structure.types[name]
-        repacked[name] = RepackedTensor(name, from_type, place.layout.name, place.shape, float(scale), error)
+        repacked[name] = RepackedTensor(name, from_type, place.layout.name, place.shape, one, error, place.group)
         return place.nbytes
 
     def copy(tensor: _Planned, first: int, last: int, check: Check) -> int:

@@ -44,7 +44,7 @@ class Runner:
         return frozenset(self.types) | {"q8_0"}
 
     def file_type(self, type_name: str) -> int:
-        return self.types[type_name] if type_name in self.types else FLOAT_FILE_TYPES[type_name]
+        return self.types[type_name] if type_name in self.types else OTHER_FILE_TYPES[type_name]
 
     def type_id(self, type_name: str) -> int:
         return self.type_ids[type_name] if type_name in self.type_ids else type_by_name(type_name).id
@@ -57,6 +57,7 @@ class Runner:
 # The same in every runner.
 FLOAT_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
 _LLAMA_EMBEDDING = "llama-embedding -m {} -p 'query: Once upon a time' --embd-normalize 2"
+OTHER_FILE_TYPES = {**FLOAT_FILE_TYPES, "q8_0": 7}
 _LLAMA_CLI = "llama-cli -m {} -p 'Once upon a time'"
 
 RUNNERS = (

@@ -14,6 +14,7 @@ from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
 from bitconv.layouts import FLOATS, I2_S_ORDERS, TERNARY_TYPES, TILED, Layout, make_layout
 from bitconv.runners import RUNNERS, file_types, layout_name
+from bitconv.scales import GROUPS_KEY, check_group, group_refusal, groups_from_metadata
 from bitconv.tiles import Tile, tiles_from_metadata
 
 _TERNARY = {*TERNARY_TYPES, "q8_0"}
@@ -38,7 +39,8 @@ _REQUIRED_BY_MODEL = {
 
 @dataclass
 class Structure:
-    """types, roles and nbytes: of every tensor listed. layouts: of the ternary ones.
+    """types, roles and nbytes: of every tensor listed. layouts: of the ternary ones. groups: the columns of a row that
+    share a scale, of ternary tensors that have several.
 
     faults: of the set of tensors and their places; tensor_faults: by tensor name; metadata_faults: of the rest, which
     a runner meets but which no tensor depends on.
@@ -50,6 +52,7 @@ class Structure:
     roles: dict[str, Role] = field(default_factory=dict)
     nbytes: dict[str, int] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     metadata_faults: list[str] = field(default_factory=list)
     tensor_faults: dict[str, list[str]] = field(default_factory=dict)
@@ -149,6 +152,7 @@ def _find_layouts(
         raise BitconvError(f"I2_S byte order {i2_s_order!r} is not known; {' and '.join(I2_S_ORDERS)} are")
     if tiles is None:
         tiles = tiles_from_metadata(gguf.metadata, gguf.path)
+    groups = groups_from_metadata(gguf.metadata, gguf.path)
     for tensor in gguf.tensors:
         name = structure.types[tensor.name]
         ternary = structure.roles[tensor.name] is Role.TERNARY
@@ -164,12 +168,24 @@ def _find_layouts(
                 f"{gguf.path}: {tensor.name}: the file does not say the {name} tile of {rows}x{columns}; pass "
                 "--kernel-config with the ini that its runner was built with"
             )
-        layout = I2_S_ORDERS[i2_s_order] if name == "i2_s" and i2_s_order else make_layout(name, (rows, columns), tiles)
-        refusal = layout.refusal(rows, columns)
+        group = groups.get(tensor.name)
+        if group is not None:
+            refusal = check_group(group, columns)
+            if refusal is not None:
+                raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {refusal}")
+            structure.groups[tensor.name] = group
+        layout = (
+            I2_S_ORDERS[i2_s_order]
+            if name == "i2_s" and i2_s_order
+            else make_layout(name, (rows, columns), tiles, group)
+        )
+        refusal = layout.refusal(rows, columns) or group_refusal(layout, columns, group)
         if refusal is not None:
             structure.fault(tensor, refusal)
         structure.nbytes[tensor.name] = prod(stack) * layout.nbytes(rows, columns)
         structure.layouts[tensor.name] = layout
+    for name in groups.keys() - structure.groups.keys():
+        structure.faults.append(f"{GROUPS_KEY} names {name}, which is no ternary tensor of the file")
 
 
 def _check_file_type(metadata: Metadata, structure: Structure) -> None:

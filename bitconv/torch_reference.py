@@ -16,13 +16,13 @@ import numpy.typing as npt
 import sentencepiece
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 from bitconv import families
 from bitconv.checkpoint import Checkpoint
-from bitconv.families import onebitllm
+from bitconv.errors import BitconvError
+from bitconv.families import microsoft_gpu, onebitllm
 from bitconv.hyperparameters import from_config
 from bitconv.tokenizer.files import read_files
 from bitconv.tokenizer.pretokenizers import is_byte_level
@@ -33,7 +33,12 @@ Encode = Callable[[list[str]], list[list[int]]]
 
 def load_logits(checkpoint: Checkpoint) -> Logits:
     """From int64 tokens (n,) to the float32 logits (n, vocabulary) of the token after each."""
-    family = families.detect(checkpoint.config, checkpoint.path / "config.json")
+    family = families.detect(checkpoint.config, checkpoint.path / "config.json", checkpoint.tensors)
+    if family is microsoft_gpu.FAMILY:
+        raise BitconvError(
+            f"{checkpoint.path}: transformers does not load the GPU pipeline's files; compare with the "
+            "checkpoint that they were made of"
+        )
     if family is onebitllm.FAMILY:
         return _run(OneBitLLM(checkpoint).logits)
     _hush()
@@ -84,10 +89,8 @@ class OneBitLLM:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.config
         self.sizes = from_config(config, checkpoint.path / "config.json")
-        stored: dict[str, Tensor] = {}
-        for file in {tensor.file for tensor in checkpoint.tensors.values()}:
-            stored |= load_file(file)
-        self.weights = {name: _ternary(w.float()) if "_proj." in name else w.float() for name, w in stored.items()}
+        stored = {name: torch.from_numpy(checkpoint.values(tensor)) for name, tensor in checkpoint.tensors.items()}
+        self.weights = {name: _ternary(w) if "_proj." in name else w for name, w in stored.items()}
 
     def logits(self, tokens: Tensor) -> Tensor:
         embedding = self.weights["model.embed_tokens.weight"]

@@ -18,14 +18,18 @@ from bitconv import _kernels, jobs
 from bitconv.architectures import Role, scale_name
 from bitconv.checkpoint import ITEMSIZE, Checkpoint
 from bitconv.conversion import dense_values
+from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf
-from bitconv.layouts import FLOATS, Bytes, Layout, Trits
+from bitconv.hub import local_model
+from bitconv.layouts import FLOATS, Bytes, Layout, Scales, Trits
 from bitconv.metadata import build_metadata
 from bitconv.model import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight, load_model
-from bitconv.quantization import scale_convention_of
+from bitconv.quantization import rule_of, scale_convention_of
 from bitconv.rawio import read_at
+from bitconv.scales import Scale, describe
 from bitconv.structure import Structure, check_structure
 from bitconv.ternary import TritReader, row_blocks
+from bitconv.ternary_floats import settle_scales
 from bitconv.ternary_tensor import FaultyTensor, TernaryTensor, matrices
 from bitconv.tiles import read_kernel_config
 
@@ -40,13 +44,17 @@ NOT_COVERED = (
 
 @dataclass(frozen=True)
 class VerifiedTensor:
-    """scale: of a ternary tensor. faults: empty where the tensor is right."""
+    """scale: of a ternary tensor that has one. group: the columns of a row that share a scale, where it has several.
+
+    faults: empty where the tensor is right.
+    """
 
     name: str
     type: str
     shape: tuple[int, ...]
     nbytes: int
     scale: float | None
+    group: int | None
     faults: tuple[str, ...]
 
 
@@ -71,7 +79,10 @@ def verify(
     file: str | os.PathLike[str],
     *,
     against: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
     scale_convention: str | None = None,
+    ternarize: str | None = None,
     pre: str | None = None,
     kernel_config: str | os.PathLike[str] | None = None,
     i2_s_order: str | None = None,
@@ -80,16 +91,18 @@ def verify(
 ) -> Verification:
     """Check a GGUF file of a BitNet model.
 
-    Alone: its structure; every code, scale and float valid; and for every ternary tensor that the kernel's product
-    over the packed bytes with random int8 activations equals that of the unpacked matrix, in int32 and scaled to
-    float32, bit for bit. against: a Hugging Face model directory; then also every trit, every scale, every dense
-    value after rounding to the file's type, every size and the vocabulary equal the checkpoint's, read with
-    scale_convention and pre as `convert` takes them. kernel_config: the ini with the tiles of a TL1 or TL2 file that
-    does not record them. i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in
-    a file tells which one it is in. threads: all cores where None.
+    Alone: its structure; every code, scale and float valid; and for every ternary tensor that the kernel's product over
+    the packed bytes with random int8 activations equals that of the unpacked matrix, in int32 and scaled to float32,
+    bit for bit. against: a Hugging Face model; then also every trit, every scale, every dense value after rounding to
+    the file's type, every size and the vocabulary equal the checkpoint's, read with revision, token, scale_convention,
+    ternarize and pre as `convert` takes them. kernel_config: the ini with the tiles of a TL1 or TL2 file that does not
+    record them. i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in a file
+    tells which one it is in. threads: all cores where None.
 
     BitconvError where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
     """
+    if against is None and revision is not None:
+        raise BitconvError(f"--revision {revision} is one of --against MODEL, which is missing")
     path = Path(file)
     try:
         gguf = read_gguf(path)
@@ -99,8 +112,9 @@ def verify(
         return Verification(str(path), None, None, (str(fault),), (), {}, NOT_COVERED)
     if against is None:
         return _Verifier(gguf, structure, None, None).run(threads, progress)
-    with Checkpoint(Path(against)) as checkpoint:
-        model = load_model(checkpoint, scale_convention_of(scale_convention))
+    with Checkpoint(local_model(against, revision, token)) as checkpoint:
+        understood = load_model(checkpoint, scale_convention_of(scale_convention))
+        model = settle_scales(checkpoint, understood, rule_of(ternarize), threads)
         verifier = _Verifier(gguf, structure, checkpoint, model)
         verifier.compare_metadata(pre)
         return verifier.run(threads, progress)
@@ -173,17 +187,18 @@ class _Verifier:
     def _checked(self, results: list[VerifiedTensor]) -> dict[str, int]:
         ternary = [t for t in results if t.name in self.structure.layouts]
         floats = [t for t in results if t.type in FLOATS and t not in ternary]
+        scales = sum(1 if t.group is None else prod(t.shape) // t.group for t in ternary)
         checked = {
             "metadata keys": len(self.gguf.metadata),
             "tensors placed, typed and shaped": len(results),
             "ternary tensors whose kernel product equals the unpacked product": len(ternary),
             "trits valid": sum(prod(t.shape) for t in ternary),
-            "scales finite and positive": len(ternary),
+            "scales finite and positive": scales,
             "floats finite": sum(prod(t.shape) for t in floats),
         }
         if self.checkpoint is not None:
             checked["trits equal to the checkpoint's"] = sum(prod(t.shape) for t in ternary)
-            checked["scales equal to the checkpoint's"] = len(ternary)
+            checked["scales equal to the checkpoint's"] = scales
             checked["dense values equal to the checkpoint's"] = sum(prod(t.shape) for t in floats)
         return checked
 
@@ -198,7 +213,8 @@ class _Verifier:
                 scale = self._data(tensor, type_name, check)
             except FaultyTensor as fault:
                 faults.append(str(fault))
-        return VerifiedTensor(tensor.name, type_name, tensor.shape, nbytes, scale, tuple(faults))
+        group = self.structure.groups.get(tensor.name)
+        return VerifiedTensor(tensor.name, type_name, tensor.shape, nbytes, scale, group, tuple(faults))
 
     def _data(self, tensor: TensorInfo, type_name: str, check: Check) -> float | None:
         if self.structure.roles[tensor.name] is Role.SCALE:  # read with its weight
@@ -225,11 +241,12 @@ class _Verifier:
         """Returns the scale of a matrix, None of a stack of them."""
         assert expected is None or isinstance(expected, TernaryWeight | ExpertsWeight)
         scale_tensor = self.scale_tensors.get(scale_name(tensor.name))
-        files = list(matrices(self.descriptor, tensor, layout, scale_tensor))
+        group = self.structure.groups.get(tensor.name)
+        files = list(matrices(self.descriptor, tensor, layout, scale_tensor, group))
         for i, file in enumerate(files):
             reader = self._reader(None if expected is None else expected.matrices[i], check)
             try:
-                self._matrix(tensor, file, reader, exact=scale_tensor is not None, check=check)
+                self._matrix(tensor, file, reader, group, exact=scale_tensor is not None, check=check)
             except FaultyTensor as fault:
                 if len(files) == 1:
                     raise
@@ -237,20 +254,34 @@ class _Verifier:
         return files[0].scale if len(files) == 1 else None
 
     def _matrix(
-        self, tensor: TensorInfo, file: TernaryTensor, reader: TritReader | None, *, exact: bool, check: Check
+        self,
+        tensor: TensorInfo,
+        file: TernaryTensor,
+        reader: TritReader | None,
+        group: int | None,
+        *,
+        exact: bool,
+        check: Check,
     ) -> None:
         """exact: the scale stands in a tensor of its own."""
         layout = file.layout
+        if reader is not None and group is None and isinstance(reader.scale, np.ndarray):
+            wanted_group = file.columns // reader.scale.shape[1]
+            raise FaultyTensor(f"has one scale, the checkpoint's has {describe(wanted_group, file.columns)}")
         x = np.random.default_rng(zlib.crc32(tensor.name.encode())).integers(-128, 128, (1, file.columns), np.int8)
         for first, last in row_blocks(
             file.rows, file.columns, lcm(layout.row_multiple, reader.row_multiple if reader else 1)
         ):
             check()
             rows = file.read(first, last)
-            _compare_products(layout.matmul_rows(rows.packed, x), rows.trits, x, file.scale, first)
+            row_scales = rows.scales.T if rows.scales is not None and group == file.columns else file.scale
+            _compare_products(layout.matmul_rows(rows.packed, x), rows.trits, x, row_scales, first)
             if reader is not None:
                 _compare_trits(reader, rows.trits, first, last)
+                if rows.scales is not None:
+                    _compare_scales(reader, rows.trits, rows.scales, first, last)
         if reader is not None and file.scale is not None:
+            assert not isinstance(reader.scale, np.ndarray)
             wanted = reader.scale if exact else layout.stored_scale(reader.scale)
             if file.scale != wanted:
                 raise FaultyTensor(f"its scale is {file.scale!r}, the checkpoint's is {wanted!r}")
@@ -317,36 +348,63 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _compare_products(
-    product: npt.NDArray[np.int32], trits: Trits, x: npt.NDArray[np.int8], scale: np.float32 | None, first: int
+    product: npt.NDArray[np.int32], trits: Trits, x: npt.NDArray[np.int8], scale: Scale | None, first: int
 ) -> None:
     """The kernel's product over the packed bytes against that of the unpacked matrix.
 
-    Scaled, the kernel's integer is multiplied once in float32; the unpacked matrix's values are summed as scaled
-    floats, in float64, where every sum of int8 x float32 products of this length is exact, and rounded once.
+    scale: of the tensor, or (1, rows) of each row; None where neither has one of its own. Scaled, the kernel's integer
+    is multiplied once in float32; the unpacked matrix's values are summed as scaled floats, in float64, where every sum
+    of int8 x float32 products of this length is exact, and rounded once.
     """
     unpacked = np.empty_like(product)
     _kernels.matmul(trits, x, unpacked)
     scale = np.float32(1) if scale is None else scale
     with np.errstate(over="ignore"):  # damaged scales may be huge; infinity equals infinity
         scaled = product.astype(np.float32) * scale
-        wanted = (unpacked.astype(np.float64) * np.float64(scale)).astype(np.float32)
+        wanted = (unpacked.astype(np.float64) * scale.astype(np.float64)).astype(np.float32)
     wrong = (product != unpacked) | (scaled != wanted)
     if wrong.any():
         raise FaultyTensor(f"row {first + int(wrong.argmax())}: the kernel's product is not the unpacked matrix's")
 
 
-def _compare_trits(reader: TritReader, trits: Trits, first: int, last: int) -> None:
-    """The file's rows, put back into the checkpoint's order by the definition of the rotation, against its own.
+def _stored_rows(reader: TritReader, count: int) -> npt.NDArray[np.intp]:
+    """Which of the checkpoint's rows of a block is each of the file's, by the definition of the rotation.
 
-    Row i of an interleaved head is stored row i/2 where i is even, and row head_dim/2 + (i-1)/2 where it is odd.
+    Row i of an interleaved head is row i/2 of the other order where i is even, and row head_dim/2 + (i-1)/2 where it
+    is odd.
     """
-    stored = reader.stored_trits(first, last)
+    rows = np.arange(count)
     if reader.weight.rope_heads:
-        head, i = np.divmod(np.arange(last - first), reader.row_multiple)
-        stored = stored[head * reader.row_multiple + i // 2 + i % 2 * (reader.row_multiple // 2)]
+        head, i = np.divmod(rows, reader.row_multiple)
+        other = head * reader.row_multiple + i // 2 + i % 2 * (reader.row_multiple // 2)
+        rows = other if reader.weight.interleave else np.argsort(other)
+    return rows
+
+
+def _compare_trits(reader: TritReader, trits: Trits, first: int, last: int) -> None:
+    """The file's rows against the checkpoint's."""
+    stored = reader.stored_trits(first, last)[_stored_rows(reader, last - first)]
     if not np.array_equal(trits, stored):
         row, column = np.argwhere(trits != stored)[0]
         raise FaultyTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
+
+
+def _compare_scales(reader: TritReader, trits: Trits, scales: Scales, first: int, last: int) -> None:
+    """A row's or a group's scales. Where all trits are 0, the file need not have any."""
+    stored = reader.stored_scale
+    if isinstance(stored, np.ndarray):
+        wanted = stored[first:last][_stored_rows(reader, last - first)]
+    else:
+        wanted = np.full((last - first, 1), stored)
+    groups = max(scales.shape[1], wanted.shape[1])
+    scales, wanted = (np.repeat(s, groups // s.shape[1], axis=1) for s in (scales, wanted))
+    wrong = (scales != wanted) & trits.reshape(last - first, groups, -1).any(axis=2)
+    if wrong.any():
+        row, group = np.argwhere(wrong)[0]
+        raise FaultyTensor(
+            f"row {first + row}, columns from {group * (trits.shape[1] // groups)}: its scale is "
+            f"{scales[row, group]!r}, the checkpoint's is {wanted[row, group]!r}"
+        )
 
 
 def _compare_floats(raw: Bytes, wanted: Bytes, itemsize: int, first: int, shape: tuple[int, ...]) -> None:

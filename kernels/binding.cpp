@@ -23,7 +23,10 @@ using Trits = Array<const int8_t, nb::ndim<2>>;
 using OutTrits = Array<int8_t, nb::ndim<2>>;
 using Activations = Array<const int8_t, nb::ndim<2>>;
 using Products = Array<int32_t, nb::ndim<2>>;
-using Scales = Array<float>;
+using Scales = Array<const float>;
+using OutScales = Array<float>;
+using Vectors = Array<const float, nb::ndim<2>>;
+using OutVectors = Array<float, nb::ndim<2>>;
 
 using Release = nb::call_guard<nb::gil_scoped_release>;
 
@@ -55,13 +58,24 @@ size_t float_count(const Bytes& x, Float type) {
     return x.size() / float_bytes(type);
 }
 
+/// How many of n consecutive values share each of so many scales.
+size_t group_of(size_t n, size_t scales) {
+    require(scales > 0, "there are no scales");
+    require_multiple("the number of values", n, scales);
+    return n / scales;
+}
+
 /// A scale must stay finite when stored as `type`, and only 0 may become 0.
-void require_scale(float scale, Float type) {
-    const float magnitude = std::fabs(scale);
+void require_scales(const Scales& scales, Float type) {
     const float limit = type == Float::f16 ? 65520.0f : type == Float::bf16 ? 0x1.ffp+127f : INFINITY;
     const float least = type == Float::f16 ? 0x1p-25f : 0.0f;
-    require(magnitude < limit, "scale " + std::to_string(scale) + " is too large for its type");
-    require(magnitude == 0.0f || magnitude > least, "scale is too small for float16");
+    for (size_t i = 0; i < scales.size(); ++i) {
+        const float magnitude = std::fabs(scales.data()[i]);
+        if (!(magnitude < limit)) {
+            require(false, "scale " + std::to_string(scales.data()[i]) + " is too large for its type");
+        }
+        require(magnitude == 0.0f || magnitude > least, "scale is too small for float16");
+    }
 }
 
 struct MatmulSizes {
@@ -81,12 +95,12 @@ void require_rows(const RowLayout& layout, size_t rows, size_t cols, size_t pack
     require_size("the packed array", packed_size, layout.bytes(rows, cols));
 }
 
-void pack(size_t index, const Trits& trits, float scale, const OutBytes& out) {
+void pack(size_t index, const Trits& trits, const Scales& scales, const OutBytes& out) {
     const RowLayout& layout = active().layouts[index];
     require_rows(layout, trits.shape(0), trits.shape(1), out.size());
-    const bool as_float32 = layout.geometry.row_header == 4 || layout.geometry.scale == Scale::none;
-    require_scale(scale, as_float32 ? Float::f32 : Float::f16);
-    layout.pack(trits.data(), trits.shape(0), trits.shape(1), scale, out.data());
+    require_size("scales", scales.size(), layout.scales(trits.shape(0), trits.shape(1)));
+    require_scales(scales, layout.geometry.row_header == 4 ? Float::f32 : Float::f16);
+    layout.pack(trits.data(), scales.data(), trits.shape(0), trits.shape(1), out.data());
 }
 
 int64_t unpack(size_t index, const Bytes& packed, const OutTrits& out, float* scales, size_t scale_count) {
@@ -109,7 +123,7 @@ void define_row_layout(nb::module_& m, size_t index) {
     if (layout.geometry.scale == Scale::none) {
         if (layout.pack) {
             m.def((name + "_pack").c_str(),
-                  [=](const Trits& trits, const OutBytes& out) { pack(index, trits, 1.0f, out); },
+                  [=](const Trits& trits, const OutBytes& out) { pack(index, trits, Scales(), out); },
                   "trits"_a.noconvert(), "out"_a.noconvert(), Release());
         }
         m.def((name + "_unpack").c_str(),
@@ -117,10 +131,10 @@ void define_row_layout(nb::module_& m, size_t index) {
               "packed"_a.noconvert(), "out"_a.noconvert(), Release());
     } else {
         m.def((name + "_pack").c_str(),
-              [=](const Trits& trits, float scale, const OutBytes& out) { pack(index, trits, scale, out); },
-              "trits"_a.noconvert(), "scale"_a, "out"_a.noconvert(), Release());
+              [=](const Trits& trits, const Scales& scales, const OutBytes& out) { pack(index, trits, scales, out); },
+              "trits"_a.noconvert(), "scales"_a.noconvert(), "out"_a.noconvert(), Release());
         m.def((name + "_unpack").c_str(),
-              [=](const Bytes& packed, const OutTrits& out, const Scales& scales) {
+              [=](const Bytes& packed, const OutTrits& out, const OutScales& scales) {
                   return unpack(index, packed, out, scales.data(), scales.size());
               },
               "packed"_a.noconvert(), "out"_a.noconvert(), "scales"_a.noconvert(), Release());
@@ -242,6 +256,12 @@ NB_MODULE(_kernels, m) {
         active().ternarize(x.data(), out.size(), type, inverse_scale, out.data());
     }, "x"_a.noconvert(), "dtype"_a, "inverse_scale"_a, "out"_a.noconvert(), Release());
 
+    m.def("ternary_scales", [](const Bytes& x, const std::string& dtype, const OutScales& scales) {
+        const Float type = float_type(dtype);
+        const size_t n = float_count(x, type);
+        return active().ternary_scales(x.data(), n, type, group_of(n, scales.size()), scales.data());
+    }, "x"_a.noconvert(), "dtype"_a, "scales"_a.noconvert(), Release());
+
     m.def("unpack_hf", [](const Bytes& packed, int quarter, const Array<int8_t>& out) {
         require(0 <= quarter && quarter < 4, "quarter is not 0 to 3");
         require_size("out", out.size(), packed.size());
@@ -256,19 +276,28 @@ NB_MODULE(_kernels, m) {
         return active().convert_floats(x.data(), n, type, out.data(), out_type);
     }, "x"_a.noconvert(), "dtype"_a, "out"_a.noconvert(), "out_dtype"_a, Release());
 
-    m.def("dequantize", [](const Array<const int8_t>& trits, float scale, const OutBytes& out,
+    m.def("dequantize", [](const Array<const int8_t>& trits, const Scales& scales, const OutBytes& out,
                            const std::string& out_dtype) {
         const Float out_type = float_type(out_dtype);
-        require_scale(scale, out_type);
-        require_size("out", out.size(), trits.size() * float_bytes(out_type));
-        active().dequantize(trits.data(), trits.size(), scale, out.data(), out_type);
-    }, "trits"_a.noconvert(), "scale"_a, "out"_a.noconvert(), "out_dtype"_a, Release());
+        const size_t n = trits.size(), group = group_of(n, scales.size());
+        require_scales(scales, out_type);
+        require_size("out", out.size(), n * float_bytes(out_type));
+        active().dequantize(trits.data(), n, scales.data(), group, out.data(), out_type);
+    }, "trits"_a.noconvert(), "scales"_a.noconvert(), "out"_a.noconvert(), "out_dtype"_a, Release());
 
     m.def("matmul", [](const Trits& trits, const Activations& x, const Products& out) {
         const auto [rows, cols, n] = matmul_sizes(x, out);
         require(trits.shape(0) == rows && trits.shape(1) == cols, "the shapes of trits, x and out do not fit");
         active().matmul(trits.data(), x.data(), out.data(), rows, cols, n);
     }, "trits"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release());
+
+    m.def("float_matmul", [](const Bytes& w, const std::string& dtype, const Vectors& x, const OutVectors& out) {
+        const Float type = float_type(dtype);
+        const size_t n = x.shape(0), cols = x.shape(1), rows = out.shape(1);
+        require(out.shape(0) == n, "x has " + std::to_string(n) + " vectors, out " + std::to_string(out.shape(0)));
+        require_size("w", float_count(w, type), rows * cols);
+        active().float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
+    }, "w"_a.noconvert(), "dtype"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release());
 
     for (size_t index = 0; index < row_layouts; ++index) define_row_layout(m, index);
     define_tl1(m);

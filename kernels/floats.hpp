@@ -157,8 +157,14 @@ void scaled(const int8_t* __restrict trits, size_t n, float scale, uint8_t* __re
     }
 }
 
-inline void dequantize(const int8_t* trits, size_t n, float scale, uint8_t* out, Float out_type) {
-    with_float(out_type, [=](auto to) { scaled<decltype(to)>(trits, n, scale, out); });
+inline void dequantize(const int8_t* trits, size_t n, const float* scales, size_t group, uint8_t* out,
+                       Float out_type) {
+    with_float(out_type, [=](auto to) {
+        using To = decltype(to);
+        for (size_t i = 0; i < n; i += group) {
+            scaled<To>(trits + i, group, scales[i / group], out + i * sizeof(typename To::Bits));
+        }
+    });
 }
 
 }  // namespace bitconv::BITCONV_ISA

@@ -35,11 +35,11 @@ struct RowLayout {
     Geometry geometry;
     size_t row_group;  ///< rows come in multiples of this
 
-    /// trits [rows, cols] -> out. `scale` goes where the layout stores one, rounded to its type.
-    /// Null for a layout that is read only.
-    void (*pack)(const int8_t* trits, size_t rows, size_t cols, float scale, uint8_t* out);
+    /// trits [rows, cols] and, where the layout stores scales, scales [rows] or [rows, cols / block] -> out, the
+    /// scales rounded to the layout's type. Null for a layout that is read only.
+    void (*pack)(const int8_t* trits, const float* scales, size_t rows, size_t cols, uint8_t* out);
 
-    /// packed -> trits [rows, cols] and, where the layout stores scales, scales [rows] or [rows, cols / block].
+    /// packed -> trits and scales of the same shapes.
     /// Returns the lowest index in trits that an invalid code stands for, or -1.
     int64_t (*unpack)(const uint8_t* packed, size_t rows, size_t cols, int8_t* trits, float* scales);
 
@@ -98,6 +98,11 @@ struct Kernels {
     /// This is clip(round_half_even(p), -1, 1). inverse_scale is positive and finite.
     void (*ternarize)(const uint8_t* x, size_t n, Float type, float inverse_scale, int8_t* out);
 
+    /// scales[g] = the largest magnitude in the g-th `group` of floats, as float32; n is a multiple of group.
+    /// Returns the lowest i for which x[i] is neither zero nor plus or minus that finite magnitude, or -1; with such
+    /// an i, the scales of later groups are undefined.
+    int64_t (*ternary_scales)(const uint8_t* x, size_t n, Float type, size_t group, float* scales);
+
     /// out[i] = code - 1, the code being bits 2q+1:2q of packed[i] with q = quarter, 0 to 3.
     /// Returns the lowest i whose code is 3, or -1.
     int64_t (*unpack_hf)(const uint8_t* packed, size_t n, int quarter, int8_t* out);
@@ -106,11 +111,15 @@ struct Kernels {
     /// that becomes infinite by rounding, or -1.
     int64_t (*convert_floats)(const uint8_t* x, size_t n, Float type, uint8_t* out, Float out_type);
 
-    /// out[i] = trits[i] * scale rounded to nearest even; +0 for trit 0.
-    void (*dequantize)(const int8_t* trits, size_t n, float scale, uint8_t* out, Float out_type);
+    /// out[i] = trits[i] * scales[i / group] rounded to nearest even; +0 for trit 0.
+    void (*dequantize)(const int8_t* trits, size_t n, const float* scales, size_t group, uint8_t* out, Float out_type);
 
     /// out[v, r] = sum over k of trits[r, k] * x[v, k]; trits may hold any int8.
     void (*matmul)(const int8_t* trits, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n);
+
+    /// out[v, r] = sum over k of w[r, k] * x[v, k] in float32, in an order that is the same on every instruction set:
+    /// 16 partial sums, folded as in abs_sum.
+    void (*float_matmul)(const uint8_t* w, Float type, const float* x, float* out, size_t rows, size_t cols, size_t n);
 
     RowLayout layouts[row_layouts];
     Tl1 tl1;

@@ -58,6 +58,38 @@ inline void ternarize(const uint8_t* x, size_t n, Float type, float inverse_scal
     with_float(type, [=](auto t) { ternarize_with_threshold<decltype(t)>(x, n, inverse_scale, out); });
 }
 
+/// Magnitudes order as their bit patterns do.
+template <class T>
+int64_t scales_of_groups(const uint8_t* __restrict x, size_t n, size_t group, float* __restrict scales) {
+    using Bits = typename T::Bits;
+    constexpr Bits magnitude = static_cast<Bits>(~(Bits{1} << (8 * sizeof(Bits) - 1)));
+    for (size_t first = 0; first < n; first += group) {
+        const uint8_t* values = x + first * sizeof(Bits);
+        Bits largest = 0;
+        for (size_t i = 0; i < group; ++i) {
+            const Bits bits = static_cast<Bits>(load<T>(values, i) & magnitude);
+            largest = bits > largest ? bits : largest;
+        }
+        Bits others = 0;
+        for (size_t i = 0; i < group; ++i) {
+            const Bits bits = static_cast<Bits>(load<T>(values, i) & magnitude);
+            others |= static_cast<Bits>(bits != 0 && bits != largest);
+        }
+        if (others || infinite<T>(largest)) {
+            for (size_t i = 0;; ++i) {
+                const Bits bits = static_cast<Bits>(load<T>(values, i) & magnitude);
+                if (bits != 0 && (bits != largest || infinite<T>(bits))) return static_cast<int64_t>(first + i);
+            }
+        }
+        scales[first / group] = float_of(T::widen(largest));
+    }
+    return -1;
+}
+
+inline int64_t ternary_scales(const uint8_t* x, size_t n, Float type, size_t group, float* scales) {
+    return with_float(type, [=](auto t) { return scales_of_groups<decltype(t)>(x, n, group, scales); });
+}
+
 template <int Quarter>
 int64_t unpack_quarter(const uint8_t* __restrict packed, size_t n, int8_t* __restrict out) {
     uint8_t invalid = 0;

@@ -1,6 +1,7 @@
 // The table of one instruction set. A file in isa/ defines BITCONV_ISA, and BITCONV_SIMD with the headers of its
 // vectors if it has any, and includes this. All code below lives in the namespace BITCONV_ISA, so that the linker
 // cannot mix what was compiled for different instruction sets.
+#include "float_matmul.hpp"
 #include "layouts/i2_s.hpp"
 #include "layouts/i2_s_row4.hpp"
 #include "layouts/iq1_bn.hpp"
@@ -35,10 +36,12 @@ const Kernels table = {
     BITCONV_ISA_NAME,
     abs_sum,
     ternarize,
+    ternary_scales,
     unpack_hf,
     convert_floats,
     dequantize,
     matmul,
+    float_matmul,
     {
         row_layout<I2S>("i2_s"),
         {"i2_s_arm64", I2SArm64::geometry, 1, nullptr, unpack<I2SArm64>, nullptr},

@@ -49,6 +49,12 @@ Int8s random_trits(size_t rows, size_t cols) {
     return trits;
 }
 
+std::vector<float> random_scales(size_t n) {
+    std::vector<float> scales(n);
+    for (float& scale : scales) scale = std::ldexp(1.0f + static_cast<float>(random_bits() % 4096) / 4096, -3);
+    return scales;
+}
+
 Int8s random_activations(size_t n, size_t cols) {
     Int8s x(n * cols);
     for (size_t i = 0; i < x.size; ++i) x.data()[i] = static_cast<int8_t>(random_bits());
@@ -105,9 +111,21 @@ void test_sources(const Kernels& kernels, const Kernels& portable) {
             }
             Int8s trits = random_trits(1, n);
             Bytes out(n * float_bytes(type)), expected(n * float_bytes(type));
-            kernels.dequantize(trits.data(), n, 0.3f, out.data(), type);
-            portable.dequantize(trits.data(), n, 0.3f, expected.data(), type);
-            check(out == expected, isa + " dequantize");
+            for (size_t group : {n, n % 3 == 0 ? n / 3 : n}) {
+                if (group == 0) continue;
+                const std::vector<float> scales = random_scales(n / group);
+                kernels.dequantize(trits.data(), n, scales.data(), group, out.data(), type);
+                portable.dequantize(trits.data(), n, scales.data(), group, expected.data(), type);
+                check(out == expected, isa + " dequantize");
+                for (bool damaged : {false, true}) {
+                    if (damaged) out.data()[random_bits() % out.size] = static_cast<uint8_t>(random_bits());
+                    std::vector<float> found(n / group), expected_scales(n / group);
+                    const int64_t at = kernels.ternary_scales(out.data(), n, type, group, found.data());
+                    check(at == portable.ternary_scales(out.data(), n, type, group, expected_scales.data()) &&
+                              (at >= 0 || found == expected_scales) && (at < 0 || damaged),
+                          isa + " ternary_scales");
+                }
+            }
         }
         for (int quarter = 0; quarter < 4; ++quarter) {
             Bytes packed = random_bytes(n);
@@ -134,8 +152,9 @@ void test_row_layout(const Kernels& kernels, size_t index, const Kernels& portab
             Bytes packed = random_bytes(size);  // the read-only layouts take any bytes
             if (layout.pack) {
                 Bytes other(size);
-                layout.pack(trits.data(), rows, cols, 0.3f, packed.data());
-                truth.pack(trits.data(), rows, cols, 0.3f, other.data());
+                const std::vector<float> given = random_scales(scale_count);
+                layout.pack(trits.data(), given.data(), rows, cols, packed.data());
+                truth.pack(trits.data(), given.data(), rows, cols, other.data());
                 check(packed == other, what + " pack");
             }
             std::vector<float> scales(scale_count), expected_scales(scale_count);
@@ -257,6 +276,23 @@ void test_matmul(const Kernels& kernels) {
     }
 }
 
+void test_float_matmul(const Kernels& kernels, const Kernels& portable) {
+    for (Float type : float_types) {
+        for (size_t cols : {1, 16, 100, 2080}) {
+            for (size_t n : vector_counts) {
+                const size_t rows = 19;
+                Bytes w = random_floats(rows * cols, type, true);
+                std::vector<float> x(n * cols), out(n * rows), expected(n * rows);
+                for (float& value : x) value = static_cast<float>(random_bits() % 2001) / 1000 - 1;
+                kernels.float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
+                portable.float_matmul(w.data(), type, x.data(), expected.data(), rows, cols, n);
+                check(std::memcmp(out.data(), expected.data(), n * rows * sizeof(float)) == 0,
+                      std::string(kernels.name) + " float_matmul");
+            }
+        }
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -266,6 +302,7 @@ int main(int argc, char** argv) {
         const int before = passed;
         test_sources(*kernels, portable);
         test_matmul(*kernels);
+        test_float_matmul(*kernels, portable);
         for (size_t index = 0; index < row_layouts; ++index) test_row_layout(*kernels, index, portable);
         test_tl1(*kernels, portable);
         test_tl2(*kernels, portable);

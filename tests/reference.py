@@ -103,19 +103,19 @@ class RowLayout:
         """[rows, blocks, bytes, digits]."""
         return self.arrange(np.arange(rows * cols).reshape(rows, cols // self.block, self.block))
 
-    def pack(self, trits: Trits, scale: float) -> Bytes:
-        """trits [rows, cols] -> bytes."""
+    def pack(self, trits: Trits, scale: float | NDArray[np.float32]) -> Bytes:
+        """trits [rows, cols] -> bytes. scale: the same everywhere, or as many as `unpack` returns."""
         arrangement = self.arrangement(*trits.shape)
         codes = np.append(trits.ravel().astype(np.int64) + 1, 0)[arrangement]
         packed = self.codes.encode(codes)
         rows, blocks = packed.shape[:2]
         if self.block_scale:
             zero = ~trits.reshape(rows, blocks, self.block).any(axis=-1)
-            d = np.where(zero, 0, np.float16(scale)).astype("<f2")[..., None].view(np.uint8)
+            d = np.where(zero, 0, np.full(zero.size, scale).reshape(zero.shape)).astype("<f2")[..., None].view(np.uint8)
             packed = np.concatenate([d, packed] if self.block_scale == "before" else [packed, d], axis=-1)
         packed = packed.reshape(rows, blocks * packed.shape[2])
         if self.row_scale:
-            header = np.full((rows, 1), scale).astype(self.row_scale).view(np.uint8)
+            header = np.full(rows, scale).astype(self.row_scale)[:, None].view(np.uint8)
             packed = np.concatenate([header, packed], axis=-1)
         return packed.ravel()
 

@@ -72,7 +72,7 @@ class Synthetic:
     path: Path
     config: dict[str, Any]
     trits: dict[str, np.ndarray] = field(default_factory=dict)
-    scales: dict[str, Any] = field(default_factory=dict)
+    scales: dict[str, Any] = field(default_factory=dict)  # of several, (rows, groups)
     dense: dict[str, np.ndarray] = field(default_factory=dict)
 
     def rewrite_config(self, **changes: Any) -> None:
@@ -109,12 +109,21 @@ def make_checkpoint(
     experts: int = 4,
     vocab: int | None = None,
     seed: int = 0,
+    marked: bool = True,
+    ternary_floats: bool = False,
+    row_scales: bool = False,
+    group: int | None = None,
 ) -> Synthetic:
-    """Write a checkpoint of a family. dtype: of all floats. packed and convention default to the family's usual."""
+    """Write a checkpoint of a family. dtype: of all floats. packed and convention default to the family's usual.
+
+    marked: says with a quantization_config that it is BitNet (a Llama; others need none). ternary_floats: stores
+    trit * scale, as SpectraSuite's unpacked TriLMs do, in place of master weights. row_scales: a scale a row; group:
+    one for so many columns. scalar_scale: stored in shape (), or (rows,), in place of (1,) and (rows, 1).
+    """
     rng = np.random.default_rng(seed)
     qwen3 = family in ("qwen3", "embedding")
     llama = family in ("llama", "mixtral")
-    packed = llama or family == "qwen3" if packed is None else packed
+    packed = (llama or family == "qwen3") and not ternary_floats if packed is None else packed
     convention = convention or ("divide" if llama or family == "qwen3" else "multiply")
     hf_name, activation, attn_sub_norm, ffn_sub_norm = FAMILIES[family]
     size = head_dim or hidden // heads
@@ -136,7 +145,7 @@ def make_checkpoint(
     }
     if head_dim:
         config["head_dim"] = head_dim
-    if family == "llama":
+    if family == "llama" and marked and packed:
         config["quantization_config"] = {"quant_method": "bitnet"}
     elif family == "mixtral":
         config |= {"num_local_experts": experts, "num_experts_per_tok": 2, "sliding_window": None}
@@ -148,7 +157,7 @@ def make_checkpoint(
             "quantization_mode": "offline" if packed else "online",
             "use_rms_norm": True,
         }
-    elif family == "microsoft":
+    elif family == "microsoft" or (family == "llama" and marked):
         mode = "offline" if packed else "online"
         config["quantization_config"] = {
             "quant_method": "bitnet",
@@ -211,21 +220,29 @@ def make_checkpoint(
             expert = int(projection.split(".")[2]) if "experts" in projection else 0
             masters = floats(*shape, scale=0.05 / (1 + expert))
             trits, scale = absmean(masters)
+            several = row_scales or group is not None
+            if several:
+                scale = rounded(scale * rng.uniform(0.5, 2, (shape[0], shape[1] // (group or shape[1]))))
             if packed:
-                stored = rounded(np.array([1 / scale if convention == "divide" else scale]))
-                tensors[name.replace(".weight", ".weight_scale")] = stored.reshape(() if scalar_scale else (1,))
-                scale = np.float32(1) / stored[0] if convention == "divide" else stored[0]
+                stored = rounded(np.array(1 / scale if convention == "divide" else scale, np.float32))
+                form = () if scalar_scale else (1,)
+                tensors[name.replace(".weight", ".weight_scale")] = stored.reshape((-1, *form) if several else form)
+                scale = np.float32(1) / stored if convention == "divide" else stored
                 tensors[name] = pack_hf(trits)
                 u8.add(name)
+            elif ternary_floats or several:
+                scale = scale if several else rounded(np.array([[scale]], np.float32))
+                tensors[name] = (trits * np.repeat(scale, shape[1] // scale.shape[1], axis=1)).astype(np.float32)
             else:
                 tensors[name] = masters
-            if llama and projection.endswith("q_proj"):
-                trits = interleave(trits, heads)
-            if llama and projection.endswith("k_proj"):
-                trits = interleave(trits, kv_heads)
+            if llama and projection.endswith(("q_proj", "k_proj")):
+                rows_of = heads if projection.endswith("q_proj") else kv_heads
+                trits = interleave(trits, rows_of)
+                scale = interleave(scale, rows_of) if several else scale
+            scale = np.float32(scale) if several else np.float32(np.reshape(scale, ()))
             if projection in GGUF_PROJECTIONS:
                 gguf_name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}.weight"
-                result.trits[gguf_name], result.scales[gguf_name] = trits, np.float32(scale)
+                result.trits[gguf_name], result.scales[gguf_name] = trits, scale
             else:  # an expert's: stacked
                 gguf_name = f"blk.{layer}.{GGUF_EXPERTS[projection[-2:]]}.weight"
                 stack = [*result.trits.get(gguf_name, ()), trits]

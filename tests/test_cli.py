@@ -139,7 +139,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         "from typer.testing import CliRunner\n"
         "from bitconv.cli import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
-        "print([m for m in ('numpy', 'torch', 'transformers', 'gguf', 'safetensors') if m in sys.modules])\n"
+        "heavy = ('numpy', 'torch', 'transformers', 'gguf', 'safetensors', 'huggingface_hub')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path).stdout == "[]\n"
 

@@ -12,6 +12,7 @@ from bitconv.errors import BitconvError
 
 from conftest import FIXTURES
 from synthetic import make_checkpoint
+from test_torch_files import as_bin
 from test_verify import Rebuilt
 
 pytest.importorskip("torch")
@@ -54,6 +55,13 @@ def test_master_weights_of_the_microsoft_family_agree(tmp_path: Path) -> None:
     """quantization_mode "online": transformers ternarises at run time."""
     model = make_checkpoint(tmp_path / "model", "microsoft", packed=False)
     bitconv.convert(model.path, tmp_path / "out.gguf", embed_type="f32")
+    assert compare(tmp_path / "out.gguf", model.path).top1_agreement > 0.9
+
+
+def test_a_checkpoint_in_a_bin_file_agrees(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "1bitllm")
+    bitconv.convert(model.path, tmp_path / "out.gguf", embed_type="f32")
+    as_bin(model)
     assert compare(tmp_path / "out.gguf", model.path).top1_agreement > 0.9
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import bitconv
 import numpy as np
 import pytest
+import torch
 from bitconv.catalogue import catalogue, markdown
 from bitconv.cli import app
 from bitconv.families import FAMILIES
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from synthetic import Synthetic, make_checkpoint
+from test_gpu_pipeline import make_pipeline_checkpoint
 
 
 def add_tensor(end: str, shape: tuple[int, ...]) -> Callable[[Synthetic], None]:
@@ -40,6 +42,16 @@ def quant_method(method: object) -> Callable[[Synthetic], None]:
 
 def only_gguf(model: Synthetic) -> None:
     (model.path / "model.safetensors").rename(model.path / "model.gguf")
+
+
+def unmarked_masters(model: Synthetic) -> None:
+    file = model.path / "model.safetensors"
+    tensors = {name: values for name, values in load_file(file).items() if not name.endswith("weight_scale")}
+    for name, values in tensors.items():
+        if values.dtype == np.uint8:
+            tensors[name] = np.random.default_rng(0).standard_normal((len(values) * 4, values.shape[1]), np.float32)
+    save_file(tensors, file)
+    model.rewrite_config(quantization_config=None)
 
 
 # What makes a Llama checkpoint one of the kind, its name, and what of the file the line names.
@@ -67,6 +79,8 @@ NOT_TERNARY = [
     ),
     (pack_head, "ternary output head", "model.safetensors: lm_head.weight"),
     (only_gguf, "already a GGUF file", "model.gguf"),
+    (add_tensor(".att_proj.weight", (8, 8)), "OLMo-Bitnet-1B", "model.layers.0.self_attn.q_proj.att_proj.weight"),
+    (unmarked_masters, "unmarked master weights", "self_attn.q_proj.weight (0 of 14 projections are ternary)"),
 ]
 
 
@@ -83,6 +97,21 @@ def test_what_is_no_b158_checkpoint_is_refused_by_name(
     assert message.startswith(str(model.path))
     assert message.endswith(f"{where}: {name}: {refusal.reason}; {refusal.way_out}")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_olmo_bitnet_is_refused_by_name(tmp_path: Path) -> None:
+    """Its config keys, which are OLMo's own, and its tensors, saved as parameters of float32 in a .bin file."""
+    config = {"architectures": ["OLMoModelForCausalLM"], "model_type": "olmo", "d_model": 64, "n_layers": 2}
+    config |= {"n_heads": 4, "mlp_ratio": 8, "activation_type": "swiglu", "block_type": "sequential", "rope": True}
+    shapes = {"wte": (128, 64)}
+    for layer in range(2):
+        modules = {"att_proj": (192, 64), "attn_out": (64, 64), "ff_proj": (512, 64), "ff_out": (64, 256)}
+        shapes |= {f"blocks.{layer}.{module}": shape for module, shape in modules.items()}
+    tensors = {f"model.transformer.{n}.weight": torch.nn.Parameter(torch.randn(s)) for n, s in shapes.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(bitconv.BitconvError, match=r"blocks\.0\.att_proj\.weight: OLMo-Bitnet-1B: .*bitnet graph"):
+        bitconv.convert(tmp_path, tmp_path / "out.gguf")
 
 
 def test_every_refusal_is_tested() -> None:
@@ -116,7 +145,7 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
     }
     assert by_name["Mixtral 1.58-bit"]["types"] == {"llama.cpp": ["tq1_0", "tq2_0", "q2_0"]}
     assert set(by_name["Llama 1.58-bit"]["types"]) == {"bitnet.cpp", "bitnet.cpp-2026", "llama.cpp", "ik_llama.cpp"}
-    assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet"
+    assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet or none"
     text = CliRunner().invoke(app, ["families"]).stdout
     for entry in (*listed["families"], *listed["refusals"]):
         assert entry["name"] in text
@@ -130,7 +159,10 @@ def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
     for number, entry in enumerate(catalogue().families):
         hf_architecture, activation = entry.recognised.split(", ")[:2]
         kind = kinds[hf_architecture]
-        model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1, head_dim=128)
+        if "a tensor tok_embeddings.weight" in entry.recognised:
+            model = make_pipeline_checkpoint(tmp_path / str(number), "int2", hidden=512, ffn=1024, layers=1)
+        else:
+            model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1, head_dim=128)
         model.rewrite_config(hidden_act=activation.removeprefix("hidden_act "))
         for runner, types in entry.types.items():
             for type_name in types:

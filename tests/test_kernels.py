@@ -64,9 +64,16 @@ def product(trits: reference.Trits, x: NDArray[np.int8]) -> NDArray[np.int32]:
 # The row layouts
 
 
-def pack(layout: str, trits: reference.Trits, scale: float = 0.3) -> reference.Bytes:
-    out = np.full(reference.ROW_LAYOUTS[layout].pack(trits, scale).size, 0xEE, np.uint8)
-    kernel(layout, "pack")(trits, *(() if layout in WITHOUT_SCALE else (scale,)), out)
+def scales_of(layout: str, rows: int, cols: int, scale: float = 0.3) -> NDArray[np.float32]:
+    """As many as the layout has, all the same."""
+    form = reference.ROW_LAYOUTS[layout]
+    return np.full(rows if form.row_scale else rows * cols // form.block if form.block_scale else 0, scale, np.float32)
+
+
+def pack(layout: str, trits: reference.Trits, scale: float | NDArray[np.float32] = 0.3) -> reference.Bytes:
+    out = np.full(reference.ROW_LAYOUTS[layout].pack(trits, 1).size, 0xEE, np.uint8)
+    scales = scale if isinstance(scale, np.ndarray) else scales_of(layout, *trits.shape, scale)
+    kernel(layout, "pack")(trits, *(() if layout in WITHOUT_SCALE else (scales,)), out)
     return out
 
 
@@ -74,9 +81,7 @@ def unpack(
     layout: str, packed: reference.Bytes, rows: int, cols: int
 ) -> tuple[int, reference.Trits, NDArray[np.float32]]:
     """The index of an invalid code, the trits, the scales."""
-    form = reference.ROW_LAYOUTS[layout]
-    out = np.full((rows, cols), 99, np.int8)
-    scales = np.full(rows if form.row_scale else rows * cols // form.block if form.block_scale else 0, 99, np.float32)
+    out, scales = np.full((rows, cols), 99, np.int8), scales_of(layout, rows, cols, 99)
     return kernel(layout, "unpack")(packed, out, *(() if layout in WITHOUT_SCALE else (scales,))), out, scales
 
 
@@ -131,6 +136,24 @@ def test_packs_like_the_reference(layout: str, rows: int, blocks: int, scale: fl
     assert invalid == -1
     assert (out == trits).all()
     assert (scales == reference.ROW_LAYOUTS[layout].unpack(packed, rows, cols)[1]).all()
+
+
+@pytest.mark.parametrize("layout", [name for name in PACKED_BY_ROWS if name != "i2_s"])
+@given(rows=st.integers(0, 5), blocks=st.integers(1, 9), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_packs_and_unpacks_scales_that_differ_like_the_reference(
+    layout: str, rows: int, blocks: int, seed: int
+) -> None:
+    form = reference.ROW_LAYOUTS[layout]
+    trits = random_trits(rows, blocks * form.block)
+    scales = (2.0 ** rng(seed).uniform(-13, 15, scales_of(layout, *trits.shape).shape)).astype(np.float32)
+    packed = pack(layout, trits, scales)
+    assert (packed == form.pack(trits, scales)).all()
+    invalid, out, out_scales = unpack(layout, packed, *trits.shape)
+    assert invalid == -1 and (out == trits).all()
+    if form.block_scale:
+        scales = np.where(trits.reshape(-1, form.block).any(axis=1), scales, 0)
+    assert (out_scales == scales.astype(form.row_scale or "<f2").astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("layout", reference.ROW_LAYOUTS)
@@ -402,11 +425,42 @@ def test_converts_float32_at_the_edges_of_float16() -> None:
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_dequantizes_to_minus_scale_zero_and_scale(dtype: str) -> None:
     trits = np.array([0, 1, -1] * 33, np.int8)
-    for scale in SCALES[dtype]:
-        expected = bits(trits * np.float32(scale) + np.float32(0), dtype)
+    for scales in (*([scale] for scale in SCALES[dtype]), SCALES[dtype]):
+        scales = np.array(scales, np.float32)
+        expected = bits(trits * np.repeat(scales, trits.size // scales.size) + np.float32(0), dtype)
         out = np.full(expected.size, 0xEE, np.uint8)
-        _kernels.dequantize(trits, scale, out, dtype)
+        _kernels.dequantize(trits, scales, out, dtype)
         assert (out == expected).all()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@given(groups=st.integers(1, 9), group=st.integers(1, 70), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_finds_the_scales_of_floats_that_are_ternary(dtype: str, groups: int, group: int, seed: int) -> None:
+    values = random_trits(groups, group) * 2.0 ** rng(seed).uniform(-13, 15, (groups, 1)).astype(np.float32)
+    values[values == 0] *= rng(seed).choice([-1, 1])  # -0 is a zero too
+    x = bits(values.astype(np.float32), dtype)
+    scales = np.full(groups, 99, np.float32)
+    assert _kernels.ternary_scales(x, dtype, scales) == -1
+    assert (scales == np.abs(floats(x, dtype)).reshape(groups, group).max(axis=1)).all()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("step", [-1, 1])
+def test_a_float_off_by_one_ulp_is_not_ternary(dtype: str, step: int) -> None:
+    size = 4 if dtype == "f32" else 2
+    x = bits(np.tile(np.array([0.3, -0.3, 0], np.float32), 32), dtype)
+    x.view(f"<i{size}")[70] += step  # in the second group; where it is the largest then, the group's others are wrong
+    scales = np.empty(2, np.float32)
+    assert _kernels.ternary_scales(x, dtype, scales) == (70 if step < 0 else 48)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_not_finite_are_not_ternary(dtype: str, value: float) -> None:
+    values = np.zeros(64)
+    values[40] = value
+    assert _kernels.ternary_scales(bits(values, dtype), dtype, np.empty(2, np.float32)) == 40
 
 
 @pytest.mark.parametrize(("rows", "cols", "n"), [(0, 5, 2), (3, 0, 2), (1, 1, 1), (7, 31, 5), (4, 1000, 9)])
@@ -420,13 +474,13 @@ def test_multiplies_unpacked_rows_exactly(rows: int, cols: int, n: int) -> None:
 
 
 def test_rejects_sizes_that_do_not_fit() -> None:
-    u8, i8, i32 = (lambda *s, t=t: np.zeros(s, t) for t in (np.uint8, np.int8, np.int32))
+    u8, i8, i32, f32 = (lambda *s, t=t: np.zeros(s, t) for t in (np.uint8, np.int8, np.int32, np.float32))
     wrong: list[tuple[str, Callable[[], object]]] = [
         ("columns is 100, not a multiple of 128", lambda: _kernels.i2_s_pack(i8(1, 100), u8(25))),
         ("packed array has 31 elements, expected 32", lambda: _kernels.i2_s_pack(i8(1, 128), u8(31))),
         ("packed array has 31 elements, expected 32", lambda: _kernels.i2_s_unpack(u8(31), i8(1, 128))),
         ("rows is 3, not a multiple of 4", lambda: _kernels.i2_s_row4_unpack(u8(6), i8(3, 8))),
-        ("scales has 2 elements, expected 1", lambda: _kernels.q2_0_unpack(u8(18), i8(1, 64), np.zeros(2, np.float32))),
+        ("scales has 2 elements, expected 1", lambda: _kernels.q2_0_unpack(u8(18), i8(1, 64), f32(2))),
         ("x has 2 vectors, out 3", lambda: _kernels.i2_s_matmul(u8(32), i8(2, 128), i32(3, 1))),
         ("shapes of trits, x and out", lambda: _kernels.matmul(i8(2, 5), i8(1, 4), i32(1, 2))),
         ("bmm is 16", lambda: _kernels.tl1_pack(i8(32, 16), 32, 16, 16, u8(128))),
@@ -444,12 +498,16 @@ def test_rejects_sizes_that_do_not_fit() -> None:
         ("inverse_scale", lambda: _kernels.ternarize(u8(4), "f16", float("nan"), i8(2))),
         ("quarter", lambda: _kernels.unpack_hf(u8(4), 4, i8(4))),
         ("out has 4 elements, expected 8", lambda: _kernels.convert_floats(u8(4), "f16", u8(4), "f32")),
-        ("out has 4 elements, expected 8", lambda: _kernels.dequantize(i8(2), 1.0, u8(4), "f32")),
-        ("too large", lambda: _kernels.q2_0_pack(i8(1, 64), 65520.0, u8(18))),
-        ("too large", lambda: _kernels.iq2_bn_pack(i8(1, 64), float("inf"), u8(20))),
-        ("too large", lambda: _kernels.dequantize(i8(2), float("nan"), u8(8), "f32")),
-        ("too large", lambda: _kernels.dequantize(i8(2), 3.4e38, u8(4), "bf16")),
-        ("too small", lambda: _kernels.iq1_bn_pack(i8(1, 64), 2.0**-25, u8(15))),
+        ("out has 4 elements, expected 8", lambda: _kernels.dequantize(i8(2), f32(1), u8(4), "f32")),
+        ("values is 4, not a multiple of 3", lambda: _kernels.dequantize(i8(4), f32(3), u8(16), "f32")),
+        ("values is 4, not a multiple of 3", lambda: _kernels.ternary_scales(u8(16), "f32", f32(3))),
+        ("no scales", lambda: _kernels.ternary_scales(u8(16), "f32", f32(0))),
+        ("scales has 2 elements, expected 1", lambda: _kernels.q2_0_pack(i8(1, 64), f32(2), u8(18))),
+        ("too large", lambda: _kernels.q2_0_pack(i8(1, 64), f32(1) + 65520, u8(18))),
+        ("too large", lambda: _kernels.iq2_bn_pack(i8(1, 64), f32(1) + np.inf, u8(20))),
+        ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.nan, u8(8), "f32")),
+        ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.float32(3.4e38), u8(4), "bf16")),
+        ("too small", lambda: _kernels.iq1_bn_pack(i8(1, 64), f32(1) + np.float32(2.0**-25), u8(15))),
     ]
     for message, call in wrong:
         with pytest.raises(ValueError, match=message):
@@ -494,3 +552,42 @@ def test_environment_chooses_the_instruction_set(tmp_path: Path) -> None:
     unknown = run("mmx")
     assert unknown.returncode != 0
     assert "ImportError: BITCONV_ISA names 'mmx'" in unknown.stderr
+
+
+# The product of floats
+
+
+def float_product(w: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """16 partial sums, number l of the columns k with k % 16 = l in ascending order, folded by halves."""
+    pad = [(0, 0), (0, -w.shape[1] % 16)]
+    sums = np.zeros((len(x), len(w), 16), np.float32)
+    for k in range(0, w.shape[1], 16):
+        columns = slice(k, k + 16)
+        sums += np.pad(w, pad)[None, :, columns] * np.pad(x, pad)[:, None, columns]
+    for half in (8, 4, 2, 1):
+        sums = sums[..., :half] + sums[..., half:]
+    return sums[..., 0]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (5, 16), (33, 100), (17, 2080)])
+def test_float_matmul_adds_in_its_stated_order(dtype: str, rows: int, cols: int) -> None:
+    w = rng(rows, cols).standard_normal((rows, cols)).astype(np.float32)
+    raw = w.astype("<f4").view(np.uint8) if dtype == "f32" else (w.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+    if dtype == "f16":
+        raw, w = w.astype("<f2").view(np.uint8), w.astype(np.float16).astype(np.float32)
+    elif dtype == "bf16":
+        w = (w.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    for n in (0, 1, 3, 4, 9):
+        x = rng(n).standard_normal((n, cols)).astype(np.float32)
+        out = np.full((n, rows), 7, np.float32)
+        _kernels.float_matmul(raw.reshape(-1), dtype, x, out)
+        assert np.array_equal(out, float_product(w, x))
+
+
+def test_float_matmul_refuses_sizes_that_do_not_fit() -> None:
+    x, out = np.zeros((2, 8), np.float32), np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="w has 23 elements, expected 24"):
+        _kernels.float_matmul(np.zeros(92, np.uint8), "f32", x, out)
+    with pytest.raises(ValueError, match="x has 2 vectors, out 1"):
+        _kernels.float_matmul(np.zeros(96, np.uint8), "f32", x, out[:1])

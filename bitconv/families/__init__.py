@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bitconv.errors import BitconvError
-from bitconv.families import llama, microsoft, mixtral, onebitllm, qwen3
+from bitconv.families import llama, microsoft, microsoft_gpu, mixtral, onebitllm, qwen3
 from bitconv.families.family import Family
 
 FAMILIES = (
     onebitllm.FAMILY,
+    microsoft_gpu.FAMILY,
     microsoft.FAMILY,
     microsoft.SILU_FAMILY,
     llama.FAMILY,
@@ -20,10 +21,13 @@ FAMILIES = (
 )
 
 
-def detect(config: Mapping[str, Any], file: object) -> Family:
-    """The family that config.json's "architectures" names; of several, the one with its "hidden_act"."""
+def detect(config: Mapping[str, Any], file: object, names: Collection[str]) -> Family:
+    """The family that config.json's "architectures" names; of several, the one with its "hidden_act".
+
+    names: of the checkpoint's tensors, which tell a checkpoint that was made out of another and has its config.json.
+    """
     named = config.get("architectures")
-    families = [family for family in FAMILIES if named == [family.hf_architecture]]
+    families = [f for f in FAMILIES if named == [f.hf_architecture] and (not f.tensor or f.tensor in names)]
     for family in families:
         if family.architecture.activation == config.get("hidden_act"):
             return family

@@ -39,6 +39,10 @@ class Family:
     input_norm: the module within a projection that normalises its input.
     embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.
     experts: the feed-forward network is a mixture of them.
+    interleaved_rows: the rows of q and k are stored in the order of interleaved rotation.
+    tensor: one that tells the family from others of the same config.json. weights: how they may be stored, in words,
+    where that is not as transformers does.
+    Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots.
     """
 
     name: str
@@ -50,6 +54,9 @@ class Family:
     input_norm: str = ""
     embedding: bool = False
     experts: bool = False
+    interleaved_rows: bool = False
+    tensor: str = ""
+    weights: str = ""
 
     def source_name(self, slot_name: str) -> str:
         """The checkpoint's name of a slot's tensor; of a stack of experts with {} for the number of one."""

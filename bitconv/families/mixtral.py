@@ -14,5 +14,6 @@ FAMILY = replace(
     name="Mixtral 1.58-bit",
     hf_architecture="MixtralForCausalLM",
     checkpoints="mixtures of Llama-class experts, with a router of floats",
+    weights="packed, float master (online), or ternary floats (online)",
     experts=True,
 )

@@ -10,6 +10,7 @@ FAMILY = Family(
     architecture=QWEN3,
     native=False,
     checkpoints="fine-tunes with use_rms_norm (codys12) and a head of floats",
+    weights="packed, float master (online), or ternary floats (online)",
     input_norm="rms_norm",
 )
 # Float weights that its own linear class ternarises (weight_quant_minmax, the absmean rule).

@@ -2,7 +2,8 @@
 further. One table, from which the refusals and `bitconv families` come.
 
 Sources: transformers' quantization_config.quant_method; hqq's name of a saved model; qat/learnable_binarizer.py of
-FBI-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers.
+FBI-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers;
+model.py of OLMo-Bitnet-1B, whose BitLinear158 starts with an RMSNorm without weights, and llama.cpp's graphs.
 """
 
 from __future__ import annotations
@@ -82,6 +83,14 @@ TERNARY_HEAD = Refusal(
     "keep lm_head in modules_to_not_convert when the model is quantized",
     sign="lm_head.weight in uint8 (codys12 Qwen3-8B-BitNet)",
 )
+UNMARKED_MASTER = Refusal(
+    "unmarked master weights",
+    "nothing marks this as a BitNet checkpoint (no quantization_config with quant_method bitnet), and its weights are "
+    "not ternary already",
+    "if it was trained with ternary weights, pass the rule that it was trained with: --ternarize absmean (BitNet "
+    "b1.58) or absmedian (b1.58 Reloaded)",
+    sign="a class that is not BitNet's own, no quantization_config, floats other than -scale, 0 and +scale",
+)
 REFUSALS = (
     GGUF_FILE,
     Refusal("AWQ", _GROUPS, _FROM_SOURCE, quant_method="awq"),
@@ -117,6 +126,13 @@ REFUSALS = (
         "BitNet-embedding-0.6B converts",
         model_type="gemma3_text",
     ),
+    Refusal(
+        "OLMo-Bitnet-1B",
+        "llama.cpp's olmo graph lacks the norms inside its projections, and the bitnet graph those of OLMo's blocks",
+        _NOT_B158,
+        tensor=".att_proj.weight",
+    ),
+    UNMARKED_MASTER,
 )
 
 

@@ -10,7 +10,7 @@ from bitconv.layouts.floats import Floats
 from bitconv.layouts.i2_s import I2_S_ARM64, I2_S_ROW4, I2S
 from bitconv.layouts.iq1_bn import IQ1_BN
 from bitconv.layouts.iq2_bn import IQ2_BN
-from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, Trits
+from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, ScaleT, Trits
 from bitconv.layouts.q2_0 import Q2_0
 from bitconv.layouts.q8_0 import Q8_0
 from bitconv.layouts.tl1 import TL1
@@ -20,9 +20,7 @@ from bitconv.layouts.tq2_0 import TQ2_0
 from bitconv.tiles import Tile
 
 FLOATS = ("f32", "f16", "bf16")
-_PLAIN: dict[str, Layout] = {
-    f.name: f for f in (I2S(), TQ1_0(), TQ2_0(), Q2_0(), IQ2_BN(), IQ1_BN(), Q8_0(), *map(Floats, FLOATS))
-}
+_PLAIN: dict[str, Layout] = {f.name: f for f in (I2S(), TQ1_0(), TQ2_0(), Q2_0(), IQ2_BN(), IQ1_BN(), Q8_0())}
 # Layouts whose bytes depend on tile sizes, which the runner has compiled in for each shape.
 TILED: dict[str, Callable[[Tile], Layout]] = {"tl1": TL1, "tl2": TL2}
 # Layouts whose float16 scale in each block can be 1, with the exact scale in a float32 tensor beside the weight.
@@ -36,12 +34,19 @@ I2_S_ORDERS: dict[str, Layout] = {"arm64": I2_S_ARM64, "row4": I2_S_ROW4}
 
 
 def make_layout(
-    name: str, shape: tuple[int, int] | None = None, tiles: Mapping[tuple[int, int], Tile] | None = None
+    name: str,
+    shape: tuple[int, int] | None = None,
+    tiles: Mapping[tuple[int, int], Tile] | None = None,
+    group: int | None = None,
 ) -> Layout:
     """The layout of a name. A tiled one needs a tensor's shape: its tile is that of `tiles`, or else bitconv's choice.
 
+    group: the columns of a row that share a scale, where that are not all; none but floats depend on it.
+
     BitconvError where there is no tile for the shape.
     """
+    if name in FLOATS:
+        return Floats(name, group)
     if name not in TILED:
         return _PLAIN[name]
     if shape is None:
@@ -65,6 +70,7 @@ __all__ = [
     "InvalidCode",
     "Layout",
     "Region",
+    "ScaleT",
     "Scales",
     "Trits",
     "make_layout",

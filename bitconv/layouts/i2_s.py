@@ -34,7 +34,7 @@ class I2S(Layout):
     def regions(self, rows: int, columns: int) -> Sequence[Region]:
         return [Region(0, columns // 4)]
 
-    def pack_rows(self, trits: Trits, scale: np.float32) -> Sequence[Bytes]:
+    def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         packed = np.empty(trits.size // 4, np.uint8)
         _kernels.i2_s_pack(trits, packed)
         return [packed]
@@ -68,15 +68,15 @@ class I2SByteOrder(I2S):
         self.row_multiple = row_multiple
         self._unpack = unpack
 
-    def pack_rows(self, trits: Trits, scale: np.float32) -> Sequence[Bytes]:
+    def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         raise TypeError(f"{self.name} is only read")
 
     def unpack_rows(self, packed: Sequence[Bytes], columns: int) -> tuple[Trits, Scales]:
         return _unpack(self._unpack, packed[0], columns), np.empty(0, np.float32)
 
     def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
-        trits, _ = self.unpack_rows(packed, x.shape[1])
-        return super().matmul_rows(super().pack_rows(trits, np.float32(1)), x)
+        trits, scales = self.unpack_rows(packed, x.shape[1])
+        return super().matmul_rows(super().pack_rows(trits, scales), x)
 
 
 def _unpack(kernel: Callable[[Bytes, Trits], int], packed: Bytes, columns: int) -> Trits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from bitconv.tiles import Tile
 Trits = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
 Scales = npt.NDArray[np.float32]
+# One scale, or an array of them of any shape.
+ScaleT = TypeVar("ScaleT", np.float32, Scales)
 
 
 class Region(NamedTuple):
@@ -34,7 +36,7 @@ class InvalidCode(ValueError):  # noqa: N818 - the term of the formats
 
 
 class Layout(ABC):
-    """How a matrix of M rows and K columns of trits and one scale is written.
+    """How a matrix of M rows and K columns of trits and its scales are written.
 
     Blocks of whole rows are written alone, so that a tensor can be streamed: every multiple of row_multiple rows
     takes row_bytes bytes a row of each region. What follows the regions is the tail. tile: of TL1 and TL2.
@@ -48,8 +50,12 @@ class Layout(ABC):
     def refusal(self, rows: int, columns: int) -> str | None:
         """Why this layout cannot take a matrix of this shape; None where it can."""
 
-    def stored_scale(self, scale: np.float32) -> np.float32:
-        """A scale after the rounding that storing it costs: what a runner will multiply by."""
+    def scale_columns(self, columns: int) -> int | None:
+        """The columns of a row that share a stored scale; None where the tail holds one for the whole tensor."""
+        return None
+
+    def stored_scale(self, scale: ScaleT) -> ScaleT:
+        """Scales after the rounding that storing it costs: what a runner will multiply by."""
         return scale
 
     @abstractmethod
@@ -61,8 +67,8 @@ class Layout(ABC):
         """Where the rows lie in the tensor."""
 
     @abstractmethod
-    def pack_rows(self, trits: Trits, scale: np.float32) -> Sequence[Bytes]:
-        """The bytes, for each region, of int8 (rows, columns) trits."""
+    def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
+        """The bytes, for each region, of int8 (rows, columns) trits and scales as unpack_rows returns them."""
 
     def tail(self, scale: np.float32) -> bytes:
         """What stands at the end of the tensor, the same for every shape."""
@@ -72,8 +78,8 @@ class Layout(ABC):
     def unpack_rows(self, packed: Sequence[Bytes], columns: int) -> tuple[Trits, Scales]:
         """The inverse: int8 (rows, columns) and the float32 scales that stand among the rows, from each region.
 
-        scales: of shape (rows,) or (rows, blocks), 0 allowed for a block of zeros, or empty where the tail holds
-        the tensor's scale. InvalidCode where a code is no trit.
+        scales: of shape (rows, columns / scale_columns), 0 allowed where all trits are; empty where the tail holds the
+        tensor's scale. InvalidCode where a code is no trit.
         """
 
     @abstractmethod
@@ -85,7 +91,7 @@ class Layout(ABC):
         return None
 
 
-def float16_scale(scale: np.float32) -> np.float32:
-    """A scale rounded to the nearest float16: 0 or infinite where float16 cannot hold it."""
+def float16_scale(scale: ScaleT) -> ScaleT:
+    """Scales rounded to the nearest float16: 0 or infinite where float16 cannot hold them."""
     with np.errstate(over="ignore", under="ignore"):
-        return np.float32(np.float16(scale))
+        return scale.astype(np.float16).astype(np.float32)

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, Trits, float16_scale
+from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, ScaleT, Trits, float16_scale
 
 BLOCK = 32
 BLOCK_BYTES = 34
-LARGEST = 127
+LARGEST = np.float32(127)
 
 
 class Q8_0(Layout):  # noqa: N801 - the format's name
@@ -25,8 +25,11 @@ class Q8_0(Layout):  # noqa: N801 - the format's name
             return f"q8_0 needs columns in multiples of {BLOCK}, and {columns} are not"
         return None
 
-    def stored_scale(self, scale: np.float32) -> np.float32:
-        return np.float32(float16_scale(np.float32(scale / LARGEST)) * LARGEST)
+    def scale_columns(self, columns: int) -> int:
+        return BLOCK
+
+    def stored_scale(self, scale: ScaleT) -> ScaleT:
+        return float16_scale(scale / LARGEST) * LARGEST
 
     def nbytes(self, rows: int, columns: int) -> int:
         return rows * columns // BLOCK * BLOCK_BYTES
@@ -34,11 +37,11 @@ class Q8_0(Layout):  # noqa: N801 - the format's name
     def regions(self, rows: int, columns: int) -> Sequence[Region]:
         return [Region(0, columns // BLOCK * BLOCK_BYTES)]
 
-    def pack_rows(self, trits: Trits, scale: np.float32) -> Sequence[Bytes]:
+    def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         blocks = trits.reshape(-1, BLOCK)
         packed = np.empty((len(blocks), BLOCK_BYTES), np.uint8)
         # ggml derives d from the block's largest magnitude, which a block of zeros does not have.
-        d = np.where(blocks.any(axis=1), np.float16(scale / LARGEST), np.float16(0))
+        d = np.where(blocks.any(axis=1), scales.reshape(-1) / LARGEST, np.float32(0))
         packed[:, :2] = d.astype("<f2")[:, None].view(np.uint8)
         packed[:, 2:] = (blocks * np.int8(LARGEST)).view(np.uint8)
         return [packed.reshape(-1)]
@@ -48,13 +51,13 @@ class Q8_0(Layout):  # noqa: N801 - the format's name
         bad = np.flatnonzero((values != 0) & (np.abs(values.astype(np.int16)) != LARGEST))
         if bad.size:
             raise InvalidCode(*divmod(int(bad[0]), columns))
-        return np.sign(values), d * np.float32(LARGEST)
+        return np.sign(values), d * LARGEST
 
     def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
         values, _ = _split(packed[0], x.shape[1])
         product = np.empty((x.shape[0], values.shape[0]), np.int32)
         _kernels.matmul(values, x, product)
-        return product // LARGEST
+        return product // int(LARGEST)
 
 
 def _split(packed: Bytes, columns: int) -> tuple[npt.NDArray[np.int8], Scales]:

@@ -19,7 +19,7 @@ class ScaledRows(Layout):
     block: int
     block_bytes: int
     row_header: int = 0
-    pack_kernel: Callable[[Trits, float, Bytes], None]
+    pack_kernel: Callable[[Trits, Scales, Bytes], None]
     unpack_kernel: Callable[[Bytes, Trits, Scales], int]
     matmul_kernel: Callable[[Bytes, npt.NDArray[np.int8], npt.NDArray[np.int32]], None]
 
@@ -27,6 +27,9 @@ class ScaledRows(Layout):
         if columns % self.block:
             return f"{self.name} needs columns in multiples of {self.block}, and {columns} are not"
         return None
+
+    def scale_columns(self, columns: int) -> int:
+        return columns if self.row_header else self.block
 
     def row_bytes(self, columns: int) -> int:
         return self.row_header + columns // self.block * self.block_bytes
@@ -37,16 +40,16 @@ class ScaledRows(Layout):
     def regions(self, rows: int, columns: int) -> Sequence[Region]:
         return [Region(0, self.row_bytes(columns))]
 
-    def pack_rows(self, trits: Trits, scale: np.float32) -> Sequence[Bytes]:
+    def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         rows, columns = trits.shape
         packed = np.empty(rows * self.row_bytes(columns), np.uint8)
-        type(self).pack_kernel(trits, float(scale), packed)
+        type(self).pack_kernel(trits, scales, packed)
         return [packed]
 
     def unpack_rows(self, packed: Sequence[Bytes], columns: int) -> tuple[Trits, Scales]:
         rows = packed[0].size // self.row_bytes(columns)
         trits = np.empty((rows, columns), np.int8)
-        scales = np.empty(rows if self.row_header else (rows, columns // self.block), np.float32)
+        scales = np.empty((rows, columns // self.scale_columns(columns)), np.float32)
         bad = type(self).unpack_kernel(packed[0], trits, scales)
         if bad >= 0:
             raise InvalidCode(*divmod(bad, columns))

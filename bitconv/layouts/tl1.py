@@ -36,7 +36,7 @@ class TL1(Layout):
     def regions(self, rows: int, columns: int) -> Sequence[Region]:
         return [Region(0, columns // 4)]
 
-    def pack_rows(self, trits: Trits, scale: np.float32) -> Sequence[Bytes]:
+    def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         packed = np.empty(trits.size // 4, np.uint8)
         _kernels.tl1_pack(trits, self.tile.bm, self.tile.bk, self.tile.bmm, packed)
         return [packed]

@@ -46,7 +46,7 @@ class TL2(Layout):
         values, signs, pairs = self._row_bytes(columns)
         return [Region(0, values), Region(rows * values, signs), Region(rows * (values + signs), pairs)]
 
-    def pack_rows(self, trits: Trits, scale: np.float32) -> Sequence[Bytes]:
+    def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         rows, columns = trits.shape
         values, signs, pairs = (np.empty(rows * size, np.uint8) for size in self._row_bytes(columns))
         _kernels.tl2_pack(trits, self.tile.bm, self.tile.bk, values, signs, pairs)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from bitconv import _kernels
-from bitconv.layouts.layout import float16_scale
+from bitconv.layouts.layout import ScaleT, float16_scale
 from bitconv.layouts.scaled_rows import ScaledRows
 
 
@@ -22,5 +20,5 @@ class TQ2_0(ScaledRows):  # noqa: N801 - the format's name
     unpack_kernel = staticmethod(_kernels.tq2_0_unpack)
     matmul_kernel = staticmethod(_kernels.tq2_0_matmul)
 
-    def stored_scale(self, scale: np.float32) -> np.float32:
+    def stored_scale(self, scale: ScaleT) -> ScaleT:
         return float16_scale(scale)

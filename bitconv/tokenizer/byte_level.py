@@ -12,7 +12,7 @@ from bitconv.tokenizer.pretokenizers import check_name, recognise
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary, added_type, assemble
 
 # The characters that stand for bytes: printable Latin-1 for itself, the other 68 bytes from U+0100 on.
-_BYTE_CHARACTERS = frozenset(map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100 + 68)]))
+BYTE_CHARACTERS = frozenset(map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100 + 68)]))
 
 
 def byte_level_vocabulary(files: TokenizerFiles, json: Mapping[str, Any], pre: str | None) -> Vocabulary:
@@ -40,7 +40,7 @@ def _entries(files: TokenizerFiles, bpe: BPE) -> Iterator[tuple[int, str, TokenT
     for token_id, added in files.added.items():
         # Falcon3 lists the line break as an added token in the byte alphabet. The text never holds that spelling,
         # so it is a token like any other, for BPE to make.
-        spelled = not added.content.isascii() and _BYTE_CHARACTERS.issuperset(added.content)
+        spelled = not added.content.isascii() and BYTE_CHARACTERS.issuperset(added.content)
         if spelled and bpe.vocab.get(added.content) == token_id:
             yield token_id, added.content, TokenType.NORMAL
         else:

@@ -10,6 +10,18 @@ from typing import Any, NamedTuple
 from bitconv.checkpoint import read_json
 from bitconv.errors import BitconvError
 
+# Every file that this package reads, but for config.json; patterns.
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+)
+
 
 class AddedToken(NamedTuple):
     """A token that is matched in the text before anything else. special: a control token, not text."""

@@ -23,6 +23,8 @@ from bitconv.tokenizer.vocabulary import TokenType, Vocabulary
 
 # The tokens besides eos that end a generation.
 _OTHER_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+# Tokens that are matched in the text before anything else.
+_MATCHED_FIRST = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN})
 # Pieces that SentencePiece knows by their role, in the order of their fields in its TrainerSpec.
 _SPM_ROLES = ("unk", "bos", "eos", "pad")
 
@@ -115,10 +117,10 @@ def _token_id(metadata: Metadata, key: str, file: Path) -> int | None:
 
 
 def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """The tokens that are matched in the text before anything else, as tokenizer.json lists them."""
+    """The tokens of _MATCHED_FIRST, as tokenizer.json lists them."""
     added = []
-    for token_id, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
-        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN):
+    for token_id, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types.tolist(), strict=True)):
+        if kind in _MATCHED_FIRST:
             content = _piece_text(text, kind) if vocabulary.model == "llama" else text
             flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
             added.append({"id": token_id, "content": content, **flags, "special": bool(kind != TokenType.USER_DEFINED)})
@@ -130,11 +132,11 @@ def _byte_level_json(vocabulary: Vocabulary, row: PreTokenizer, before: list[int
 
     Added tokens stand in the model's vocabulary too: so they keep their ids, whatever ids are not used.
     """
-    tokens = vocabulary.tokens
+    tokens, unused = vocabulary.tokens, TokenType.UNUSED
     vocab = {
         text: token_id
-        for token_id, (text, kind) in enumerate(zip(tokens, vocabulary.types, strict=True))
-        if kind != TokenType.UNUSED
+        for token_id, (text, kind) in enumerate(zip(tokens, vocabulary.types.tolist(), strict=True))
+        if kind != unused
     }
     return {
         "version": "1.0",

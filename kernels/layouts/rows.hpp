@@ -23,18 +23,18 @@ float read_row_scale(const uint8_t* row) {
 }
 
 template <class L>
-void pack(const int8_t* trits, size_t rows, size_t cols, float scale, uint8_t* out) {
+void pack(const int8_t* trits, const float* scales, size_t rows, size_t cols, uint8_t* out) {
     constexpr Geometry g = L::geometry;
-    const uint16_t block_scale = F16::round(bits_of(scale));
     for (size_t r = 0; r < rows; ++r) {
-        write_row_scale<L>(out, scale);
+        if constexpr (g.scale == Scale::row) write_row_scale<L>(out, *scales++);
         out += g.row_header;
         for (size_t k = 0; k < cols; k += g.block, trits += g.block, out += g.block_bytes) {
             pack_block<L>(trits, out + L::codes_at);
             if constexpr (g.scale == Scale::block) {
                 uint8_t nonzero = 0;
                 for (size_t i = 0; i < g.block; ++i) nonzero |= static_cast<uint8_t>(trits[i]);
-                store<F16>(out + scale_at<L>(), 0, nonzero ? block_scale : uint16_t{0});
+                const uint16_t scale = F16::round(bits_of(*scales++));
+                store<F16>(out + scale_at<L>(), 0, nonzero ? scale : uint16_t{0});
             }
         }
     }
