@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from bitconv.checkpoint import WEIGHT_FILES, read_shards
+from bitconv import families
+from bitconv.checkpoint import WEIGHT_FILES, read_json, read_shards
 from bitconv.errors import BitconvError
+from bitconv.families import refusals
 from bitconv.tokenizer.files import FILES as TOKENIZER_FILES
 
 # NAMESPACE/NAME, by the Hub's rules. What can only be a path, such as ./DIR, DIR/ and /DIR, does not keep them.
@@ -105,6 +107,9 @@ def _choose(model_id: str, listed: set[str], snapshot: Path) -> Iterator[str]:
         missing = f"no {_CONFIG}" if weights else f"none of {', '.join(WEIGHT_FILES)}"
         hint = "; it holds GGUF files" if any(name.endswith(".gguf") for name in listed) else ""
         raise BitconvError(f"{model_id}: is no checkpoint: holds {missing}{hint}")
+    config = read_json(snapshot / _CONFIG)
+    refusals.check_checkpoint(config, (), snapshot)  # what config.json tells needs no weights
+    families.detect(config, snapshot / _CONFIG, ())
     yield from sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in _FILES))
     yield weights
     if weights.endswith(_INDEX):

@@ -333,6 +333,24 @@ def test_a_repository_without_a_checkpoint_is_one_line(
     assert set(hub.downloads()) <= {"config.json"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration"),
+        ({"quantization_config": {"quant_method": "awq"}}, "AWQ"),
+    ],
+)
+def test_what_config_json_refuses_is_not_downloaded(
+    hub: Hub, run: Run, tmp_path: Path, changes: dict[str, object], cause: str
+) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama").path
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | changes))
+    hub.repositories[ID] = Repository({"main": model})
+    assert_refused(run("convert", ID, "out.gguf"), cause)
+    assert hub.downloads() == ["config.json"]
+
+
 def test_a_revision_or_token_that_is_empty_is_one_line(hub: Hub, run: Run) -> None:
     """As from a variable of the shell that is not set."""
     assert_refused(run("convert", ID, "out.gguf", "--revision", ""), "--revision: is empty")
