@@ -33,8 +33,8 @@ _DTYPES = {
     "BOOL": ("bool", 1),
 }
 ITEMSIZE = dict(_DTYPES.values())
-# Of bitnet.cpp's GPU pipeline: packed, and master weights.
-_GPU_FILES = ("model_state_int2.pt", "model_state.pt")
+# Of bitnet.cpp's GPU pipeline: packed, ternary in floats, and master weights. Its runtime needs the first two.
+_GPU_FILES = ("model_state_int2.pt", "model_state_fp16.pt", "model_state.pt")
 # The first that a model has holds its weights; an index names the files that do. The order is that of transformers.
 WEIGHT_FILES = (
     "model.safetensors",

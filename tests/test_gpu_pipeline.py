@@ -38,7 +38,7 @@ def pack_int2(trits: np.ndarray) -> np.ndarray:
 def make_pipeline_checkpoint(path: Path, form: str, **options: int) -> Synthetic:
     """What the pipeline makes of a checkpoint of master weights, beside that one's config and tokenizer.
 
-    form: "int2" or "master". The scales of the former are bfloat16.
+    form: "int2", "fp16" (which is bfloat16, and ternary already) or "master". The scales of the former are bfloat16.
     """
     model = make_checkpoint(path, "microsoft", packed=False, **options)
     heads, kv_heads = model.config["num_attention_heads"], model.config["num_key_value_heads"]
@@ -62,17 +62,18 @@ def make_pipeline_checkpoint(path: Path, form: str, **options: int) -> Synthetic
                 parts = [source[f"{old}.{HF_MODULES[slot]}.weight"].float().numpy() for slot in slots]
             else:
                 parts = [model.trits[f"blk.{layer}.{slot}.weight"] for slot in slots]
-                scales = [model.scales[f"blk.{layer}.{slot}.weight"] for slot in slots]
-                rounded = round_to_bf16(np.array(scales))
-                tensors[name + "_scale"] = torch.from_numpy(np.resize([*rounded, 0, 0, 0], 4)).bfloat16()
-                model.scales |= {
-                    f"blk.{layer}.{slot}.weight": scale for slot, scale in zip(slots, rounded, strict=True)
-                }
             parts = [interleave(p, rotary[s]) if s in rotary else p for s, p in zip(slots, parts, strict=True)]
-            fused = np.concatenate(parts)
-            tensors[name] = (
-                torch.from_numpy(fused).bfloat16() if form == "master" else torch.from_numpy(pack_int2(fused))
-            )
+            if form != "master":
+                rounded = round_to_bf16(np.array([model.scales[f"blk.{layer}.{slot}.weight"] for slot in slots]))
+                model.scales |= {f"blk.{layer}.{slot}.weight": s for slot, s in zip(slots, rounded, strict=True)}
+            if form == "int2":
+                tensors[name] = torch.from_numpy(pack_int2(np.concatenate(parts)))
+                tensors[name + "_scale"] = torch.from_numpy(np.resize([*rounded, 0, 0, 0], 4)).bfloat16()
+            elif form == "fp16":
+                scaled = [part * scale for part, scale in zip(parts, rounded, strict=True)]
+                tensors[name] = torch.from_numpy(np.concatenate(scaled)).bfloat16()
+            else:
+                tensors[name] = torch.from_numpy(np.concatenate(parts)).bfloat16()
     torch.save(tensors, path / ("model_state.pt" if form == "master" else f"model_state_{form}.pt"))
     return model
 
@@ -83,7 +84,7 @@ def edit(model: Synthetic, file: str, name: str, value: torch.Tensor) -> None:
     torch.save(tensors | {name: value}, model.path / file)
 
 
-@pytest.mark.parametrize("form", ["int2", "master"])
+@pytest.mark.parametrize("form", ["int2", "fp16", "master"])
 @pytest.mark.parametrize("options", [{}, {"heads": 2, "kv_heads": 1, "hidden": 384, "ffn": 1024}])
 def test_every_tensor_is_what_the_source_checkpoint_has(tmp_path: Path, form: str, options: dict[str, int]) -> None:
     model = make_pipeline_checkpoint(tmp_path / "model", form, **options)
@@ -99,7 +100,7 @@ def test_every_tensor_is_what_the_source_checkpoint_has(tmp_path: Path, form: st
     assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
 
 
-@pytest.mark.parametrize("form", ["int2", "master"])
+@pytest.mark.parametrize("form", ["int2", "fp16", "master"])
 def test_verify_finds_rows_of_a_head_in_the_wrong_order(tmp_path: Path, form: str) -> None:
     model = make_pipeline_checkpoint(tmp_path / "model", form)
     bitconv.convert(model.path, tmp_path / "out.gguf")
@@ -118,7 +119,7 @@ def test_verify_finds_rows_of_a_head_in_the_wrong_order(tmp_path: Path, form: st
 
 def test_the_packed_file_is_taken_where_both_lie(tmp_path: Path) -> None:
     model = make_pipeline_checkpoint(tmp_path / "model", "int2")
-    (model.path / "model_state.pt").write_text("not read")
+    (model.path / "model_state_fp16.pt").write_text("not read")
     assert bitconv.verify(bitconv.convert(model.path, tmp_path / "out.gguf").output, against=model.path).right
 
 

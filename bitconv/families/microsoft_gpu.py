@@ -43,5 +43,5 @@ FAMILY = _GpuFamily(
     checkpoints="what bitnet.cpp's gpu/ makes of microsoft bitnet-b1.58-2B-4T-bf16",
     interleaved_rows=True,
     tensor="tok_embeddings.weight",
-    weights="packed (model_state_int2.pt), or float master (model_state.pt)",
+    weights="packed (model_state_int2.pt), ternary floats (model_state_fp16.pt), or float master (model_state.pt)",
 )
