@@ -12,6 +12,7 @@ import pytest
 import torch
 from bitconv.catalogue import catalogue, markdown
 from bitconv.cli import app
+from bitconv.errors import BitconvError
 from bitconv.families import FAMILIES
 from bitconv.families.refusals import REFUSALS
 from safetensors.numpy import load_file, save_file
@@ -55,6 +56,7 @@ def unmarked_masters(model: Synthetic) -> None:
 
 
 # What makes a Llama checkpoint one of the kind, its name, and what of the file the line names.
+ONLINE = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
 NOT_TERNARY = [
     (quant_method("gptq"), "GPTQ", "config.json: quantization_config.quant_method 'gptq'"),
     (add_tensor(".qweight", (8, 8)), "GPTQ", "model.layers.0.self_attn.q_proj.qweight"),
@@ -162,12 +164,32 @@ def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
         if "a tensor tok_embeddings.weight" in entry.recognised:
             model = make_pipeline_checkpoint(tmp_path / str(number), "int2", hidden=512, ffn=1024, layers=1)
         else:
-            model = make_checkpoint(tmp_path / str(number), kind, hidden=512, ffn=1024, layers=1, head_dim=128)
+            norms = {"inner_attn_ln": "1bitllm", "attn_sub_norm": "microsoft"}
+            with_norms = next((norms[norm] for norm in norms if norm in entry.recognised), None)
+            model = make_checkpoint(
+                tmp_path / str(number), with_norms or kind, hidden=512, ffn=1024, layers=1, head_dim=128
+            )
+            if with_norms:
+                model.rewrite_config(architectures=[hf_architecture], quantization_config=ONLINE)
         model.rewrite_config(hidden_act=activation.removeprefix("hidden_act "))
         for runner, types in entry.types.items():
             for type_name in types:
                 result = bitconv.convert(model.path, tmp_path / "x.gguf", type=type_name, runner=runner, dry_run=True)
                 assert (result.family, result.architecture) == (entry.name, entry.architecture)
+
+
+@pytest.mark.parametrize("kind", ["1bitllm", "microsoft"])
+def test_a_llama_with_sub_norms_among_its_tensors_is_the_graph_that_has_them(tmp_path: Path, kind: str) -> None:
+    """The same tensors as from the class that declares the norms. Unmarked, so the rule must be named."""
+    model = make_checkpoint(tmp_path / "model", kind)
+    model.rewrite_config(hidden_act="silu", quantization_config=None)
+    bitconv.convert(model.path, tmp_path / "own.gguf")
+    model.rewrite_config(architectures=["LlamaForCausalLM"])
+    with pytest.raises(BitconvError, match="unmarked master weights"):
+        bitconv.convert(model.path, tmp_path / "llama.gguf")
+    result = bitconv.convert(model.path, tmp_path / "llama.gguf", ternarize="absmean")
+    assert result.architecture == "bitnet"
+    assert (tmp_path / "llama.gguf").read_bytes() == (tmp_path / "own.gguf").read_bytes()
 
 
 def test_the_readme_has_the_tables_of_the_catalogue() -> None:

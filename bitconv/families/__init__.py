@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bitconv.errors import BitconvError
-from bitconv.families import llama, microsoft, microsoft_gpu, mixtral, onebitllm, qwen3
+from bitconv.families import llama, llama_sub_norms, microsoft, microsoft_gpu, mixtral, onebitllm, qwen3
 from bitconv.families.family import Family
 
 FAMILIES = (
@@ -14,6 +14,7 @@ FAMILIES = (
     microsoft_gpu.FAMILY,
     microsoft.FAMILY,
     microsoft.SILU_FAMILY,
+    *llama_sub_norms.FAMILIES,
     llama.FAMILY,
     mixtral.FAMILY,
     qwen3.FAMILY,
