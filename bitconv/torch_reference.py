@@ -22,8 +22,11 @@ from torch.nn import functional
 from bitconv import families
 from bitconv.checkpoint import Checkpoint
 from bitconv.errors import BitconvError
-from bitconv.families import microsoft_gpu, onebitllm
+from bitconv.families import onebitllm
 from bitconv.hyperparameters import from_config
+from bitconv.model import load_model
+from bitconv.quantization import ScaleConvention
+from bitconv.ternary_floats import find_scale
 from bitconv.tokenizer.files import read_files
 from bitconv.tokenizer.pretokenizers import is_byte_level
 
@@ -34,11 +37,12 @@ Encode = Callable[[list[str]], list[list[int]]]
 def load_logits(checkpoint: Checkpoint) -> Logits:
     """From int64 tokens (n,) to the float32 logits (n, vocabulary) of the token after each."""
     family = families.detect(checkpoint.config, checkpoint.path / "config.json", checkpoint.tensors)
-    if family is microsoft_gpu.FAMILY:
+    if family.tensor:
         raise BitconvError(
-            f"{checkpoint.path}: transformers does not load the GPU pipeline's files; compare with the "
-            "checkpoint that they were made of"
+            f"{checkpoint.path}: {family.name}: told by its tensors, and transformers would run what config.json says; "
+            "verify --against proves the file"
         )
+    _refuse_unmarked(checkpoint)
     if family is onebitllm.FAMILY:
         return _run(OneBitLLM(checkpoint).logits)
     _hush()
@@ -48,6 +52,15 @@ def load_logits(checkpoint: Checkpoint) -> Logits:
     # With packed weights the rest is left in bfloat16, and transformers' own float() refuses quantized models.
     torch.nn.Module.float(model)
     return _run(lambda tokens: model(tokens[None]).logits[0])
+
+
+def _refuse_unmarked(checkpoint: Checkpoint) -> None:
+    for weight in load_model(checkpoint, ScaleConvention.MULTIPLY).matrices:
+        if weight.scale is None and find_scale(checkpoint, weight, lambda: None) is None:
+            raise weight.stored.error(
+                "nothing marks this as a BitNet checkpoint, and transformers would run its weights as they are; "
+                "verify --against --ternarize proves the file"
+            )
 
 
 def _hush() -> None:

@@ -154,6 +154,15 @@ def test_finds_another_score_of_a_sentencepiece_token(converted: dict[Path, Path
     assert planted(file, tmp_path, ONEBITLLM).tokenized_differently
 
 
+@pytest.mark.parametrize(("kind", "cause"), [("llama", "nothing marks this"), ("1bitllm", "told by its tensors")])
+def test_refuses_a_checkpoint_that_transformers_would_run_as_another(tmp_path: Path, kind: str, cause: str) -> None:
+    model = make_checkpoint(tmp_path / "model", kind, packed=False)
+    model.rewrite_config(architectures=["LlamaForCausalLM"], quantization_config=None)
+    bitconv.convert(model.path, tmp_path / "out.gguf", ternarize="absmean")
+    with pytest.raises(BitconvError, match=cause):
+        bitconv.compare(tmp_path / "out.gguf", model.path)
+
+
 def test_refuses_a_model_of_another_vocabulary(converted: dict[Path, Path]) -> None:
     with pytest.raises(BitconvError, match=r"has 1024 tokens, .* has 1280: they are different models"):
         compare(converted[ONEBITLLM], MICROSOFT)

@@ -178,10 +178,10 @@ def test_without_config_json_what_is_missing_is_said(tmp_path: Path) -> None:
         bitconv.convert(model.path, tmp_path / "out.gguf")
 
 
-def test_compare_names_the_checkpoint_that_it_needs(tmp_path: Path) -> None:
+def test_compare_says_that_transformers_cannot_run_it(tmp_path: Path) -> None:
     from bitconv.comparison import compare
 
     model = make_pipeline_checkpoint(tmp_path / "model", "int2")
     bitconv.convert(model.path, tmp_path / "out.gguf")
-    with pytest.raises(BitconvError, match="compare with the checkpoint"):
+    with pytest.raises(BitconvError, match="GPU pipeline: told by its tensors"):
         compare(tmp_path / "out.gguf", model.path)
