@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 MAX_INT8 = np.float32(127)
 # The least magnitude that activations are divided by (clamp_(min=1e-5) in every implementation).
 MIN_MAGNITUDE = np.float32(1e-5)
+# Bytes of weights times vectors: a smaller product is done about when another thread has woken up.
+WORTH_WAKING = 8 << 20
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Projection:
 
     def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: Scale, parts: int) -> None:
         rows, self.columns = tensor.shape
+        self.nbytes = layout.nbytes(rows, self.columns)
         self.layout = layout
         regions = [(tensor.offset + region.offset, region.row_bytes) for region in layout.regions(rows, self.columns)]
         shares = _shares(rows, layout.row_multiple, parts)
@@ -191,7 +194,8 @@ class ForwardPass:
             x = x + self._feed_forward(block, self._norm(x, f"{block}.ffn_norm"))
         cache.used += len(tokens)
         normed = self._norm(x, "output_norm")
-        return np.concatenate(self._on_all_threads(lambda part: self._head.product(part, normed)), axis=1)
+        parts = self._on_all_threads(lambda part: self._head.product(part, normed), self._head.rows.size * len(x))
+        return np.concatenate(parts, axis=1)
 
     def _attention(self, block: str, layer: int, x: Floats, rotation: tuple[Floats, Floats], cache: Cache) -> Floats:
         count, sizes = len(x), self.sizes
@@ -237,10 +241,14 @@ class ForwardPass:
                 return [projection.float_product(part, activations) for projection, activations in work]
             return [projection.product(part, activations) for projection, activations in work]
 
-        return [np.concatenate(parts, axis=1) for parts in zip(*self._on_all_threads(products), strict=True)]
+        size = sum(projection.nbytes for projection, _ in work) * len(x)
+        parts = zip(*self._on_all_threads(products, size), strict=True)
+        return [np.concatenate(of_one, axis=1) for of_one in parts]
 
-    def _on_all_threads(self, job: Callable[[int], Result]) -> list[Result]:
-        """job(part) of every part. One runs in this thread: to hand work over costs as much as a small product."""
+    def _on_all_threads(self, job: Callable[[int], Result], size: int) -> list[Result]:
+        """job(part) of every part, one of them in this thread. size: bytes of weights times vectors."""
+        if size < WORTH_WAKING:
+            return [job(part) for part in range(self._threads)]
         others = [self._pool.submit(job, part) for part in range(1, self._threads)]
         return [job(0), *(other.result() for other in others)]
 

@@ -25,6 +25,8 @@ float read_row_scale(const uint8_t* row) {
 template <class L>
 void pack(const int8_t* trits, const float* scales, size_t rows, size_t cols, uint8_t* out) {
     constexpr Geometry g = L::geometry;
+    uint32_t last_scale = 0;  // nearly always the next one too, and its rounding takes as long as a small block
+    uint16_t rounded = 0;
     for (size_t r = 0; r < rows; ++r) {
         if constexpr (g.scale == Scale::row) write_row_scale<L>(out, *scales++);
         out += g.row_header;
@@ -33,8 +35,9 @@ void pack(const int8_t* trits, const float* scales, size_t rows, size_t cols, ui
             if constexpr (g.scale == Scale::block) {
                 uint8_t nonzero = 0;
                 for (size_t i = 0; i < g.block; ++i) nonzero |= static_cast<uint8_t>(trits[i]);
-                const uint16_t scale = F16::round(bits_of(*scales++));
-                store<F16>(out + scale_at<L>(), 0, nonzero ? scale : uint16_t{0});
+                const uint32_t scale = bits_of(*scales++);
+                if (scale != last_scale) rounded = F16::round(last_scale = scale);
+                store<F16>(out + scale_at<L>(), 0, nonzero ? rounded : uint16_t{0});
             }
         }
     }

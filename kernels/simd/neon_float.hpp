@@ -1,7 +1,8 @@
-// Vectors of float32 on NEON. See float_matmul.hpp.
+// Vectors of float32 on NEON, from floats of any type. See float_matmul.hpp.
 #pragma once
 #include <arm_neon.h>
 #include <cstddef>
+#include <cstdint>
 
 namespace bitconv::BITCONV_ISA {
 
@@ -9,7 +10,12 @@ struct Floats {
     static constexpr size_t width = 4;
     using Vector = float32x4_t;
 
-    static Vector load(const float* p) { return vld1q_f32(p); }
+    static Vector load_f32(const uint8_t* p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
+    static Vector load_f16(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+    static Vector load_bf16(const uint8_t* p) {
+        return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+    }
+    static Vector load_floats(const float* p) { return vld1q_f32(p); }
     static void store(float* p, Vector v) { vst1q_f32(p, v); }
     static Vector multiply_add(Vector sum, Vector a, Vector b) { return vaddq_f32(sum, vmulq_f32(a, b)); }
 };
