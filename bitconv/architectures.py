@@ -6,7 +6,8 @@ these tensors or holds any other ("wrong number of tensors").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from bitconv.hyperparameters import Hyperparameters
@@ -40,7 +41,7 @@ class Architecture:
     untied_head: an output.weight is loaded and used. bitnet has none, and the bitnet-b1.58 graph multiplies by the
     embedding even where one is present.
     idle_head: an output.weight is loaded and not used.
-    rope_factors: a rope_freqs.weight is loaded.
+    rope_scaling: kinds that the graph applies; for llama3 it loads a rope_freqs.weight.
     interleaved_rope: the graph rotates neighbouring pairs of a head's rows; Hugging Face checkpoints rotate row i
     with row i + head_dim/2, so rows of q and k are permuted for it.
     free_head_dim: head_dim may differ from hidden / heads.
@@ -54,7 +55,7 @@ class Architecture:
     activation: str
     sub_norms: bool
     untied_head: bool
-    rope_factors: bool
+    rope_scaling: tuple[str, ...]
     interleaved_rope: bool
     free_head_dim: bool
     idle_head: bool = False
@@ -63,6 +64,11 @@ class Architecture:
     norm_types: tuple[str, ...] = ("f32",)
     mixture: bool = False
 
+    @property
+    def graph(self) -> str:
+        """Its name, which for two that a file calls the same says more."""
+        return f"{self.name} with input norms" if self.input_norms else self.name
+
     def slots(self, sizes: Hyperparameters) -> list[Slot]:
         """Every tensor of a model of these sizes, in file order."""
         q_rows, kv_rows = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
@@ -70,7 +76,7 @@ class Architecture:
         left_out = set() if self.sub_norms else {"attn_sub_norm", "ffn_sub_norm"}
         left_out |= set() if self.qk_norms else {"attn_q_norm", "attn_k_norm"}
         slots = [Slot("token_embd.weight", (sizes.vocab, hidden), Role.EMBEDDING)]
-        if self.rope_factors:
+        if "llama3" in self.rope_scaling:
             slots.append(Slot("rope_freqs.weight", (sizes.head_dim // 2,), Role.ROPE_FACTORS, optional=True))
         for layer in range(sizes.layers):
             block = [
@@ -129,7 +135,7 @@ LLAMA = Architecture(
     activation="silu",
     sub_norms=False,
     untied_head=True,
-    rope_factors=True,
+    rope_scaling=("linear", "llama3"),
     interleaved_rope=True,
     free_head_dim=True,
     mixture=True,
@@ -139,7 +145,7 @@ BITNET = Architecture(
     activation="silu",
     sub_norms=True,
     untied_head=False,
-    rope_factors=False,
+    rope_scaling=(),
     interleaved_rope=False,
     free_head_dim=False,
 )
@@ -149,27 +155,27 @@ BITNET_B158 = Architecture(
     activation="relu2",
     sub_norms=True,
     untied_head=False,
-    rope_factors=False,
+    rope_scaling=(),
     interleaved_rope=False,
     free_head_dim=False,
     idle_head=True,
 )
-# The graph of bitnet.cpp from July 2026, which that of the same name in llama.cpp is without its input norms. Its own
-# converter writes norms in float16, and its graph multiplies by either. Sources: bitnet.cpp's
-# utils/convert-bitnet-embedding-to-gguf.py for names and metadata; what it says of its graph in
-# docs/bitnet-embeddings-gguf-conversion.md (May 2026) and docs/bitnet-embeddings-i2s-guide.md (July 2026).
+# The graph of llama.cpp and of ik_llama.cpp.
 QWEN3 = Architecture(
     "qwen3",
     activation="silu",
     sub_norms=False,
     untied_head=True,
-    rope_factors=False,
+    rope_scaling=("linear", "yarn"),
     interleaved_rope=False,
     free_head_dim=True,
     qk_norms=True,
-    input_norms=True,
-    norm_types=("f32", "f16"),
 )
+# The graph of bitnet.cpp from July 2026: the same with norms on the inputs of projections, and under the same name. Its
+# own converter writes norms in float16, and its graph multiplies by either. Sources: bitnet.cpp's
+# utils/convert-bitnet-embedding-to-gguf.py for names and metadata; what it says of its graph in
+# docs/bitnet-embeddings-gguf-conversion.md (May 2026) and docs/bitnet-embeddings-i2s-guide.md (July 2026).
+QWEN3_INPUT_NORMS = replace(QWEN3, rope_scaling=(), input_norms=True, norm_types=("f32", "f16"))
 
 _BY_NAME = {
     "llama": LLAMA,
@@ -180,7 +186,10 @@ _BY_NAME = {
 }
 
 
-def architecture(name: str) -> Architecture | None:
+def architecture(name: str, tensors: Collection[str]) -> Architecture | None:
+    """The architecture of a file with this name and these tensors, which tell the two apart that are called qwen3."""
+    if name == QWEN3.name and any(tensor.endswith(input_norm_name("")) for tensor in tensors):
+        return QWEN3_INPUT_NORMS
     return _BY_NAME.get(name)
 
 

@@ -54,10 +54,10 @@ def _entry(family: Family) -> FamilyEntry:
     if not family.native:
         unmarked = not (family.input_norm or family.experts)
         recognised += ", quant_method bitnet or none" if unmarked else ", quant_method bitnet"
-    if family.tensor:
-        recognised += f", a tensor {family.tensor}"
     if family.input_norm:
-        recognised += f", tensors *_proj.{family.input_norm}.weight"
+        recognised += f", tensors *{family.tensor}"
+    elif family.tensor:
+        recognised += f", a tensor {family.tensor}"
     # As bitconv.quantization.storage reads them, and bitconv.ternary_floats finds them.
     weights = (
         "float master, ternary floats, or packed with quant_method bitnet"
@@ -75,7 +75,7 @@ def _entry(family: Family) -> FamilyEntry:
 
 
 def _types(family: Family, runner: Runner) -> tuple[str, ...]:
-    if runner.activations.get(family.architecture.name) != family.architecture.activation:
+    if runner.activations.get(family.architecture.graph) != family.architecture.activation:
         return ()
     packed = (name for name in runner.types if name not in FLOAT_FILE_TYPES)
     return tuple(name for name in packed if not family.experts or name in runner.expert_types)

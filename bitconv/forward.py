@@ -187,7 +187,8 @@ class ForwardPass:
         x = self._embedding.of(tokens)
         positions = np.arange(cache.used, cache.used + len(tokens))
         angles = np.outer(positions, self._frequencies)
-        rotation = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        magnitude = self.sizes.rope_yarn.magnitude if self.sizes.rope_yarn else 1.0
+        rotation = (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
         for layer in range(self.sizes.layers):
             block = f"blk.{layer}"
             x = x + self._attention(block, layer, self._norm(x, f"{block}.attn_norm"), rotation, cache)
@@ -272,6 +273,8 @@ class ForwardPass:
         if stated != dims:
             raise BitconvError(f"{gguf.path}: {architecture_name}.rope.dimension_count is {stated}, a head has {dims}")
         frequencies = self.sizes.rope_base ** -(np.arange(0, dims, 2) / dims)
+        if self.sizes.rope_yarn:
+            frequencies /= self.sizes.rope_yarn.factors(self.sizes.rope_base, dims)
         factors = self._norms.get("rope_freqs.weight", np.ones(1, np.float32))
         return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
 

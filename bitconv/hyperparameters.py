@@ -35,6 +35,31 @@ class Llama3Rope:
 
 
 @dataclass(frozen=True)
+class YarnRope:
+    """rope_type "yarn", with what transformers and runners take for its parameters where they are not stated.
+
+    The frequencies that make 32 turns or more in the original context stay, those with one turn or less are divided by
+    `factor`, those between smoothly. cos and sin are multiplied by `magnitude`.
+    """
+
+    factor: float
+    original_context: int
+
+    def factors(self, base: float, dims: int) -> npt.NDArray[np.float64]:
+        """Divisors of the dims/2 rotary frequencies."""
+        fast, slow = (
+            dims * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (32, 1)
+        )
+        low, high = max(math.floor(fast), 0), min(math.ceil(slow), dims - 1)
+        divided = np.clip((np.arange(dims // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+        return 1 / (divided / self.factor + 1 - divided)
+
+    @property
+    def magnitude(self) -> float:
+        return 0.1 * math.log(self.factor) + 1
+
+
+@dataclass(frozen=True)
 class Hyperparameters:
     layers: int
     hidden: int
@@ -48,8 +73,15 @@ class Hyperparameters:
     rope_base: float
     rope_linear_factor: float | None = None
     rope_llama3: Llama3Rope | None = None
+    rope_yarn: YarnRope | None = None
     experts: int = 0
     experts_used: int = 0
+
+    @property
+    def rope_scaling(self) -> str | None:
+        """transformers' rope_type, None for "default"."""
+        kinds = {"linear": self.rope_linear_factor, "llama3": self.rope_llama3, "yarn": self.rope_yarn}
+        return next((kind for kind, scaling in kinds.items() if scaling is not None), None)
 
     def metadata(self, architecture: str) -> Metadata:
         """The `{architecture}.*` keys that runners read (llama.cpp's names and types)."""
@@ -74,7 +106,22 @@ class Hyperparameters:
         if self.rope_linear_factor is not None:
             keys["rope.scaling.type"] = "linear"
             keys["rope.scaling.factor"] = np.float32(self.rope_linear_factor)
+        if self.rope_yarn is not None:
+            keys["rope.scaling.type"] = "yarn"
+            keys["rope.scaling.factor"] = np.float32(self.rope_yarn.factor)
+            keys["rope.scaling.original_context_length"] = np.uint32(self.rope_yarn.original_context)
         return {f"{architecture}.{key}": value for key, value in keys.items()}
+
+
+# rope_scaling's keys that yarn may have, with what follows from the others in transformers: anything else is refused.
+_YARN = {
+    "attention_factor": None,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+}
 
 
 class _Config:
@@ -113,13 +160,14 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
     kv_heads = config.integer("num_key_value_heads", heads)
     if heads % kv_heads or head_dim % 2:
         raise BitconvError(f"{file}: {heads} heads of {head_dim} over {kv_heads} key-value heads cannot be divided")
+    context = config.integer("max_position_embeddings")
     # transformers 5 writes rope_parameters, earlier releases rope_theta beside rope_scaling.
     rope = config.group("rope_parameters" if values.get("rope_parameters") else "rope_scaling")
     for holder in (config, rope):
         if holder.values.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise BitconvError(f"{file}: partial_rotary_factor other than 1 is not supported")
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-    linear, llama3 = None, None
+    linear, llama3, yarn = None, None, None
     if kind == "linear":
         linear = rope.number("factor")
     elif kind == "llama3":
@@ -131,8 +179,15 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         )
         if llama3.high_freq_factor <= llama3.low_freq_factor:
             raise BitconvError(f"{file}: rope scaling: high_freq_factor must be above low_freq_factor")
+    elif kind == "yarn":
+        for key, usual in _YARN.items():
+            if rope.values.get(key) not in (None, usual):
+                raise BitconvError(f"{file}: rope scaling 'yarn' with {key} {rope.values[key]!r} is not supported")
+        yarn = YarnRope(rope.number("factor"), rope.integer("original_max_position_embeddings", context))
+        if yarn.factor < 1:
+            raise BitconvError(f"{file}: rope scaling: factor must be 1 or more")
     elif kind != "default":
-        raise BitconvError(f"{file}: rope scaling {kind!r} is not supported (default, linear and llama3 are)")
+        raise BitconvError(f"{file}: rope scaling {kind!r} is not supported (default, linear, llama3 and yarn are)")
     # Mixtral's keys.
     experts = config.integer("num_local_experts") if "num_local_experts" in values else 0
     experts_used = config.integer("num_experts_per_tok") if experts else 0
@@ -146,11 +201,12 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=config.integer("vocab_size"),
-        context=config.integer("max_position_embeddings"),
+        context=context,
         rms_eps=config.number("rms_norm_eps"),
         rope_base=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
         rope_linear_factor=linear,
         rope_llama3=llama3,
+        rope_yarn=yarn,
         experts=experts,
         experts_used=experts_used,
     )
@@ -168,6 +224,8 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     hidden, heads = int(number("embedding_length")), int(number("attention.head_count"))
     tokens = metadata.get("tokenizer.ggml.tokens")
     scaling = metadata.get(f"{architecture}.rope.scaling.type")
+    context = int(number("context_length"))
+    original = int(number("rope.scaling.original_context_length", context))
     # Files of models without experts state 0 of them, or nothing.
     experts = int(number("expert_count")) if metadata.get(f"{architecture}.expert_count") else 0
     return Hyperparameters(
@@ -178,10 +236,11 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         kv_heads=int(number("attention.head_count_kv", heads)),
         head_dim=int(number("attention.key_length", hidden // heads)),
         vocab=int(number("vocab_size", len(tokens) if isinstance(tokens, list) else None)),
-        context=int(number("context_length")),
+        context=context,
         rms_eps=number("attention.layer_norm_rms_epsilon"),
         rope_base=number("rope.freq_base", 10000.0),
         rope_linear_factor=number("rope.scaling.factor") if scaling == "linear" else None,
+        rope_yarn=YarnRope(number("rope.scaling.factor", 1.0), original) if scaling == "yarn" else None,
         experts=experts,
         experts_used=int(number("expert_used_count")) if experts else 0,
     )

@@ -119,9 +119,6 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     head = checkpoint.tensors.get("lm_head.weight")
     if head is not None and head.dtype == "u8":
         raise refusals.TERNARY_HEAD.error(f"{head.file}: lm_head.weight")
-    norm = f"_proj.{family.input_norm}.weight"
-    if family.input_norm and not any(name.endswith(norm) for name in checkpoint.tensors):
-        raise BitconvError(f"{file}: nothing marks this as a BitNet checkpoint (no tensors *{norm})")
     _check_architecture(family, sizes, checkpoint)
     if family is microsoft_gpu.FAMILY:
         stored_as, implied = gpu_storage(checkpoint.tensors)
@@ -174,10 +171,10 @@ def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Chec
             f"{file}: tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by the "
             "embedding: no runner can compute this model's own output head"
         )
-    if not architecture.rope_factors and (sizes.rope_llama3 or sizes.rope_linear_factor):
+    if sizes.rope_scaling not in (None, *architecture.rope_scaling):
         raise BitconvError(
-            f"{file}: rope scaling, but no runner applies it in the graph of {architecture.name} "
-            "(a rope_freqs.weight does not load there)"
+            f"{file}: rope scaling {sizes.rope_scaling!r}, which no runner is known to apply in the graph of "
+            f"{architecture.graph}"
         )
     if not architecture.free_head_dim and sizes.head_dim * sizes.heads != sizes.hidden:
         raise BitconvError(
@@ -194,15 +191,14 @@ def _check_norms(family: Family, sizes: Hyperparameters, config: Mapping[str, An
         raise refusals.INPUT_NORMS.error(f"{file}: quantization_config.use_rms_norm")
     if family.architecture.input_norms and not (use_rms_norm or family.native):
         raise BitconvError(
-            f"{file}: quantization_config.use_rms_norm is not true; {family.hf_architecture} is supported with a norm "
-            "on the input of each projection only"
+            f"{file}: quantization_config.use_rms_norm is not true, but there are tensors *{family.tensor}"
         )
     if use_rms_norm and quantization.get("rms_norm_eps", 1e-6) != sizes.rms_eps:
         raise BitconvError(
             f"{file}: quantization_config.rms_norm_eps (1e-06 where it is missing) is not rms_norm_eps, and runners "
             "have one for all norms"
         )
-    if family.architecture.input_norms and config.get("head_dim") is None:
+    if family.architecture.qk_norms and config.get("head_dim") is None:
         raise BitconvError(f"{file}: head_dim is missing; transformers takes 128 for Qwen3, write what it is")
 
 

@@ -134,12 +134,12 @@ def _type_and_runner(model: Model, options: Options) -> tuple[str, Runner, str |
     if options.type == "auto":
         return _smallest_exact(model, options)
     if options.runner is None:
-        target = runners.default_runner(options.type, architecture.name)
+        target = runners.default_runner(options.type, architecture.graph)
         if options.type in FLOATS:  # the reference of all comparisons, whatever computes it
             return options.type, target, None
     else:
         target = runners.runner(options.runner)
-    refusal = runners.refusal(target, architecture.name, architecture.activation, options.type)
+    refusal = runners.refusal(target, architecture.graph, architecture.activation, options.type)
     if refusal is not None:
         raise BitconvError(refusal)
     return options.type, target, None
@@ -159,7 +159,7 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
             beside = name in BLOCK_SCALED and target.scale_tensors and not options.scale_in_blocks
             if name in (*TILED, *FLOATS):
                 continue
-            if runners.refusal(target, architecture.name, architecture.activation, name):
+            if runners.refusal(target, architecture.graph, architecture.activation, name):
                 continue
             if model.sizes.experts and name not in target.expert_types:
                 continue
@@ -216,8 +216,11 @@ def _layout(
         return _refusal(weight, target, make_layout(fallback, group=group), experts) is None
 
     if options.fallback == "error" or not usable(options.fallback):
-        ways_out = [f"; --fallback {name} keeps it in floats" for name in ("f16", "bf16", "f32") if usable(name)]
-        raise weight.stored.error(refusal + "".join(ways_out[:1]))
+        ways_out = [f"; --fallback {name} keeps it in floats" for name in ("f16", "bf16", "f32") if usable(name)][:1]
+        if group is not None:
+            packed = (name for name in target.types if name not in (*TILED, *FLOATS))
+            ways_out += [f"; --type {name} holds its scales" for name in packed if usable(name)][:1]
+        raise weight.stored.error(refusal + "".join(ways_out))
     return make_layout(options.fallback, group=group), refusal
 
 

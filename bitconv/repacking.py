@@ -110,8 +110,8 @@ def repack(
     _check_input(gguf, structure)
 
     known = structure.architecture
-    chosen = runners.default_runner(type, known.name) if runner is None else runners.runner(runner)
-    refusal = runners.refusal(chosen, known.name, known.activation, type)
+    chosen = runners.default_runner(type, known.graph) if runner is None else runners.runner(runner)
+    refusal = runners.refusal(chosen, known.graph, known.activation, type)
     if refusal is not None:
         raise BitconvError(refusal)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config), type)

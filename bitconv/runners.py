@@ -19,7 +19,7 @@ from bitconv.layouts import Layout
 class Runner:
     """types: general.file_type (LLAMA_FTYPE_*) by the type of the ternary tensors, for each type computed right.
 
-    activations: the hidden_act that the graph of each architecture applies, whatever the file says.
+    activations: the hidden_act that each graph (Architecture.graph) applies, whatever the file says.
     type_ids: the ggml type ids of ternary types. Other types have ids that all runners agree on.
     scale_tensors: a float32 `.scale` beside a weight multiplies its output. expert_types: of stacked experts.
     min_columns: the fewest columns of a ternary tensor of a type. older_names: of architectures, still read.
@@ -79,7 +79,7 @@ RUNNERS = (
     Runner(
         "bitnet.cpp-2026",
         "from July 2026 (read, not measured)",
-        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "silu", "qwen3": "silu"},
+        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "silu", "qwen3 with input norms": "silu"},
         types={"i2_s": 41, "tl1": 42, "tl2": 43},
         type_ids={"i2_s": 36, "tl1": 38, "tl2": 42},
         run=_LLAMA_CLI,
@@ -88,7 +88,7 @@ RUNNERS = (
     Runner(
         "llama.cpp",
         "2026",
-        activations={"llama": "silu", "bitnet": "silu"},
+        activations={"llama": "silu", "bitnet": "silu", "qwen3": "silu"},
         types={"tq1_0": 36, "tq2_0": 37, "q2_0": 41, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
         run=_LLAMA_CLI,
@@ -99,7 +99,13 @@ RUNNERS = (
     Runner(
         "ik_llama.cpp",
         "2026",
-        activations={"llama": "silu", "bitnet": "silu", "bitnet-25": "relu2", "bitnet-b1.58": "relu2"},
+        activations={
+            "llama": "silu",
+            "bitnet": "silu",
+            "bitnet-25": "relu2",
+            "bitnet-b1.58": "relu2",
+            "qwen3": "silu",
+        },
         types={"iq2_bn": 137, "iq1_bn": 136, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"iq1_bn": 134, "iq2_bn": 135},
         run=_LLAMA_CLI,

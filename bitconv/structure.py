@@ -75,7 +75,7 @@ def check_structure(
     name = gguf.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise MalformedGGUF(f"{gguf.path}: general.architecture is missing")
-    known = architecture(name)
+    known = architecture(name, [tensor.name for tensor in gguf.tensors])
     if known is None:
         raise BitconvError(
             f"{gguf.path}: architecture {name!r} is not supported ({', '.join(architecture_names())} are)"

@@ -139,7 +139,7 @@ class _Verifier:
         wanted = self.model.family.architecture
         if wanted is not self.structure.architecture:
             self.faults.append(
-                f"the architecture is {self.structure.architecture_name}, the checkpoint's is {wanted.name}"
+                f"the architecture is {self.structure.architecture.graph}, the checkpoint's is {wanted.graph}"
             )
             return
         metadata = build_metadata(self.checkpoint, self.model, 0, pre)

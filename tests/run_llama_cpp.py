@@ -35,13 +35,17 @@ def tokenize(server: xllamacpp.Server, text: str) -> npt.NDArray[np.int32]:
     return np.array(json.load(connection.getresponse())["tokens"], np.int32)
 
 
-def log_probabilities(server: xllamacpp.Server, prompt: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """Of every token after a prompt, from the logits: before any sampler has changed them."""
+def log_probabilities(server: xllamacpp.Server, prompt: npt.NDArray[np.int32], chosen: int) -> npt.NDArray[np.float32]:
+    """Of every token after a prompt, from the logits: before any sampler has changed them.
+
+    chosen: the token that is made to come, of whole characters: after others nothing comes back.
+    """
     vocabulary = 1 << 20  # more than any: all of it comes back
     answer = server.handle_completions(
         {
             "prompt": prompt.tolist(),
             "n_predict": 1,
+            "logit_bias": [[chosen, 1e6]],
             "n_probs": vocabulary,
             "post_sampling_probs": False,
         }
@@ -57,7 +61,8 @@ def main(model: str, text: str, window: str, positions: str, out: str) -> None:
     size = int(window)
     server = start(model, 2 * size)
     tokens = tokenize(server, Path(text).read_text())
-    rows = [log_probabilities(server, tokens[at // size * size : at + 1]) for at in map(int, positions.split(","))]
+    prompts = (tokens[at // size * size : at + 1] for at in map(int, positions.split(",")))
+    rows = [log_probabilities(server, prompt, int(tokens[0])) for prompt in prompts]
     np.savez(out, tokens=tokens, log_probabilities=np.stack(rows))
 
 

@@ -87,6 +87,7 @@ FAMILIES = {
     "llama": ("LlamaForCausalLM", "silu", None, None),
     "mixtral": ("MixtralForCausalLM", "silu", None, None),
     "qwen3": ("Qwen3ForCausalLM", "silu", None, None),
+    "plain_qwen3": ("Qwen3ForCausalLM", "silu", None, None),
     "embedding": ("Qwen3Model", "silu", None, None),
 }
 
@@ -116,15 +117,17 @@ def make_checkpoint(
 ) -> Synthetic:
     """Write a checkpoint of a family. dtype: of all floats. packed and convention default to the family's usual.
 
-    marked: says with a quantization_config that it is BitNet (a Llama; others need none). ternary_floats: stores
-    trit * scale, as SpectraSuite's unpacked TriLMs do, in place of master weights. row_scales: a scale a row; group:
-    one for so many columns. scalar_scale: stored in shape (), or (rows,), in place of (1,) and (rows, 1).
+    marked: says with a quantization_config that it is BitNet (a Llama or plain Qwen3; others need none).
+    ternary_floats: stores trit * scale, as SpectraSuite's unpacked TriLMs do, in place of master weights. row_scales: a
+    scale a row; group: one for so many columns. scalar_scale: stored in shape (), or (rows,), in place of (1,) and
+    (rows, 1).
     """
     rng = np.random.default_rng(seed)
-    qwen3 = family in ("qwen3", "embedding")
+    input_norms = family in ("qwen3", "embedding")
     llama = family in ("llama", "mixtral")
-    packed = (llama or family == "qwen3") and not ternary_floats if packed is None else packed
-    convention = convention or ("divide" if llama or family == "qwen3" else "multiply")
+    untied = llama or family in ("qwen3", "plain_qwen3")
+    packed = untied and not ternary_floats if packed is None else packed
+    convention = convention or ("divide" if untied else "multiply")
     hf_name, activation, attn_sub_norm, ffn_sub_norm = FAMILIES[family]
     size = head_dim or hidden // heads
     tokenizer = "bitnet_b1_58-tiny" if family == "1bitllm" else "Llama3-1.58-tiny"
@@ -140,12 +143,13 @@ def make_checkpoint(
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 50000.0,
-        "tie_word_embeddings": not llama and family != "qwen3",
+        "tie_word_embeddings": not untied,
         "vocab_size": vocab,
     }
     if head_dim:
         config["head_dim"] = head_dim
-    if family == "llama" and marked and packed:
+    maybe_marked = family in ("llama", "plain_qwen3")
+    if maybe_marked and marked and packed:
         config["quantization_config"] = {"quant_method": "bitnet"}
     elif family == "mixtral":
         config |= {"num_local_experts": experts, "num_experts_per_tok": 2, "sliding_window": None}
@@ -157,7 +161,7 @@ def make_checkpoint(
             "quantization_mode": "offline" if packed else "online",
             "use_rms_norm": True,
         }
-    elif family == "microsoft" or (family == "llama" and marked):
+    elif family == "microsoft" or (maybe_marked and marked):
         mode = "offline" if packed else "online"
         config["quantization_config"] = {
             "quant_method": "bitnet",
@@ -176,14 +180,15 @@ def make_checkpoint(
     def floats(*shape: int, scale: float = 1.0) -> np.ndarray:
         return rounded(rng.standard_normal(shape) * scale)
 
-    def dense(name: str, gguf_name: str, *shape: int) -> None:
-        tensors[name] = result.dense[gguf_name] = floats(*shape)
+    def dense(name: str, gguf_name: str, *shape: int, scale: float = 1.0) -> None:
+        tensors[name] = result.dense[gguf_name] = floats(*shape, scale=scale)
 
     root = "" if family == "embedding" else "model."
     dense(f"{root}embed_tokens.weight", "token_embd.weight", vocab, hidden)
     dense(f"{root}norm.weight", "output_norm.weight", hidden)
-    if llama or family == "qwen3":
-        dense("lm_head.weight", "output.weight", vocab, hidden)
+    if untied:
+        # In a plain Qwen3 small, so that no token has all the probability and runners can be compared by it.
+        dense("lm_head.weight", "output.weight", vocab, hidden, scale=1 / 16 if family == "plain_qwen3" else 1.0)
     shapes = {
         "self_attn.q_proj": (heads * size, hidden),
         "self_attn.k_proj": (kv_heads * size, hidden),
@@ -203,8 +208,9 @@ def make_checkpoint(
         norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
         if attn_sub_norm and ffn_sub_norm:
             norms |= {attn_sub_norm: heads * size, ffn_sub_norm: ffn}
-        if qwen3:
+        if input_norms or family == "plain_qwen3":
             norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
+        if input_norms:
             module = "rms_norm" if family == "qwen3" else "norm"
             for projection, (_, columns) in shapes.items():
                 name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}_norm_in.weight"

@@ -157,10 +157,10 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
 def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
     """For each entry, a small checkpoint of it takes each type in each runner as listed, tl1 and tl2 included."""
     kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
-    kinds |= {"MixtralForCausalLM": "mixtral", "Qwen3ForCausalLM": "qwen3", "Qwen3Model": "embedding"}
+    kinds |= {"MixtralForCausalLM": "mixtral", "Qwen3ForCausalLM": "plain_qwen3", "Qwen3Model": "embedding"}
     for number, entry in enumerate(catalogue().families):
         hf_architecture, activation = entry.recognised.split(", ")[:2]
-        kind = kinds[hf_architecture]
+        kind = "qwen3" if "rms_norm" in entry.recognised else kinds[hf_architecture]
         if "a tensor tok_embeddings.weight" in entry.recognised:
             model = make_pipeline_checkpoint(tmp_path / str(number), "int2", hidden=512, ffn=1024, layers=1)
         else:

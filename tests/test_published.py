@@ -148,6 +148,36 @@ def test_llama_class_checkpoints_convert_and_verify(tmp_path: Path, name: str) -
     assert file.metadata["tokenizer.ggml.eos_token_id"] == config["eos_token_id"]
 
 
+# prism-ml/Ternary-Bonsai-*-unpacked: nothing says BitNet, and the context is extended fourfold by YaRN.
+BONSAI = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "model_type": "qwen3",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "use_sliding_window": False,
+}
+
+
+@pytest.mark.parametrize(("context", "tied"), [(8192, True), (16384, False)], ids=["1.7B", "8B"])
+def test_ternary_bonsai_converts_exactly_and_verifies(tmp_path: Path, context: int, tied: bool) -> None:
+    sizes = {"hidden": 512, "ffn": 1536, "heads": 4, "kv_heads": 1, "head_dim": 128}
+    stored = {"dtype": "f16", "marked": False, "ternary_floats": True, "group": 128}
+    model = make_checkpoint(tmp_path / "model", "plain_qwen3", **sizes, **stored)
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": context}
+    model.rewrite_config(**BONSAI, max_position_embeddings=4 * context, rope_scaling=scaling, tie_word_embeddings=tied)
+    result = bitconv.convert(model.path, tmp_path / "out.gguf", type="q2_0")
+    assert (result.architecture, result.runner, result.exact_scales) == ("qwen3", "llama.cpp", True)
+    assert {tensor.group for tensor in result.tensors if tensor.name in model.trits} == {128}
+    assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
+    file = File(tmp_path / "out.gguf")
+    assert ("output.weight" in file.tensors) != tied
+    assert file.metadata["qwen3.context_length"] == 4 * context
+    assert file.metadata["qwen3.rope.scaling.original_context_length"] == context
+
+
 ONEBITLLM = {
     "architectures": ["BitnetForCausalLM"],
     "attention_bias": False,

@@ -170,19 +170,27 @@ def test_what_the_graph_would_compute_otherwise_is_refused(tmp_path: Path, chang
         bitconv.convert(model.path, tmp_path / "out.gguf")
 
 
-@pytest.mark.parametrize(("family", "norm"), [("qwen3", "rms_norm"), ("embedding", "norm")])
-def test_a_plain_qwen3_is_not_taken_for_a_bitnet(tmp_path: Path, family: str, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "norm", "cause"),
+    [
+        ("qwen3", "rms_norm", "config.json: quantization_config.use_rms_norm: .* without it the model talks nonsense"),
+        ("embedding", "norm", "nothing marks this as a BitNet checkpoint"),
+    ],
+)
+def test_without_its_norms_on_inputs_it_is_refused(tmp_path: Path, family: str, norm: str, cause: str) -> None:
     model = make_checkpoint(tmp_path / "model", family, head_dim=128, dtype="f32")
     tensors = load_file(model.path / "model.safetensors")
     save_file({n: t for n, t in tensors.items() if f"proj.{norm}" not in n}, model.path / "model.safetensors")
-    with pytest.raises(BitconvError, match=rf"nothing marks this as a BitNet .*\*_proj\.{norm}\.weight"):
+    with pytest.raises(BitconvError, match=rf"{cause}.*\*_proj\.{norm}\.weight"):
         bitconv.convert(model.path, tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("options", [{"type": "tq2_0"}, {"runner": "bitnet.cpp"}, {"type": "iq2_bn"}])
 def test_runners_without_the_norms_are_refused(tmp_path: Path, options: dict) -> None:
     model = make_checkpoint(tmp_path / "model", "qwen3", head_dim=128)
-    with pytest.raises(BitconvError, match=r"does not know .* qwen3; .* --type i2_s --runner bitnet\.cpp-2026"):
+    with pytest.raises(
+        BitconvError, match=r"does not know .* qwen3 with input norms; .* --type i2_s --runner bitnet\.cpp-2026"
+    ):
         bitconv.convert(model.path, tmp_path / "out.gguf", **options)
 
 

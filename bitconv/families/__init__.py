@@ -17,6 +17,7 @@ FAMILIES = (
     *llama_sub_norms.FAMILIES,
     llama.FAMILY,
     mixtral.FAMILY,
+    qwen3.INPUT_NORMS_FAMILY,
     qwen3.FAMILY,
     qwen3.EMBEDDING_FAMILY,
 )
@@ -28,12 +29,15 @@ def detect(config: Mapping[str, Any], file: object, names: Collection[str]) -> F
     names: of the checkpoint's tensors, which tell a checkpoint that was made out of another and has its config.json.
     """
     named = config.get("architectures")
-    families = [f for f in FAMILIES if named == [f.hf_architecture] and (not f.tensor or f.tensor in names)]
-    for family in families:
+    families = [family for family in FAMILIES if named == [family.hf_architecture]]
+    told = [f for f in families if not f.tensor or any(name.endswith(f.tensor) for name in names)]
+    for family in told:
         if family.architecture.activation == config.get("hidden_act"):
             return family
+    if told:
+        return told[0]
     if families:
-        return families[0]
+        raise BitconvError(f"{file}: nothing marks this as a BitNet checkpoint (no tensors *{families[0].tensor})")
     supported = ", ".join(dict.fromkeys(family.hf_architecture for family in FAMILIES))
     raise BitconvError(f"{file}: architectures {named!r} is not supported; {supported} are")
 

@@ -37,8 +37,8 @@ class Family:
     checkpoints: those that are published, in words.
     modules: slots of a block whose modules are not named as in Llama.
     interleaved_rows: the rows of q and k are stored in the order of interleaved rotation.
-    tensor: one that tells the family from others of the same config.json. weights: how they may be stored, in words,
-    where that is not as transformers does.
+    tensor: the end of a name that tells the family from others of the same config.json. weights: how they may be
+    stored, in words, where that is not as transformers does.
     Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots.
     input_norm: the module within a projection that normalises its input.
     embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.

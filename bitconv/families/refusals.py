@@ -82,8 +82,8 @@ UNMARKED_MASTER = Refusal(
 INPUT_NORMS = Refusal(
     "use_rms_norm",
     "the graph has no norm on the input of each projection, and without it the model talks nonsense",
-    "a runner computes it for Qwen3ForCausalLM only",
-    sign="use_rms_norm true in another class than Qwen3ForCausalLM",
+    "a runner computes it for Qwen3ForCausalLM only, with its tensors *_proj.rms_norm.weight",
+    sign="use_rms_norm true in another class than Qwen3ForCausalLM, or without tensors *_proj.rms_norm.weight",
 )
 TERNARY_HEAD = Refusal(
     "ternary output head",
