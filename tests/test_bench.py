@@ -136,4 +136,5 @@ def test_tokens_a_second_are_read_from_bitnet_cpp_s_times() -> None:
         "llama_perf_context_print:        eval time =     500.00 ms /    20 runs   (   25.00 ms per token)\n"
         "llama_perf_context_print:       total time =    9000.00 ms /   120 tokens\n"
     )
-    assert tokens_per_second(log) == 60
+    assert tokens_per_second(log, prompt=False) == 40
+    assert tokens_per_second(log, prompt=True) == pytest.approx(100 / 1.5)

@@ -52,11 +52,14 @@ def decoding(file: Path, model: str, threads: int, repeats: int) -> list[Decodin
 def _bitnet_cpp(binary: str, file: Path, batch: int, window: int, tokens: int, threads: int) -> float:
     options = {"-m": file, "-f": TEXT, "-c": window, "-b": batch, "-ub": batch, "-t": threads}
     options["--chunks"] = tokens // window
-    return tokens_per_second(run([binary, *(str(word) for option in options.items() for word in option)]).output)
+    log = run([binary, *(str(word) for option in options.items() for word in option)]).output
+    return tokens_per_second(log, prompt=batch > 1)
 
 
-def tokens_per_second(log: str) -> float:
-    """From the times that llama.cpp's programs print: of batches, and of single tokens."""
-    times = re.findall(r" eval time = +([\d.]+) ms / +(\d+) (?:tokens|runs)", log)
-    seconds = sum(float(milliseconds) for milliseconds, _ in times) / 1000
-    return sum(int(count) for _, count in times) / seconds
+def tokens_per_second(log: str, *, prompt: bool) -> float:
+    """From the times that llama.cpp's programs print: of a prompt, or of tokens one at a time with their logits."""
+    pattern = (
+        r" prompt eval time = +([\d.]+) ms / +(\d+) tokens" if prompt else r": +eval time = +([\d.]+) ms / +(\d+) runs"
+    )
+    milliseconds, count = re.findall(pattern, log)[-1]
+    return int(count) / float(milliseconds) * 1000
