@@ -22,7 +22,7 @@ from torch.nn import functional
 from bitconv import families
 from bitconv.checkpoint import Checkpoint
 from bitconv.errors import BitconvError
-from bitconv.families import onebitllm
+from bitconv.families import llama_sub_norms, microsoft_gpu, onebitllm
 from bitconv.hyperparameters import from_config
 from bitconv.model import load_model
 from bitconv.quantization import ScaleConvention
@@ -37,7 +37,7 @@ Encode = Callable[[list[str]], list[list[int]]]
 def load_logits(checkpoint: Checkpoint) -> Logits:
     """From int64 tokens (n,) to the float32 logits (n, vocabulary) of the token after each."""
     family = families.detect(checkpoint.config, checkpoint.path / "config.json", checkpoint.tensors)
-    if family.tensor:
+    if family in (microsoft_gpu.FAMILY, *llama_sub_norms.FAMILIES):
         raise BitconvError(
             f"{checkpoint.path}: {family.name}: told by its tensors, and transformers would run what config.json says; "
             "verify --against proves the file"

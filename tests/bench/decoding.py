@@ -58,8 +58,7 @@ def _bitnet_cpp(binary: str, file: Path, batch: int, window: int, tokens: int, t
 
 def tokens_per_second(log: str, *, prompt: bool) -> float:
     """From the times that llama.cpp's programs print: of a prompt, or of tokens one at a time with their logits."""
-    pattern = (
-        r" prompt eval time = +([\d.]+) ms / +(\d+) tokens" if prompt else r": +eval time = +([\d.]+) ms / +(\d+) runs"
-    )
+    name, unit = ("prompt eval", "tokens") if prompt else ("eval", "runs")
+    pattern = rf": +{name} time = +([\d.]+) ms / +(\d+) {unit}"
     milliseconds, count = re.findall(pattern, log)[-1]
     return int(count) / float(milliseconds) * 1000
