@@ -109,7 +109,7 @@ def _choose(model_id: str, listed: set[str], snapshot: Path) -> Iterator[str]:
         raise BitconvError(f"{model_id}: is no checkpoint: holds {missing}{hint}")
     config = read_json(snapshot / _CONFIG)
     refusals.check_checkpoint(config, (), snapshot)  # what config.json tells needs no weights
-    families.detect(config, snapshot / _CONFIG, ())
+    families.of_class(config, snapshot / _CONFIG)
     yield from sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in _FILES))
     yield weights
     if weights.endswith(_INDEX):

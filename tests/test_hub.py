@@ -351,6 +351,12 @@ def test_what_config_json_refuses_is_not_downloaded(
     assert hub.downloads() == ["config.json"]
 
 
+@pytest.mark.parametrize("kind", ["embedding", "qwen3"])
+def test_what_only_tensors_tell_is_downloaded(hub: Hub, run: Run, tmp_path: Path, kind: str) -> None:
+    hub.repositories[ID] = Repository({"main": make_checkpoint(tmp_path / "model", kind).path})
+    assert "model.safetensors" in files(local_model(ID))
+
+
 def test_a_revision_or_token_that_is_empty_is_one_line(hub: Hub, run: Run) -> None:
     """As from a variable of the shell that is not set."""
     assert_refused(run("convert", ID, "out.gguf", "--revision", ""), "--revision: is empty")
