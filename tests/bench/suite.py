@@ -129,12 +129,12 @@ def _decoding(model: Path, source: Source, repeats: int) -> list[Decoding]:
 def _kernel_rates(suite: Suite) -> list[Rate]:
     print("kernels", file=sys.stderr)
     return [
-        *_in_another_process(kernels.rates, 4 * suite.repeats),
-        _in_another_process(kernels.read_rate, suite.read_bytes, suite.repeats),
+        *in_another_process(kernels.rates, 4 * suite.repeats),
+        in_another_process(kernels.read_rate, suite.read_bytes, suite.repeats),
     ]
 
 
-def _in_another_process(function: Callable[..., Result], *arguments: object) -> Result:
+def in_another_process(function: Callable[..., Result], *arguments: object) -> Result:
     """Its memory must not count as that of the commands which this process starts."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
