@@ -22,7 +22,7 @@ lint: .venv/tested
 	$(BIN)/ruff format --check bitconv tests
 	$(BIN)/mypy
 
-# In BITCONV_BENCH_DIR or the system's temporary directory: 14 GB and a quarter of an hour, or 3 GB and a minute.
+# In BITCONV_BENCH_DIR or the system's temporary directory: 14 GB and 20 minutes, or 3 GB and a minute.
 # bench writes docs/bench.md and its chart, bench-quick prints a smaller page.
 bench: .venv/benched
 	cd tests && ../$(BIN)/python -m bench
