@@ -168,6 +168,7 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
             raise BitconvError(f"{file}: partial_rotary_factor other than 1 is not supported")
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
     linear, llama3, yarn = None, None, None
+    rope_base = rope.number("rope_theta", config.number("rope_theta", 10000.0))
     if kind == "linear":
         linear = rope.number("factor")
     elif kind == "llama3":
@@ -186,6 +187,8 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         yarn = YarnRope(rope.number("factor"), rope.integer("original_max_position_embeddings", context))
         if yarn.factor < 1:
             raise BitconvError(f"{file}: rope scaling: factor must be 1 or more")
+        if rope_base <= 1:
+            raise BitconvError(f"{file}: rope_theta must be above 1 for rope scaling 'yarn'")
     elif kind != "default":
         raise BitconvError(f"{file}: rope scaling {kind!r} is not supported (default, linear, llama3 and yarn are)")
     # Mixtral's keys.
@@ -203,7 +206,7 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         vocab=config.integer("vocab_size"),
         context=context,
         rms_eps=config.number("rms_norm_eps"),
-        rope_base=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
+        rope_base=rope_base,
         rope_linear_factor=linear,
         rope_llama3=llama3,
         rope_yarn=yarn,
@@ -226,6 +229,9 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     scaling = metadata.get(f"{architecture}.rope.scaling.type")
     context = int(number("context_length"))
     original = int(number("rope.scaling.original_context_length", context))
+    rope_base = number("rope.freq_base", 10000.0)
+    if scaling == "yarn" and rope_base <= 1:
+        raise MalformedGGUF(f"{file}: {architecture}.rope.freq_base is {rope_base}, expected above 1 for yarn")
     # Files of models without experts state 0 of them, or nothing.
     experts = int(number("expert_count")) if metadata.get(f"{architecture}.expert_count") else 0
     return Hyperparameters(
@@ -238,7 +244,7 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         vocab=int(number("vocab_size", len(tokens) if isinstance(tokens, list) else None)),
         context=context,
         rms_eps=number("attention.layer_norm_rms_epsilon"),
-        rope_base=number("rope.freq_base", 10000.0),
+        rope_base=rope_base,
         rope_linear_factor=number("rope.scaling.factor") if scaling == "linear" else None,
         rope_yarn=YarnRope(number("rope.scaling.factor", 1.0), original) if scaling == "yarn" else None,
         experts=experts,

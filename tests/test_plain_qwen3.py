@@ -106,6 +106,7 @@ def add_bias(model: Synthetic) -> None:
         ({"rope_scaling": YARN | {"attention_factor": 1.0}}, "'yarn' with attention_factor 1.0"),
         ({"rope_scaling": YARN | {"truncate": False}}, "'yarn' with truncate False"),
         ({"rope_scaling": YARN | {"factor": 0.5}}, "factor must be 1 or more"),
+        ({"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta must be above 1"),
         (
             {"rope_scaling": YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
             "rope scaling 'llama3', .* qwen3",
@@ -214,3 +215,14 @@ def test_ik_llama_cpp_computes_what_transformers_does(tmp_path: Path, type_name:
     expected = -in_transformers(model, window)[np.arange(len(window) - 1), window[1:]]
     difference = np.abs(losses[0] - expected).mean()
     assert difference < (1e-3 if type_name == "f32" else 0.03)
+
+
+def test_a_file_with_yarn_and_a_base_of_one_is_refused(tmp_path: Path, groups: Synthetic) -> None:
+    """The logarithm of the base divides."""
+    groups.rewrite_config(rope_scaling=YARN)
+    bitconv.convert(groups.path, tmp_path / "out.gguf", type="q2_0")
+    file = Rebuilt(tmp_path / "out.gguf")
+    file.metadata["qwen3.rope.freq_base"] = np.float32(1)
+    (tmp_path / "text.txt").write_text("many words " * 200)
+    with pytest.raises(BitconvError, match=r"rope\.freq_base is 1\.0, expected above 1"):
+        bitconv.evaluate(file.write(tmp_path / "bad.gguf"), tmp_path / "text.txt", window=16)
