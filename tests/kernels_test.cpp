@@ -144,7 +144,7 @@ void test_row_layout(const Kernels& kernels, size_t index, const Kernels& portab
     const RowLayout &layout = kernels.layouts[index], &truth = portable.layouts[index];
     const std::string what = std::string(kernels.name) + " " + layout.name;
     const size_t unit = layout.row_group > 1 ? 5 : layout.geometry.block;
-    for (size_t rows : {size_t{0}, layout.row_group, 3 * layout.row_group}) {
+    for (size_t rows : {size_t{0}, layout.row_group, 4 * layout.row_group, 7 * layout.row_group}) {
         for (size_t blocks : {size_t{1}, size_t{2}, size_t{3}, size_t{5}, size_t{7}, size_t{33}, 16384 / unit + 3}) {
             const size_t cols = blocks * unit;
             const size_t size = layout.bytes(rows, cols), scale_count = layout.scales(rows, cols);

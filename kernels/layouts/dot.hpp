@@ -67,71 +67,102 @@ struct Chunks {
     }
 };
 
-template <class Codes, class Visit, int Digit = 0>
-inline void each_digit(Dot::Bytes b, Visit visit) {
-    if constexpr (Digit < Codes::digits) {
-        if constexpr (Codes::digits == 4) {
-            visit(Dot::template two_bit<Digit>(b), Digit);
-            each_digit<Codes, Visit, Digit + 1>(b, visit);
-        } else {
-            visit(Dot::first_base3_digit(b), Digit);
-            each_digit<Codes, Visit, Digit + 1>(Dot::times_3(b), visit);
-        }
-    }
+/// Calls visit(0) to visit(N - 1) with constants, so that arrays which they index stay in registers.
+template <size_t N, class Visit, size_t... I>
+inline void unrolled(Visit visit, std::index_sequence<I...>) {
+    (visit(std::integral_constant<size_t, I>{}), ...);
+}
+template <size_t N, class Visit>
+inline void unrolled(Visit visit) {
+    unrolled<N>(visit, std::make_index_sequence<N>{});
 }
 
-/// Adds to sums[0], sums[stride], ... the products of `steps` steps of a row with N ordered vectors.
-template <class L, size_t N>
-void dot(const uint8_t* codes, size_t steps, const int8_t* x, int32_t* sums, size_t stride) {
+/// The digits of code bytes, first to last.
+template <class Codes>
+inline void split(Dot::Bytes b, Dot::Bytes (&digits)[Codes::digits]) {
+    unrolled<Codes::digits>([&](auto p) {
+        if constexpr (Codes::digits == 4) {
+            digits[p] = Dot::template two_bit<p>(b);
+        } else {
+            digits[p] = Dot::first_base3_digit(b);
+            b = Dot::times_3(b);
+        }
+    });
+}
+
+/// Adds to sums[v * stride + r] the products of `steps` steps of row r with ordered vector v. `row_bytes` apart, the
+/// rows are read side by side, which no processor foresees: those after them are prefetched.
+template <class L, size_t R, size_t N>
+void dot(const uint8_t* const (&rows)[R], size_t row_bytes, size_t steps, const int8_t* x, int32_t* sums,
+         size_t stride) {
     using C = Chunks<L>;
-    Dot::Sum totals[N];
-    for (auto& total : totals) total = Dot::sum_zero();
+    constexpr size_t line = 64;
+    const uint8_t* next = rows[R - 1] + row_bytes;
+    size_t at = 0;
+    Dot::Sum totals[R * N];
+    unrolled<R * N>([&](auto i) { totals[i] = Dot::sum_zero(); });
     while (steps > 0) {
         const size_t now = steps < C::steps_per_partial ? steps : C::steps_per_partial;
-        Dot::Partial partials[N];
-        for (auto& partial : partials) partial = Dot::zero();
+        Dot::Partial partials[R * N];
+        unrolled<R * N>([&](auto i) { partials[i] = Dot::zero(); });
         for (size_t s = 0; s < now; ++s) {
-            for (size_t chunk = 0; chunk < C::per_step; ++chunk) {
+            unrolled<(R * C::advance + line - 1) / line>([&](auto i) { Dot::prefetch(next + i * line); });
+            unrolled<C::per_step * R>([&](auto i) {
+                constexpr size_t chunk = i / R, r = i % R;
                 Dot::Bytes digits[C::digits];
-                each_digit<typename L::Codes>(C::load(codes, chunk), [&](Dot::Bytes d, int p) { digits[p] = d; });
-                for (size_t v = 0; v < N; ++v) {
+                split<typename L::Codes>(C::load(rows[r] + at, chunk), digits);
+                unrolled<N>([&](auto v) {
                     const int8_t* xv = x + (v * C::per_step + chunk) * C::digits * C::width;
                     Dot::Partial product = Dot::zero();
-                    for (size_t p = 0; p < C::digits; ++p) {
+                    unrolled<C::digits>([&](auto p) {
                         product = Dot::multiply_add(product, digits[p], xv + p * C::width);
-                    }
-                    partials[v] = Dot::add(partials[v], product);
-                }
-            }
+                    });
+                    partials[r * N + v] = Dot::add(partials[r * N + v], product);
+                });
+            });
             x += N * C::activations;
-            codes += C::advance;
+            at += C::advance;
+            next += R * C::advance;
         }
-        for (size_t v = 0; v < N; ++v) totals[v] = Dot::widen(totals[v], partials[v]);
+        unrolled<R * N>([&](auto i) { totals[i] = Dot::widen(totals[i], partials[i]); });
         steps -= now;
     }
-    for (size_t v = 0; v < N; ++v) sums[v * stride] += Dot::total(totals[v]);
+    unrolled<R * N>([&](auto i) { sums[i % N * stride + i / N] += Dot::total(totals[i]); });
 }
 
 /// Packed rows, and the room to read the last of them without reading past the end.
 template <class L>
 struct PackedRows {
     using C = Chunks<L>;
+    static constexpr size_t at_once = 4;  // rows that may be in use
     const uint8_t* packed;
     size_t rows, cols;
     size_t row_bytes = L::geometry.row_header + cols / L::geometry.block * L::geometry.block_bytes;
     size_t row_reach = L::geometry.row_header + (C::steps(cols) - 1) * C::advance + C::reach;
-    Buffer copy{row_reach};
+    Buffer copies{at_once * row_reach};
 
     /// The blocks of row r, readable for all its steps.
     const uint8_t* row(size_t r) {
         const uint8_t* row = packed + r * row_bytes;
         if (r * row_bytes + row_reach > rows * row_bytes) {
-            std::memcpy(copy.data(), row, row_bytes);
-            row = copy.data();
+            uint8_t* copy = copies.data() + r % at_once * row_reach;
+            std::memcpy(copy, row, row_bytes);
+            row = copy;
         }
         return row + L::geometry.row_header + L::codes_at;
     }
 };
+
+/// Products of the rows from `first` on, R at a time, then the rest with smaller R, over `steps` steps from `start` on.
+template <class L, size_t R, size_t N>
+void dot_rows(PackedRows<L>& w, size_t first, size_t start, size_t steps, const int8_t* x, int32_t* out) {
+    for (; first + R <= w.rows; first += R) {
+        const uint8_t* rows[R];
+        for (size_t r = 0; r < R; ++r) rows[r] = w.row(first + r) + start * Chunks<L>::advance;
+        dot<L, R, N>(rows, w.row_bytes, steps, x, out + first, w.rows);
+    }
+    if constexpr (R > 1) dot_rows<L, R / 2, N>(w, first, start, steps, x, out);
+}
 
 /// Products with vectors x [n, cols], N at a time, then the rest with smaller N. `ordered` has room for N vectors.
 template <class L, size_t N>
@@ -145,9 +176,7 @@ void dot_tiles(PackedRows<L>& w, const int8_t* x, int32_t* out, size_t n, int8_t
         C::template order<N>(x, w.cols, ordered);
         for (size_t s = 0; s < steps; s += steps_at_once) {
             const size_t now = steps - s < steps_at_once ? steps - s : steps_at_once;
-            for (size_t r = 0; r < w.rows; ++r) {
-                dot<L, N>(w.row(r) + s * C::advance, now, ordered + s * N * C::activations, out + r, w.rows);
-            }
+            dot_rows<L, PackedRows<L>::at_once / N, N>(w, 0, s, now, ordered + s * N * C::activations, out);
         }
     }
     if constexpr (N > 1) dot_tiles<L, N / 2>(w, x, out, n, ordered);

@@ -15,6 +15,8 @@ struct Dot {
 
     static Bytes load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
+    static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
     template <size_t Stride>
     static Bytes load_pieces(const uint8_t* p) {
         return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + Stride), reinterpret_cast<const __m128i*>(p));

@@ -20,6 +20,8 @@ struct Dot {
 
     static Bytes load(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
+    static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
     template <size_t Stride>
     static Bytes load_pieces(const uint8_t* p) {
         const auto piece = [p](size_t i) {

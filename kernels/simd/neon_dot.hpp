@@ -14,6 +14,8 @@ struct Dot {
 
     static Bytes load(const uint8_t* p) { return vld1q_u8(p); }
 
+    static void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+
     template <size_t>
     static Bytes load_pieces(const uint8_t* p) { return load(p); }  // a vector is one piece
 
