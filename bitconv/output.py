@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bitconv.errors import BitconvError
 
-WRITE_BACK_SECONDS = 0.3
+WRITE_BACK_SECONDS = 0.05
 
 
 def check_output(path: Path, *, force: bool) -> None:
