@@ -124,7 +124,12 @@ _YARN = {
 }
 
 
-class _Config:
+def _in_float32(value: float) -> bool:
+    """Whether a number stays positive and finite in float32, as GGUF stores it. Integers may have any size."""
+    return 2.0**-149 <= value < 2.0**128 - 2.0**103
+
+
+class Config:
     """config.json with checked look-ups."""
 
     def __init__(self, values: Mapping[str, Any], file: object) -> None:
@@ -141,34 +146,53 @@ class _Config:
     def number(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key)
         value = default if value is None else value
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        if isinstance(value, int | float) and not isinstance(value, bool) and _in_float32(value):
             return float(value)
-        raise BitconvError(f"{self.file}: {key} is {value!r}, expected a positive number")
+        raise BitconvError(f"{self.file}: {key} is {value!r}, expected a positive number that float32 can hold")
 
-    def group(self, key: str) -> _Config:
+    def boolean(self, key: str) -> bool:
+        """False where it is missing."""
+        value = self.values.get(key)
+        if not isinstance(value, bool | None):
+            raise BitconvError(f"{self.file}: {key} is {value!r}, expected true or false")
+        return bool(value)
+
+    def group(self, key: str) -> Config:
         value = self.values.get(key)
         if not isinstance(value, Mapping | None):
             raise BitconvError(f"{self.file}: {key} is {value!r}, expected an object")
-        return _Config(value or {}, f"{self.file}: {key}")
+        return Config(value or {}, f"{self.file}: {key}")
 
 
 def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
     """The sizes that config.json states (the keys of transformers' Llama-like configs)."""
-    config = _Config(values, file)
+    config = Config(values, file)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", hidden // heads)
     kv_heads = config.integer("num_key_value_heads", heads)
     if heads % kv_heads or head_dim % 2:
         raise BitconvError(f"{file}: {heads} heads of {head_dim} over {kv_heads} key-value heads cannot be divided")
     context = config.integer("max_position_embeddings")
-    # transformers 5 writes rope_parameters, earlier releases rope_theta beside rope_scaling.
-    rope = config.group("rope_parameters" if values.get("rope_parameters") else "rope_scaling")
+    # transformers 5 writes rope_parameters, earlier releases rope_theta beside rope_scaling. Where both are there,
+    # transformers 5 takes rope_scaling, and with it another rope_theta than rope_parameters states.
+    spellings = [key for key in ("rope_parameters", "rope_scaling") if values.get(key)]
+    if len(spellings) == 2 and values["rope_parameters"] != values["rope_scaling"]:
+        raise BitconvError(f"{file}: rope_parameters and rope_scaling say different things; keep the one that holds")
+    rope = config.group(spellings[0] if spellings else "rope_scaling")
+    for key, value in rope.values.items():
+        if isinstance(value, Mapping):
+            raise BitconvError(f"{rope.file}: {key} has parameters of its own; all layers must have the same")
     for holder in (config, rope):
         if holder.values.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise BitconvError(f"{file}: partial_rotary_factor other than 1 is not supported")
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
     linear, llama3, yarn = None, None, None
-    rope_base = rope.number("rope_theta", config.number("rope_theta", 10000.0))
+    if rope.values.get("rope_theta") is None and config.values.get("rope_theta") is None:
+        raise BitconvError(
+            f"{file}: rope_theta is missing; what transformers takes then depends on the class and on its release: "
+            "write what the model was trained with (10000 for Llama's class)"
+        )
+    rope_base = (config if rope.values.get("rope_theta") is None else rope).number("rope_theta")
     if kind == "linear":
         linear = rope.number("factor")
     elif kind == "llama3":

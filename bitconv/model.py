@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -116,15 +117,15 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file, checkpoint.tensors)
     sizes = hyperparameters.from_config(config, file)
+    tied = family.embedding or hyperparameters.Config(config, file).boolean("tie_word_embeddings")
     head = checkpoint.tensors.get("lm_head.weight")
     if head is not None and head.dtype == "u8":
         raise refusals.TERNARY_HEAD.error(f"{head.file}: lm_head.weight")
-    _check_architecture(family, sizes, checkpoint)
+    _check_architecture(family, sizes, checkpoint, tied=tied)
     if family is microsoft_gpu.FAMILY:
         stored_as, implied = gpu_storage(checkpoint.tensors)
     else:
         stored_as, implied = storage(config, file, native=family.native)
-    tied = family.embedding or bool(config.get("tie_word_embeddings", False))
     llama3 = sizes.rope_llama3
 
     slots = family.architecture.slots(sizes)
@@ -132,6 +133,8 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     for slot in slots:
         if slot.role is Role.TERNARY:
             modules.setdefault(family.source_name(slot.name), []).append(slot)
+    if stored_as is Storage.MASTER:
+        _check_converted(modules, config, file, head=not tied)
     binder = _Binder(checkpoint, stored_as, convention or implied, modules)
     weights: list[Weight] = []
     for slot in slots:
@@ -146,13 +149,15 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
             weights.append(binder.ternary(slot, family.source_name(slot.name), heads, interleave))
         elif slot.role is not Role.SCALE and not (tied and slot.name == "output.weight"):
             weights.append(binder.dense(slot, family.source_name(slot.name)))
-    binder.check_all_used(family.source_name("output.weight") if tied else None)
+    if tied:
+        binder.alias(family.source_name("output.weight"), family.source_name("token_embd.weight"))
+    binder.check_all_used()
     if stored_as is Storage.PACKED and convention is None:
         check_plausible(binder.scales, implied, file)
     return Model(family, sizes, tuple(weights))
 
 
-def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Checkpoint) -> None:
+def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Checkpoint, *, tied: bool) -> None:
     """Refuse what no runner's graph of this architecture computes."""
     config, file, architecture = checkpoint.config, checkpoint.path / "config.json", family.architecture
     activation = config.get("hidden_act", architecture.activation)
@@ -166,7 +171,7 @@ def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Chec
     windows = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
     if windows or config.get("layer_types") not in (None, ["full_attention"] * sizes.layers):
         raise BitconvError(f"{file}: some layers attend to a sliding window, which no architecture here computes")
-    if not architecture.untied_head and not config.get("tie_word_embeddings", False):
+    if not architecture.untied_head and not tied:
         raise BitconvError(
             f"{file}: tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by the "
             "embedding: no runner can compute this model's own output head"
@@ -215,6 +220,42 @@ def _check_experts(family: Family, sizes: Hyperparameters, config: Mapping[str, 
             f"{file}: quantization_config.modules_to_not_convert does not list gate: the router of the experts is "
             "ternary too, with activations rounded to int8, and llama.cpp's is of floats"
         )
+
+
+def _check_converted(modules: Iterable[str], config: Mapping[str, Any], file: Path, *, head: bool) -> None:
+    """Refuse projections that transformers leaves in floats, and a head that it ternarises, of master weights.
+
+    modules: the projections' tensors; {} stands for the number of an expert. head: the model has one of its own.
+    """
+    listed = _quantization(config).get("modules_to_not_convert")
+    if listed is None:  # then it is the head alone, where there is a quantization_config at all
+        return
+    if not isinstance(listed, list) or not all(isinstance(pattern, str) for pattern in listed):
+        raise BitconvError(
+            f"{file}: quantization_config.modules_to_not_convert is {listed!r}, expected a list of names"
+        )
+    for name in modules:
+        module = name.removesuffix(".weight").replace("{}", "0")
+        if _is_listed(module, listed):
+            raise BitconvError(
+                f"{file}: quantization_config.modules_to_not_convert lists {module}: it is a matrix of floats, whose "
+                "activations are not rounded, and runners have it ternary like the others"
+            )
+    if head and not _is_listed("lm_head", listed):
+        raise refusals.TERNARY_HEAD.error(f"{file}: quantization_config.modules_to_not_convert lacks lm_head")
+
+
+def _is_listed(module: str, patterns: Iterable[str]) -> bool:
+    """Whether transformers 5 keeps a module as it is (should_convert_module in quantizers/quantizers_utils.py)."""
+
+    def matches(pattern: str) -> bool:
+        try:
+            start = re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", module)
+        except re.error:
+            start = None
+        return start is not None or module.endswith(pattern)
+
+    return any(map(matches, patterns))
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -325,10 +366,29 @@ class _Binder:
         self.scales.append(scale)
         return scale
 
-    def check_all_used(self, alias: str | None) -> None:
-        """A tensor that nothing reads is a part of the model that would be lost in silence. alias: of the embedding."""
+    def alias(self, name: str, of: str) -> None:
+        """A second copy of a tensor, which may be there: BitconvError where it is another.
+
+        transformers 5 does not tie an output head that differs from the embedding, whatever config.json says.
+        """
+        tensor, other = self.checkpoint.tensors.get(name), self.checkpoint.tensors[of]
+        if tensor is None:
+            return
+        self.find(name, other.shape, [other.dtype])
+        step = 1 << 20
+        for start in range(0, tensor.nbytes, step):
+            raw = np.empty((2, min(step, tensor.nbytes - start)), np.uint8)
+            self.checkpoint.read(tensor, start, raw[0])
+            self.checkpoint.read(other, start, raw[1])
+            if not np.array_equal(raw[0], raw[1]):
+                raise tensor.error(
+                    f"differs from {of}, though config.json ties them: if the model has this head, write "
+                    "tie_word_embeddings false; if not, remove the tensor"
+                )
+
+    def check_all_used(self) -> None:
+        """A tensor that nothing reads is a part of the model that would be lost in silence."""
         for name, tensor in self.checkpoint.tensors.items():
-            # Buffers that older transformers saved, and the alias of a tied embedding, carry nothing of their own.
-            redundant = name.endswith("rotary_emb.inv_freq") or name == alias
-            if name not in self.used and not redundant:
+            # Buffers that older transformers saved carry nothing of their own.
+            if name not in self.used and not name.endswith("rotary_emb.inv_freq"):
                 raise tensor.error("is no part of this architecture as config.json describes it")

@@ -114,8 +114,9 @@ def make_checkpoint(
     ternary_floats: bool = False,
     row_scales: bool = False,
     group: int | None = None,
+    tied: bool | None = None,
 ) -> Synthetic:
-    """Write a checkpoint of a family. dtype: of all floats. packed and convention default to the family's usual.
+    """Write a checkpoint of a family. dtype: of all floats. packed, convention and tied default to the family's usual.
 
     marked: says with a quantization_config that it is BitNet (a Llama or plain Qwen3; others need none).
     ternary_floats: stores trit * scale, as SpectraSuite's unpacked TriLMs do, in place of master weights. row_scales: a
@@ -128,6 +129,7 @@ def make_checkpoint(
     untied = llama or family in ("qwen3", "plain_qwen3")
     packed = untied and not ternary_floats if packed is None else packed
     convention = convention or ("divide" if untied else "multiply")
+    tied = not untied if tied is None else tied
     hf_name, activation, attn_sub_norm, ffn_sub_norm = FAMILIES[family]
     size = head_dim or hidden // heads
     tokenizer = "bitnet_b1_58-tiny" if family == "1bitllm" else "Llama3-1.58-tiny"
@@ -143,7 +145,7 @@ def make_checkpoint(
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 50000.0,
-        "tie_word_embeddings": not untied,
+        "tie_word_embeddings": tied,
         "vocab_size": vocab,
     }
     if head_dim:
@@ -186,7 +188,7 @@ def make_checkpoint(
     root = "" if family == "embedding" else "model."
     dense(f"{root}embed_tokens.weight", "token_embd.weight", vocab, hidden)
     dense(f"{root}norm.weight", "output_norm.weight", hidden)
-    if untied:
+    if not tied:
         # In a plain Qwen3 small, so that no token has all the probability and runners can be compared by it.
         dense("lm_head.weight", "output.weight", vocab, hidden, scale=1 / 16 if family == "plain_qwen3" else 1.0)
     shapes = {

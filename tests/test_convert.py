@@ -223,8 +223,7 @@ def test_linear_rope_scaling_is_stated(tmp_path: Path) -> None:
 
 
 def test_a_tied_llama_has_no_output_tensor(tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "model", "llama")
-    model.rewrite_config(tie_word_embeddings=True)
+    model = make_checkpoint(tmp_path / "model", "llama", tied=True)
     bitconv.convert(model.path, tmp_path / "out.gguf")
     assert "output.weight" not in File(tmp_path / "out.gguf").tensors
 

@@ -217,8 +217,7 @@ def test_a_tensor_of_zeros_is_exported(tmp_path: Path) -> None:
 
 
 def test_a_tied_llama_stays_tied(tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "model", "llama", layers=1)
-    model.rewrite_config(tie_word_embeddings=True)
+    model = make_checkpoint(tmp_path / "model", "llama", layers=1, tied=True)
     _, exported = export(model.path, tmp_path / "exported")
     assert read_json(exported / "config.json")["tie_word_embeddings"] is True
     assert "lm_head.weight" not in stored(exported)

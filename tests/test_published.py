@@ -165,9 +165,9 @@ BONSAI = {
 def test_ternary_bonsai_converts_exactly_and_verifies(tmp_path: Path, context: int, tied: bool) -> None:
     sizes = {"hidden": 512, "ffn": 1536, "heads": 4, "kv_heads": 1, "head_dim": 128}
     stored = {"dtype": "f16", "marked": False, "ternary_floats": True, "group": 128}
-    model = make_checkpoint(tmp_path / "model", "plain_qwen3", **sizes, **stored)
+    model = make_checkpoint(tmp_path / "model", "plain_qwen3", tied=tied, **sizes, **stored)
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": context}
-    model.rewrite_config(**BONSAI, max_position_embeddings=4 * context, rope_scaling=scaling, tie_word_embeddings=tied)
+    model.rewrite_config(**BONSAI, max_position_embeddings=4 * context, rope_scaling=scaling)
     result = bitconv.convert(model.path, tmp_path / "out.gguf", type="q2_0")
     assert (result.architecture, result.runner, result.exact_scales) == ("qwen3", "llama.cpp", True)
     assert {tensor.group for tensor in result.tensors if tensor.name in model.trits} == {128}

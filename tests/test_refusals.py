@@ -118,6 +118,57 @@ def test_an_unknown_rope_scaling(llama: Synthetic, out: Path) -> None:
     refused(llama.path, out, "yarn")
 
 
+def test_a_rotary_base_that_is_not_stated(llama: Synthetic, out: Path) -> None:
+    """transformers' default differs between classes and releases: 10000, 500000 or 1000000."""
+    llama.rewrite_config(rope_theta=None)
+    refused(llama.path, out, "config.json", "rope_theta is missing")
+
+
+def test_two_rope_scalings(llama: Synthetic, out: Path) -> None:
+    llama.rewrite_config(
+        rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
+        rope_scaling={"rope_type": "linear", "factor": 4.0},
+    )
+    refused(llama.path, out, "rope_parameters and rope_scaling")
+
+
+def test_rope_parameters_for_each_kind_of_layer(llama: Synthetic, out: Path) -> None:
+    kinds = {"full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 4.0}}
+    llama.rewrite_config(rope_parameters=kinds)
+    refused(llama.path, out, "rope_parameters: full_attention")
+
+
+@pytest.mark.parametrize("value", [1e39, 1e-50, 10**400], ids=str)
+def test_a_number_that_float32_cannot_hold(llama: Synthetic, out: Path, value: float) -> None:
+    llama.rewrite_config(rms_norm_eps=value)
+    refused(llama.path, out, "rms_norm_eps", "float32")
+
+
+def test_a_tied_head_said_in_words(llama: Synthetic, out: Path) -> None:
+    llama.rewrite_config(tie_word_embeddings="false")
+    refused(llama.path, out, "tie_word_embeddings is 'false'")
+
+
+def test_a_tied_head_that_is_not_the_embedding(llama: Synthetic, out: Path) -> None:
+    """transformers 5 leaves them apart, so the model has a head that a tied file would lack."""
+    llama.rewrite_config(tie_word_embeddings=True)
+    refused(llama.path, out, "lm_head.weight", "differs from model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("listed", [["lm_head", "k_proj"], ["lm_head", "model.layers.1"], [r"lm_head|.*\.down_proj"]])
+def test_master_weights_of_which_some_stay_floats(tmp_path: Path, out: Path, listed: list[str]) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", packed=False)
+    model.rewrite_config(quantization_config=model.config["quantization_config"] | {"modules_to_not_convert": listed})
+    refused(model.path, out, "modules_to_not_convert lists model.layers")
+
+
+@pytest.mark.parametrize("listed", [[], ["embed_tokens"]])
+def test_master_weights_whose_head_is_ternary_too(tmp_path: Path, out: Path, listed: list[str]) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", packed=False)
+    model.rewrite_config(quantization_config=model.config["quantization_config"] | {"modules_to_not_convert": listed})
+    refused(model.path, out, "ternary output head", "lacks lm_head")
+
+
 def test_a_head_dimension_that_a_bitnet_graph_does_not_take(tmp_path: Path, out: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "microsoft", head_dim=128)
     refused(model.path, out, "head_dim 128")

@@ -89,7 +89,8 @@ TERNARY_HEAD = Refusal(
     "ternary output head",
     "the head is ternary as well, with a norm and rounded activations before it, and runners' heads are of floats",
     "keep lm_head in modules_to_not_convert when the model is quantized",
-    sign="lm_head.weight in uint8 (codys12 Qwen3-8B-BitNet)",
+    sign="lm_head.weight in uint8 (codys12 Qwen3-8B-BitNet), or master weights and no lm_head in "
+    "modules_to_not_convert",
 )
 REFUSALS = (
     GGUF_FILE,
