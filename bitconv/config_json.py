@@ -70,11 +70,8 @@ def rope_scaling(
 
     BitconvError for what `convert` does not write either, and for factors that are not Llama 3's.
     """
-    dims = metadata.get(f"{architecture}.rope.dimension_count", sizes.head_dim)
     kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
     factor = metadata.get(f"{architecture}.rope.scaling.factor")
-    if dims != sizes.head_dim:
-        raise BitconvError(f"{file}: rotates {dims} of {sizes.head_dim} head dimensions; only all are supported")
     if kind == "linear" and isinstance(factor, np.floating) and factor > 0 and factors is None:
         return {"rope_type": "linear", "factor": _decimal(factor)}
     if kind != "none":

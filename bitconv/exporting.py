@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from bitconv import _kernels, hyperparameters
+from bitconv import _kernels
 from bitconv.architectures import Role, scale_name
 from bitconv.checkpoint import ITEMSIZE
 from bitconv.config_json import config_json, rope_scaling
@@ -157,7 +157,7 @@ class _Source:
         if structure.architecture not in _FAMILIES:
             raise BitconvError(f"{header.path}: architecture {structure.architecture_name} cannot be exported")
         self.family = _FAMILIES[structure.architecture]
-        self.sizes = hyperparameters.from_metadata(header.metadata, structure.architecture_name, header.path)
+        self.sizes = structure.sizes
         if self.sizes.experts:
             raise BitconvError(
                 f"{header.path}: a mixture of experts cannot be exported; transformers has no such class"

@@ -19,7 +19,7 @@ import gguf as gguf_package
 import numpy as np
 import numpy.typing as npt
 
-from bitconv import _kernels, hyperparameters, jobs
+from bitconv import _kernels, jobs
 from bitconv.architectures import Role, scale_name
 from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, tensor_type
@@ -153,7 +153,7 @@ class ForwardPass:
             raise BitconvError(f"{gguf.path}: an embedding model, which predicts no text; run llama-embedding")
         self.file = gguf.path
         self.architecture = structure.architecture
-        self.sizes = hyperparameters.from_metadata(gguf.metadata, structure.architecture_name, gguf.path)
+        self.sizes = structure.sizes
         if self.sizes.experts:
             raise BitconvError(f"{gguf.path}: a mixture of experts, which eval and compare do not run; llama.cpp does")
         self._float_activations = float_activations
@@ -167,7 +167,7 @@ class ForwardPass:
         }
         self._embedding, self._head = self._read_embeddings(infos, structure)
         self._projections = self._read_projections(infos, structure)
-        self._frequencies = self._rope_frequencies(gguf, structure.architecture_name)
+        self._frequencies = self._rope_frequencies()
         self._pool = ThreadPoolExecutor(self._threads)
 
     def __enter__(self) -> ForwardPass:
@@ -266,12 +266,9 @@ class ForwardPass:
         rotated = np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
         return (rotated if self.architecture.interleaved_rope else rotated.swapaxes(-1, -2)).reshape(x.shape)
 
-    def _rope_frequencies(self, gguf: GGUFFile, architecture_name: str) -> npt.NDArray[np.float64]:
+    def _rope_frequencies(self) -> npt.NDArray[np.float64]:
         """Radians a position, float64 (head_dim / 2,)."""
         dims = self.sizes.head_dim
-        stated = gguf.metadata.get(f"{architecture_name}.rope.dimension_count", dims)
-        if stated != dims:
-            raise BitconvError(f"{gguf.path}: {architecture_name}.rope.dimension_count is {stated}, a head has {dims}")
         frequencies = self.sizes.rope_base ** -(np.arange(0, dims, 2) / dims)
         if self.sizes.rope_yarn:
             frequencies /= self.sizes.rope_yarn.factors(self.sizes.rope_base, dims)

@@ -239,38 +239,81 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
     )
 
 
-def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperparameters:
-    """The sizes that a GGUF file states. MalformedGGUF where a key that runners require is missing or no size."""
+# The keys after `{architecture}.` that from_metadata reads or checks: with any other, a runner may compute otherwise.
+METADATA_KEYS = frozenset(
+    {
+        "vocab_size",
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "expert_count",
+        "expert_used_count",
+    }
+)
 
-    def number(key: str, default: float | None = None) -> float:
-        value = metadata.get(f"{architecture}.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or value <= 0:
-            raise MalformedGGUF(f"{file}: {architecture}.{key} is {value!r}, expected a positive number")
+
+def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperparameters:
+    """The sizes that a GGUF file states, or that runners take where it does not.
+
+    MalformedGGUF where a key that runners require is missing, is no size or not of the type that they read it in
+    (llama.cpp refuses others), or contradicts another. BitconvError for a kind of rope scaling that is not known.
+    """
+
+    def positive(key: str, kind: type[np.uint32] | type[np.float32], default: float | None) -> float:
+        value = metadata.get(f"{architecture}.{key}", None if default is None else kind(default))
+        if not isinstance(value, kind) or not 0 < value < math.inf:
+            raise MalformedGGUF(f"{file}: {architecture}.{key} is {value!r}, expected a positive {kind.__name__}")
         return float(value)
 
-    hidden, heads = int(number("embedding_length")), int(number("attention.head_count"))
+    def size(key: str, default: int | None = None) -> int:
+        return int(positive(key, np.uint32, default))
+
+    def real(key: str, default: float | None = None) -> float:
+        return positive(key, np.float32, default)
+
+    hidden, heads = size("embedding_length"), size("attention.head_count")
+    head_dim = size("attention.key_length", hidden // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if size(key, head_dim) != head_dim:
+            raise MalformedGGUF(f"{file}: {architecture}.{key} is {size(key)}, a head has {head_dim} dimensions")
     tokens = metadata.get("tokenizer.ggml.tokens")
-    scaling = metadata.get(f"{architecture}.rope.scaling.type")
-    context = int(number("context_length"))
-    original = int(number("rope.scaling.original_context_length", context))
-    rope_base = number("rope.freq_base", 10000.0)
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn"):
+        raise BitconvError(
+            f"{file}: {architecture}.rope.scaling.type is {scaling!r}, which is not supported (linear and yarn are)"
+        )
+    context = size("context_length")
+    original = size("rope.scaling.original_context_length", context)
+    rope_base = real("rope.freq_base", 10000.0)
     if scaling == "yarn" and rope_base <= 1:
         raise MalformedGGUF(f"{file}: {architecture}.rope.freq_base is {rope_base}, expected above 1 for yarn")
     # Files of models without experts state 0 of them, or nothing.
-    experts = int(number("expert_count")) if metadata.get(f"{architecture}.expert_count") else 0
+    stated = metadata.get(f"{architecture}.expert_count")
+    experts = 0 if stated is None or (isinstance(stated, np.uint32) and stated == 0) else size("expert_count")
     return Hyperparameters(
-        layers=int(number("block_count")),
+        layers=size("block_count"),
         hidden=hidden,
-        ffn=int(number("feed_forward_length")),
+        ffn=size("feed_forward_length"),
         heads=heads,
-        kv_heads=int(number("attention.head_count_kv", heads)),
-        head_dim=int(number("attention.key_length", hidden // heads)),
-        vocab=int(number("vocab_size", len(tokens) if isinstance(tokens, list) else None)),
+        kv_heads=size("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        vocab=size("vocab_size", len(tokens) if isinstance(tokens, list) else None),
         context=context,
-        rms_eps=number("attention.layer_norm_rms_epsilon"),
+        rms_eps=real("attention.layer_norm_rms_epsilon"),
         rope_base=rope_base,
-        rope_linear_factor=number("rope.scaling.factor") if scaling == "linear" else None,
-        rope_yarn=YarnRope(number("rope.scaling.factor", 1.0), original) if scaling == "yarn" else None,
+        rope_linear_factor=real("rope.scaling.factor") if scaling == "linear" else None,
+        rope_yarn=YarnRope(real("rope.scaling.factor", 1.0), original) if scaling == "yarn" else None,
         experts=experts,
-        experts_used=int(number("expert_used_count")) if experts else 0,
+        experts_used=size("expert_used_count") if experts else 0,
     )

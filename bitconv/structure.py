@@ -9,9 +9,11 @@ from math import prod
 import numpy as np
 
 from bitconv import hyperparameters
-from bitconv.architectures import Architecture, Role, Slot, architecture, architecture_names
+from bitconv.architectures import Architecture, Role, Slot, architecture, architecture_names, scale_name
 from bitconv.errors import BitconvError
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
+from bitconv.gguf_vocabulary import vocabulary_faults
+from bitconv.hyperparameters import Hyperparameters
 from bitconv.layouts import FLOATS, I2_S_ORDERS, TERNARY_TYPES, TILED, Layout, make_layout
 from bitconv.runners import RUNNERS, file_types, layout_name
 from bitconv.scales import GROUPS_KEY, check_group, group_refusal, groups_from_metadata
@@ -28,13 +30,6 @@ _ALLOWED = {
     Role.SCALE: {"f32"},
     Role.ROPE_FACTORS: {"f32"},
 }
-# Metadata arrays with one entry a token.
-_PER_TOKEN = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
-# What a runner tokenizes differently without, in silence.
-_REQUIRED_BY_MODEL = {
-    "llama": ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"),
-    "gpt2": ("tokenizer.ggml.merges", "tokenizer.ggml.token_type", "tokenizer.ggml.pre"),
-}
 
 
 @dataclass
@@ -48,6 +43,7 @@ class Structure:
 
     architecture: Architecture
     architecture_name: str
+    sizes: Hyperparameters
     types: dict[str, str] = field(default_factory=dict)
     roles: dict[str, Role] = field(default_factory=dict)
     nbytes: dict[str, int] = field(default_factory=dict)
@@ -80,8 +76,8 @@ def check_structure(
         raise BitconvError(
             f"{gguf.path}: architecture {name!r} is not supported ({', '.join(architecture_names())} are)"
         )
-    structure = Structure(known, name)
     sizes = hyperparameters.from_metadata(gguf.metadata, name, gguf.path)
+    structure = Structure(known, name, sizes)
     if sizes.layers > len(gguf.tensors):
         raise MalformedGGUF(f"{gguf.path}: {name}.block_count is {sizes.layers}, more than there are tensors")
     slots = {slot.name: slot for slot in known.slots(sizes)}
@@ -90,7 +86,7 @@ def check_structure(
     _find_layouts(gguf, structure, tiles, i2_s_order)
     _check_places(gguf, structure)
     _check_file_type(gguf.metadata, structure)
-    _check_vocabulary(gguf.metadata, sizes.vocab, structure)
+    structure.metadata_faults += vocabulary_faults(gguf.metadata, sizes.vocab)
     return structure
 
 
@@ -120,7 +116,7 @@ def _check_places(gguf: GGUFFile, structure: Structure) -> None:
         end = tensor.offset + structure.nbytes[tensor.name]
         if end > gguf.size:
             structure.fault(tensor, f"truncated: it ends at byte {end}, the file at byte {gguf.size}")
-    if gguf.size - end >= gguf.alignment:
+    if gguf.size > end and gguf.size != -(-end // gguf.alignment) * gguf.alignment:
         structure.faults.append(f"{gguf.size - end} bytes follow the last tensor")
 
 
@@ -182,6 +178,10 @@ def _find_layouts(
         refusal = layout.refusal(rows, columns) or group_refusal(layout, columns, group)
         if refusal is not None:
             structure.fault(tensor, refusal)
+        if scale_name(tensor.name) in structure.roles and not any(
+            r.scale_tensors and name in r.computes for r in RUNNERS
+        ):
+            structure.fault(tensor, f"is {name} beside a .scale tensor, and no runner of {name} multiplies by one")
         structure.nbytes[tensor.name] = prod(stack) * layout.nbytes(rows, columns)
         structure.layouts[tensor.name] = layout
     for name in groups.keys() - structure.groups.keys():
@@ -192,26 +192,10 @@ def _check_file_type(metadata: Metadata, structure: Structure) -> None:
     """general.file_type is what people see; a file of floats that says I2_S misleads them."""
     number = metadata.get("general.file_type")
     named = file_types(int(number)) if isinstance(number, np.integer) else set()
+    if number is not None and not named:
+        structure.metadata_faults.append(f"general.file_type is {number!r}, which is no runner's")
     found = {structure.types[name] for name, role in structure.roles.items() if role is Role.TERNARY}
     if named and found and not named & found:
         structure.metadata_faults.append(
             f"general.file_type says {' or '.join(sorted(named))}, the ternary tensors are {', '.join(sorted(found))}"
         )
-
-
-def _check_vocabulary(metadata: Metadata, vocab: int, structure: Structure) -> None:
-    model = metadata.get("tokenizer.ggml.model")
-    if model not in _REQUIRED_BY_MODEL:
-        structure.metadata_faults.append(f"tokenizer.ggml.model is {model!r}; BitNet models have llama or gpt2")
-        return
-    for key in ("tokenizer.ggml.tokens", *_REQUIRED_BY_MODEL[str(model)]):
-        if key not in metadata:
-            structure.metadata_faults.append(f"{key} is missing")
-    for key in ("tokenizer.ggml.tokens", *_PER_TOKEN):
-        value = metadata.get(key)
-        if isinstance(value, list | np.ndarray) and len(value) != vocab:
-            structure.metadata_faults.append(f"{key} has {len(value)} entries, the vocabulary {vocab}")
-    for key, value in metadata.items():
-        is_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
-        if is_id and not (isinstance(value, np.integer) and 0 <= value < vocab):
-            structure.metadata_faults.append(f"{key} is {value}, the vocabulary has {vocab} tokens")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from math import lcm, prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,10 @@ from bitconv.architectures import Role, scale_name
 from bitconv.checkpoint import ITEMSIZE, Checkpoint
 from bitconv.conversion import dense_values
 from bitconv.errors import BitconvError
-from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, Value, read_gguf
+from bitconv.gguf_vocabulary import runner_default
 from bitconv.hub import local_model
+from bitconv.hyperparameters import METADATA_KEYS
 from bitconv.layouts import FLOATS, Bytes, Layout, Scales, Trits
 from bitconv.metadata import build_metadata
 from bitconv.model import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight, load_model
@@ -134,7 +135,7 @@ class _Verifier:
         self.descriptor = -1
 
     def compare_metadata(self, pre: str | None) -> None:
-        """Sizes and vocabulary: every key that bitconv would write and the file has must have the same value."""
+        """Sizes and vocabulary: all that a runner computes by must be what bitconv would write."""
         assert self.checkpoint is not None and self.model is not None
         wanted = self.model.family.architecture
         if wanted is not self.structure.architecture:
@@ -142,15 +143,32 @@ class _Verifier:
                 f"the architecture is {self.structure.architecture.graph}, the checkpoint's is {wanted.graph}"
             )
             return
+        name, found = self.structure.architecture_name, self.gguf.metadata
+        stated, wanted_sizes = self.structure.sizes.metadata(name), self.model.sizes.metadata(name)
+        for key in sorted(stated.keys() | wanted_sizes.keys()):
+            self._compare_key(key, stated.get(key), wanted_sizes.get(key))
         metadata = build_metadata(self.checkpoint, self.model, 0, pre)
         for key, value in metadata.items():
-            if key.startswith("general."):
-                continue
-            key = key.replace(wanted.name, self.structure.architecture_name, 1)
-            if key in self.gguf.metadata and not _same(self.gguf.metadata[key], value):
-                self.faults.append(f"{key} is not what the checkpoint says")
+            if key.startswith("tokenizer."):
+                self._compare_key(key, found.get(key, runner_default(found, key)), value)
+            elif key.endswith(".pooling_type"):
+                self._compare_key(key, found.get(key), value)
+        for key in self._unknown_keys():
+            self.faults.append(f"{key} is a key that the checkpoint does not ask for")
         for name in self.expected.keys() - {tensor.name for tensor in self.gguf.tensors}:
             self.faults.append(f"tensor {name} is missing; the checkpoint has it")
+
+    def _compare_key(self, key: str, value: Value | None, wanted: Value | None) -> None:
+        """value: what the file says, or what runners take for it where it says nothing."""
+        if value is None or wanted is None or not _same(value, wanted):
+            missing = "is missing, and runners do without what" if key not in self.gguf.metadata else "is not what"
+            self.faults.append(f"{key} {missing} the checkpoint says")
+
+    def _unknown_keys(self) -> list[str]:
+        """Keys of the architecture that change what a runner computes, for all that bitconv knows."""
+        prefix = f"{self.structure.architecture_name}."
+        known = {*METADATA_KEYS, "pooling_type"}
+        return [key for key in self.gguf.metadata if key.startswith(prefix) and key[len(prefix) :] not in known]
 
     def run(self, threads: int | None, progress: Progress | None) -> Verification:
         work = [partial(self.tensor, tensor) for tensor in self.gguf.tensors]
@@ -172,17 +190,18 @@ class _Verifier:
             tuple(self.faults),
             tuple(results),
             self._checked(results),
-            (*NOT_COVERED, *self._values_not_covered()),
+            (*NOT_COVERED, *self._not_covered()),
         )
 
-    def _values_not_covered(self) -> list[str]:
-        """Dense tensors of quantized types: runners take them, bitconv does not write them."""
+    def _not_covered(self) -> list[str]:
+        """Dense tensors of quantized types: runners take them, bitconv does not write them. Keys that are not known."""
         types = self.structure.types
-        return [
+        values = [
             f"the values of {tensor.name}, which is {types[tensor.name]}"
             for tensor in self.gguf.tensors
             if types[tensor.name] not in FLOATS and tensor.name not in self.structure.layouts
         ]
+        return values + [f"what a runner makes of the key {key}" for key in self._unknown_keys()]
 
     def _checked(self, results: list[VerifiedTensor]) -> dict[str, int]:
         ternary = [t for t in results if t.name in self.structure.layouts]
@@ -207,6 +226,8 @@ class _Verifier:
         type_name = self.structure.types[tensor.name]
         nbytes = self.structure.nbytes[tensor.name]
         faults = list(self.structure.tensor_faults.get(tensor.name, ()))
+        if scale_name(tensor.name) in self.structure.tensor_faults:
+            faults.append(f"{scale_name(tensor.name)} is faulty")
         scale = None
         if not faults:
             try:
@@ -334,9 +355,9 @@ def _where(index: int, shape: tuple[int, ...]) -> list[int]:
     return [int(i) for i in np.unravel_index(index, shape)]
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
+def _same(a: Value, b: Value) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
     return type(a) is type(b) and bool(a == b)
 
 

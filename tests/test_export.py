@@ -522,7 +522,7 @@ def test_a_tensor_that_nothing_reads_is_refused(file: Path) -> None:
 
 def test_partial_rotation_is_refused(file: Path) -> None:
     replace_metadata(file, llama__rope__dimension_count=np.uint32(32))
-    refused(file, "32 of 64 head dimensions")
+    refused(file, "rope.dimension_count is 32, a head has 64 dimensions")
 
 
 def refused(file: Path, *words: str, **options: Any) -> None:

@@ -132,6 +132,8 @@ def test_a_truncated_file_is_wrong(good: Path, tmp_path: Path) -> None:
 def test_bytes_after_the_last_tensor_are_wrong(good: Path, tmp_path: Path) -> None:
     (tmp_path / "long.gguf").write_bytes(good.read_bytes() + bytes(64))
     assert faults_of(bitconv.verify(tmp_path / "long.gguf")) == {None: ("64 bytes follow the last tensor",)}
+    (tmp_path / "long.gguf").write_bytes(good.read_bytes() + b"1")
+    assert faults_of(bitconv.verify(tmp_path / "long.gguf")) == {None: ("1 bytes follow the last tensor",)}
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"GGML" + bytes(100), b"PK\x03\x04" + bytes(100)])
@@ -300,6 +302,143 @@ def test_metadata_that_is_not_the_checkpoint_s_is_found_against_it(
     bad = rebuilt.write(tmp_path / "bad.gguf")
     assert bitconv.verify(bad).right
     assert bitconv.verify(bad, against=MODEL).faults == (f"{key} is not what the checkpoint says",)
+
+
+# What runners take where these are missing is what the checkpoint says.
+DEFAULTS = {
+    "bitnet-b1.58.vocab_size",
+    "bitnet-b1.58.rope.dimension_count",
+    "tokenizer.ggml.add_bos_token",
+    "tokenizer.ggml.add_eos_token",
+}
+
+
+def test_a_key_without_which_a_runner_does_otherwise_is_missed_against_the_checkpoint(
+    good: Path, rebuilt: Rebuilt, tmp_path: Path
+) -> None:
+    whole = dict(rebuilt.metadata)
+    for key in [key for key in whole if not key.startswith("general.")]:
+        rebuilt.metadata = {other: value for other, value in whole.items() if other != key}
+        assert bitconv.verify(rebuilt.write(tmp_path / "bad.gguf"), against=MODEL).right == (key in DEFAULTS), key
+
+
+def places_of_keys(path: Path) -> dict[str, tuple[int, int]]:
+    """(start, end) of each metadata key with its type and value, in bytes of the file."""
+    file = File.__new__(File)
+    file.data, file.at = path.read_bytes(), 16
+    places = {}
+    for _ in range(file.take("<Q")[0]):
+        start, key = file.at, file.string()
+        file.value(file.take("<I")[0])
+        places[key] = (start, file.at)
+    return places
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_bit_of_a_size_or_of_the_vocabulary_is_found_against_the_checkpoint(
+    good: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    places = {key: place for key, place in places_of_keys(good).items() if not key.startswith("general.")}
+    key = data.draw(st.sampled_from(sorted(places.keys() - DEFAULTS)))
+    start, end = places[key]
+    bad = flipped(good, tmp_path, data.draw(st.integers(start, end - 1)), data.draw(st.integers(0, 7)))
+    try:
+        assert not bitconv.verify(bad, against=MODEL).right
+    except bitconv.BitconvError as error:
+        assert str(bad) in str(error)  # it cannot be judged
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bitnet-b1.58.rope.scaling.factor", np.float32(8)),
+        ("bitnet-b1.58.attention.scale", np.float32(0.5)),
+        ("bitnet-b1.58.logit_scale", np.float32(0.5)),
+        ("bitnet-b1.58.attention.sliding_window", np.uint32(16)),
+    ],
+)
+def test_a_key_that_the_checkpoint_does_not_ask_for_is_found_against_it(
+    rebuilt: Rebuilt, tmp_path: Path, key: str, value: object
+) -> None:
+    rebuilt.metadata |= {"bitnet-b1.58.rope.scaling.type": "linear"} if "scaling" in key else {}
+    rebuilt.metadata[key] = value
+    bad = rebuilt.write(tmp_path / "bad.gguf")
+    alone = bitconv.verify(bad)
+    assert alone.right
+    assert any(key in line for line in alone.not_covered) == ("scaling" not in key)
+    assert any(key in fault for fault in bitconv.verify(bad, against=MODEL).faults)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bitnet-b1.58.block_count", np.float32(2)),
+        ("bitnet-b1.58.attention.head_count", np.float32(1e-40)),
+        ("bitnet-b1.58.embedding_length", np.int64(512)),
+        ("bitnet-b1.58.attention.layer_norm_rms_epsilon", np.float32(np.nan)),
+        ("bitnet-b1.58.attention.layer_norm_rms_epsilon", np.uint32(1)),
+        ("bitnet-b1.58.rope.freq_base", np.float64(500000)),
+        ("bitnet-b1.58.rope.freq_base", np.float32(np.inf)),
+        ("bitnet-b1.58.rope.dimension_count", np.uint32(32)),
+        ("bitnet-b1.58.expert_count", np.array([], np.uint32)),
+        ("general.file_type", np.uint32(999)),
+        ("general.alignment", np.uint32(24)),
+        ("tokenizer.ggml.model", ["gpt2"]),
+        ("tokenizer.ggml.pre", np.int32(1)),
+        ("tokenizer.ggml.tokens", np.uint8(0)),
+        ("tokenizer.ggml.merges", np.array([1, 2], np.int32)),
+        ("tokenizer.ggml.token_type", np.full(1280, 1, np.uint32)),
+        ("tokenizer.ggml.token_type", np.full(1280, 99, np.int32)),
+        ("tokenizer.ggml.add_bos_token", np.uint32(1)),
+        ("tokenizer.ggml.eos_token_id", np.int32(1)),
+    ],
+    ids=str,
+)
+def test_a_value_that_runners_do_not_read_is_found_alone(
+    rebuilt: Rebuilt, tmp_path: Path, key: str, value: object
+) -> None:
+    rebuilt.metadata[key] = value
+    result = bitconv.verify(rebuilt.write(tmp_path / "bad.gguf"))
+    assert any(key in fault for fault in result.faults)
+
+
+def test_a_rope_scaling_that_is_not_known_cannot_be_judged(rebuilt: Rebuilt, tmp_path: Path) -> None:
+    rebuilt.metadata["bitnet-b1.58.rope.scaling.type"] = "longrope"
+    with pytest.raises(bitconv.BitconvError, match="longrope"):
+        bitconv.verify(rebuilt.write(tmp_path / "bad.gguf"))
+
+
+def test_tokens_that_stand_twice_are_found_alone(rebuilt: Rebuilt, tmp_path: Path) -> None:
+    """llama.cpp stops at an assertion."""
+    tokens = rebuilt.metadata["tokenizer.ggml.tokens"]
+    rebuilt.metadata["tokenizer.ggml.tokens"] = [*tokens[:-1], tokens[1272]]
+    assert any("a second time" in fault for fault in bitconv.verify(rebuilt.write(tmp_path / "bad.gguf")).faults)
+
+
+@pytest.mark.parametrize("merge", ["ab", " a", "\u0120 \u4e00", ""])
+def test_a_merge_that_makes_no_token_is_found_alone(rebuilt: Rebuilt, tmp_path: Path, merge: str) -> None:
+    merges = rebuilt.metadata["tokenizer.ggml.merges"]
+    rebuilt.metadata["tokenizer.ggml.merges"] = [*merges[:5], merge, *merges[6:]]
+    (fault,) = bitconv.verify(rebuilt.write(tmp_path / "bad.gguf")).faults
+    assert fault.startswith("tokenizer.ggml.merges: merge 5 is")
+
+
+def test_an_offset_beyond_the_file_is_wrong(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", layers=1)
+    bitconv.convert(model.path, tmp_path / "good.gguf", type="q2_0")
+    data = bytearray((tmp_path / "good.gguf").read_bytes())
+    name = b"blk.0.ffn_up.scale"
+    data[data.index(name) + len(name) + 4 + 8 + 4 + 7] ^= 0x80  # the highest byte of its offset
+    (tmp_path / "bad.gguf").write_bytes(data)
+    faults = faults_of(bitconv.verify(tmp_path / "bad.gguf"))
+    assert {"blk.0.ffn_up.weight", "blk.0.ffn_up.scale"} <= faults.keys()
+
+
+def test_a_scale_tensor_that_no_runner_reads_is_wrong(rebuilt: Rebuilt, tmp_path: Path) -> None:
+    rebuilt.tensors.append(["blk.1.ffn_down.scale", (1,), 0, np.float32(1).tobytes()])
+    (fault,) = faults_of(bitconv.verify(rebuilt.write(tmp_path / "bad.gguf")))[TERNARY]
+    assert "beside a .scale tensor" in fault
 
 
 def test_the_older_name_of_the_architecture_is_the_same_architecture(rebuilt: Rebuilt, tmp_path: Path) -> None:

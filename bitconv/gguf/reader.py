@@ -124,8 +124,8 @@ def _read_header(path: Path, data: mmap.mmap) -> GGUFFile:
         metadata[key] = cursor.value(type_id, f"the value of {key!r}")
 
     alignment = metadata.get("general.alignment", np.uint32(32))
-    if not isinstance(alignment, np.uint32) or alignment == 0 or alignment % 8:
-        raise MalformedGGUF(f"{path}: general.alignment is {alignment!r}, not a multiple of 8 in uint32")
+    if not isinstance(alignment, np.uint32) or alignment < 8 or alignment & (alignment - 1):
+        raise MalformedGGUF(f"{path}: general.alignment is {alignment!r}, not a power of two from 8 on in uint32")
 
     listed: dict[str, TensorInfo] = {}
     for _ in range(tensor_count):

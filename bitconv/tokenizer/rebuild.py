@@ -16,6 +16,7 @@ import numpy as np
 
 from bitconv.errors import BitconvError
 from bitconv.gguf import MalformedGGUF, Metadata
+from bitconv.gguf_vocabulary import runner_default
 from bitconv.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from bitconv.tokenizer.special import ROLES
 from bitconv.tokenizer.spm import SPACE
@@ -40,12 +41,11 @@ def tokenizer_files(metadata: Metadata, file: Path, pre: str | None) -> dict[str
     row = None if vocabulary.model == "llama" else _pre_tokenizer(metadata, pre, file)
     if row is None and pre is not None:
         raise BitconvError(f"{file}: --pre {pre} is for byte-level vocabularies, and this is none")
-    # What llama.cpp does where the file does not say.
-    adds_bos = "bos" in ids and (row is None or row.name == "llama-bpe")
-    adds = {
-        "bos": bool(metadata.get("tokenizer.ggml.add_bos_token", adds_bos)),
-        "eos": bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
-    }
+    stated = metadata if row is None else metadata | {"tokenizer.ggml.pre": row.name}
+    adds = {}
+    for role in ("bos", "eos"):
+        key = f"tokenizer.ggml.add_{role}_token"
+        adds[role] = bool(metadata[key]) if key in metadata else role in ids and bool(runner_default(stated, key))
     for role, add in adds.items():
         if add and role not in ids:
             raise MalformedGGUF(f"{file}: a prompt gets a {role} token, but {ROLES[role]} is missing")
