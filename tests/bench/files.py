@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bitconv.jobs import default_threads
 
-from bench.measure import BITCONV, COPY, Comparison, Run, bitconv, compare, remove, size, warm
+from bench.measure import BITCONV, COPY, SYNCED_COPY, Comparison, Run, bitconv, compare, remove, size, warm
 
 # Types whose default runner does not know the family of 2b-4t, and the one that does.
 RUNNER = {"tq1_0": ("--runner", "bitnet.cpp"), "tq2_0": ("--runner", "bitnet.cpp")}
@@ -55,8 +55,10 @@ def checkpoint(work: Path, source: Source) -> Iterator[Path]:
         remove(path)
 
 
-def conversion(model: Path, source: Source, type_name: str, repeats: int, threads: int | None = None) -> Comparison:
-    """A conversion beside cp of its checkpoint. threads: all cores where None."""
+def conversion(
+    model: Path, source: Source, type_name: str, repeats: int, threads: int | None = None, *, synced: bool = False
+) -> Comparison:
+    """A conversion beside cp of its checkpoint, to the disk where synced. threads: all cores where None."""
     out, copy = model.with_name("out.gguf"), model.with_name("copy")
     runner = () if source.shape.startswith("llama") else RUNNER.get(type_name, ())
     return compare(
@@ -71,8 +73,8 @@ def conversion(model: Path, source: Source, type_name: str, repeats: int, thread
             *runner,
             *(("--threads", str(threads)) if threads else ()),
         ],
-        "cp of the checkpoint",
-        [*COPY, model, copy],
+        "cp and sync of the checkpoint" if synced else "cp of the checkpoint",
+        [*(SYNCED_COPY if synced else COPY), model, copy],
         repeats=repeats,
         limit=COPY_LIMITS.get((source.stored, type_name), OTHER_COPY_LIMIT),
         outputs=[out, copy],

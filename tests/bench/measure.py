@@ -17,6 +17,9 @@ BITCONV = (sys.executable, "-c", "from bitconv.cli import main; main()")
 # A copy that shares its blocks with the original is none.
 COPY = ("cp", "-r", "--reflink=never") if sys.platform == "linux" else ("cp", "-r")
 
+# bitconv's files are on the disk when it ends, and cp's are in the page cache.
+SYNCED_COPY = ("sh", "-c", '"$@" && sync', "sh", *COPY)
+
 
 class BenchError(Exception):
     """What keeps the bench from measuring, in one line."""

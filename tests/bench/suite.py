@@ -28,8 +28,9 @@ class Suite:
     """What to measure.
 
     main: the model that most is measured with, as I2_S. types: it is converted to, besides. others: models and the
-    types that they are converted to. memory: models that must not need more of it. sizes: models for the growth,
-    besides the main one. read_bytes: that no cache holds a noticeable part of. disk: bytes that must be free.
+    types that they are converted to; packed ones, which need little computing, beside a synced copy too. memory: models
+    that must not need more of it. sizes: models for the growth, besides the main one. read_bytes: that no cache holds a
+    noticeable part of. disk: bytes that must be free.
     """
 
     repeats: int
@@ -47,7 +48,11 @@ FULL = Suite(
     main=Source("2b-4t", "bf16"),
     types=("tl1", "tl2", "tq1_0", "tq2_0", "iq2_bn", "iq1_bn"),
     # No runner of Q2_0 knows the family of 2b-4t.
-    others=((Source("2b-4t", "packed"), "i2_s"), (Source("llama3-8b", "bf16", 8), "q2_0")),
+    others=(
+        (Source("2b-4t", "packed"), "i2_s"),
+        (Source("llama3-8b", "packed"), "i2_s"),
+        (Source("llama3-8b", "bf16", 8), "q2_0"),
+    ),
     memory=(Source("llama3-8b", "packed"), Source("100b", "bf16", 1)),
     sizes=tuple(Source("2b-4t", "bf16", layers) for layers in (1, 10, 20)),
     read_bytes=kernels.beyond_cache(),
@@ -97,13 +102,18 @@ def measure(suite: Suite, work: Path) -> Results:
         sizes = [Point(size(model), default_threads(), converted)]
         threads = files.growth_with_threads(model, suite.main, few)
         decoded = _decoding(model, suite.main, few)
+    memory = {}
     for source, type_name in suite.others:
         with files.checkpoint(work, source) as model:
             comparisons.append(files.conversion(model, source, type_name, repeats))
-    memory = {}
+            if source in suite.memory:
+                memory[str(source)] = comparisons[-1].runs
+            if source.stored == "packed":
+                comparisons.append(files.conversion(model, source, type_name, repeats, synced=True))
     for source in suite.memory:
-        with files.checkpoint(work, source) as model:
-            memory[str(source)] = files.memory(model, few)
+        if str(source) not in memory:
+            with files.checkpoint(work, source) as model:
+                memory[str(source)] = files.memory(model, few)
     sizes += files.growth_with_size(work, suite.sizes, few)
     return Results(
         comparisons=tuple(comparisons),
