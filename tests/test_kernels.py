@@ -503,6 +503,10 @@ def test_rejects_sizes_that_do_not_fit() -> None:
         ("values is 4, not a multiple of 3", lambda: _kernels.ternary_scales(u8(16), "f32", f32(3))),
         ("no scales", lambda: _kernels.ternary_scales(u8(16), "f32", f32(0))),
         ("scales has 2 elements, expected 1", lambda: _kernels.q2_0_pack(i8(1, 64), f32(2), u8(18))),
+        ("is too large", lambda: _kernels.i2_s_matmul(u8(0), i8(0, 128), i32(0, 2**57))),
+        ("is too large", lambda: _kernels.tl1_matmul(u8(0), 32, 64, 32, i8(0, 64), i32(0, 2**58))),
+        ("is too large", lambda: _kernels.tl2_matmul(u8(0), u8(0), u8(0), 32, 96, i8(0, 32), i32(0, 2**59))),
+        ("is too large", lambda: _kernels.float_matmul(u8(0), "f32", f32(0, 2**32), f32(0, 2**32))),
         ("too large", lambda: _kernels.q2_0_pack(i8(1, 64), f32(1) + 65520, u8(18))),
         ("too large", lambda: _kernels.iq2_bn_pack(i8(1, 64), f32(1) + np.inf, u8(20))),
         ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.nan, u8(8), "f32")),
@@ -512,6 +516,24 @@ def test_rejects_sizes_that_do_not_fit() -> None:
     for message, call in wrong:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_does_not_loop_over_the_shape_of_an_array_without_elements() -> None:
+    u8, i8, i32, f32 = (lambda *s, t=t: np.zeros(s, t) for t in (np.uint8, np.int8, np.int32, np.float32))
+    many = 2**60
+    for rows, n in ((many, 0), (0, many)):
+        _kernels.i2_s_matmul(u8(0), i8(n, 0), i32(n, rows))
+        _kernels.tl1_matmul(u8(0), 32, 64, 32, i8(n, 0), i32(n, rows))
+        _kernels.tl2_matmul(u8(0), u8(0), u8(0), 32, 96, i8(n, 0), i32(n, rows))
+        _kernels.matmul(i8(rows, 0), i8(n, 0), i32(n, rows))
+        _kernels.float_matmul(u8(0), "f32", f32(n, 0), f32(n, rows))
+    _kernels.i2_s_pack(i8(many, 0), u8(0))
+    _kernels.tl1_pack(i8(many, 0), 32, 64, 32, u8(0))
+    _kernels.tl2_pack(i8(many, 0), 32, 96, u8(0), u8(0), u8(0))
+    assert _kernels.i2_s_unpack(u8(0), i8(many, 0)) == -1
+    assert _kernels.i2_s_row4_unpack(u8(0), i8(many, 0)) == -1
+    assert _kernels.tl1_unpack(u8(0), 32, 64, 32, i8(many, 0)) == -1
+    assert _kernels.tl2_unpack(u8(0), u8(0), u8(0), 32, 96, i8(many, 0)) == -1
 
 
 def test_rejects_arrays_of_another_type_or_order() -> None:
