@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitconv import _kernels
+from bitconv.layouts.q8_0 import Q8_0
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -468,6 +469,12 @@ def test_multiplies_unpacked_rows_exactly(rows: int, cols: int, n: int) -> None:
     trits, x, out = random_trits(rows, cols), activations(n, cols), np.full((n, rows), 99, np.int32)
     _kernels.matmul(trits, x, out)
     assert (out == product(trits, x)).all()
+
+
+def test_q8_0_multiplies_many_columns_exactly() -> None:
+    """So many that sums of 127 times the activations would not fit int32."""
+    packed = Q8_0().pack_rows(np.ones((1, 132128), np.int8), np.ones((1, 4129), np.float32))
+    assert Q8_0().matmul_rows(packed, np.full((1, 132128), -128, np.int8)) == -128 * 132128
 
 
 # The binding
