@@ -77,13 +77,15 @@ size_t group_of(size_t n, size_t scales) {
 /// A scale must stay finite when stored as `type`, and only 0 may become 0.
 void require_scales(const Scales& scales, Float type) {
     const float limit = type == Float::f16 ? 65520.0f : type == Float::bf16 ? 0x1.ffp+127f : INFINITY;
-    const float least = type == Float::f16 ? 0x1p-25f : 0.0f;
+    const float least = type == Float::f16 ? 0x1p-25f : type == Float::bf16 ? 0x1p-134f : 0.0f;  // it rounds to 0
     for (size_t i = 0; i < scales.size(); ++i) {
         const float magnitude = std::fabs(scales.data()[i]);
         if (!(magnitude < limit)) {
             require(false, "scale " + std::to_string(scales.data()[i]) + " is too large for its type");
         }
-        require(magnitude == 0.0f || magnitude > least, "scale is too small for float16");
+        if (magnitude != 0.0f && magnitude <= least) {
+            require(false, std::string("scale is too small for ") + (type == Float::f16 ? "float16" : "bfloat16"));
+        }
     }
 }
 

@@ -25,7 +25,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "layouts.json").read_tex
 WITHOUT_SCALE = ("i2_s", "i2_s_arm64")
 PACKED_BY_ROWS = [name for name in reference.ROW_LAYOUTS if name != "i2_s_arm64"]
 FLOATS = {"f32": "<f4", "f16": "<f2"}
-SCALES = {"f32": (1e-30, 0.3, 1e30), "f16": (1e-5, 0.3, 60000), "bf16": (1e-30, 0.3, 1e30)}
+SCALES = {"f32": (1e-45, 0.3, 1e30), "f16": (2.99e-8, 0.3, 60000), "bf16": (4.6e-41, 0.3, 1e30)}
 
 
 @pytest.fixture(params=_kernels.isas(), autouse=True)
@@ -518,7 +518,8 @@ def test_rejects_sizes_that_do_not_fit() -> None:
         ("too large", lambda: _kernels.iq2_bn_pack(i8(1, 64), f32(1) + np.inf, u8(20))),
         ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.nan, u8(8), "f32")),
         ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.float32(3.4e38), u8(4), "bf16")),
-        ("too small", lambda: _kernels.iq1_bn_pack(i8(1, 64), f32(1) + np.float32(2.0**-25), u8(15))),
+        ("too small for float16", lambda: _kernels.iq1_bn_pack(i8(1, 64), f32(1) + np.float32(2.0**-25), u8(15))),
+        ("too small for bfloat16", lambda: _kernels.dequantize(i8(2), f32(1) + np.float32(2.0**-134), u8(4), "bf16")),
     ]
     for message, call in wrong:
         with pytest.raises(ValueError, match=message):
