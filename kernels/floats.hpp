@@ -5,10 +5,13 @@
 #pragma once
 #include "kernels.hpp"
 
+#include <cfloat>
 #include <cstring>
 #include <type_traits>
 
 namespace bitconv::BITCONV_ISA {
+
+static_assert(FLT_EVAL_METHOD == 0, "float arithmetic must round to float: 32-bit x86 needs -msse2 -mfpmath=sse");
 
 inline float float_of(uint32_t bits) {
     float value;
