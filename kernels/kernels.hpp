@@ -9,6 +9,10 @@
 #error "the kernels are written for little-endian machines"
 #endif
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#pragma fp_contract(off)  // no option says so, and until Visual Studio 2022 it was on
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
