@@ -1,4 +1,7 @@
 // The Python module bitconv._kernels: checks dtypes, sizes and scales, then runs a kernel without the GIL.
+//
+// An array without elements may have dimensions whose product wraps, or that are too large to loop over: products are
+// checked, and there is no kernel to run where the result is empty.
 #include "kernels.hpp"
 
 #include <cmath>
@@ -43,6 +46,12 @@ void require_multiple(const std::string& what, size_t size, size_t unit) {
     require(size % unit == 0, what + " is " + std::to_string(size) + ", not a multiple of " + std::to_string(unit));
 }
 
+/// a * b, which must not wrap.
+size_t times(size_t a, size_t b) {
+    require(b == 0 || a <= SIZE_MAX / b, std::to_string(a) + " times " + std::to_string(b) + " is too large");
+    return a * b;
+}
+
 Float float_type(const std::string& name) {
     if (name == "f32") return Float::f32;
     if (name == "f16") return Float::f16;
@@ -68,13 +77,15 @@ size_t group_of(size_t n, size_t scales) {
 /// A scale must stay finite when stored as `type`, and only 0 may become 0.
 void require_scales(const Scales& scales, Float type) {
     const float limit = type == Float::f16 ? 65520.0f : type == Float::bf16 ? 0x1.ffp+127f : INFINITY;
-    const float least = type == Float::f16 ? 0x1p-25f : 0.0f;
+    const float least = type == Float::f16 ? 0x1p-25f : type == Float::bf16 ? 0x1p-134f : 0.0f;  // it rounds to 0
     for (size_t i = 0; i < scales.size(); ++i) {
         const float magnitude = std::fabs(scales.data()[i]);
         if (!(magnitude < limit)) {
             require(false, "scale " + std::to_string(scales.data()[i]) + " is too large for its type");
         }
-        require(magnitude == 0.0f || magnitude > least, "scale is too small for float16");
+        if (magnitude != 0.0f && magnitude <= least) {
+            require(false, std::string("scale is too small for ") + (type == Float::f16 ? "float16" : "bfloat16"));
+        }
     }
 }
 
@@ -92,6 +103,7 @@ MatmulSizes matmul_sizes(const Activations& x, const Products& out) {
 void require_rows(const RowLayout& layout, size_t rows, size_t cols, size_t packed_size) {
     require_multiple("the number of rows", rows, layout.row_group);
     require_multiple("the number of columns", cols, layout.row_group > 1 ? 1 : layout.geometry.block);
+    times(rows, layout.geometry.row_header + cols);  // as large as any product in bytes() and scales()
     require_size("the packed array", packed_size, layout.bytes(rows, cols));
 }
 
@@ -100,6 +112,7 @@ void pack(size_t index, const Trits& trits, const Scales& scales, const OutBytes
     require_rows(layout, trits.shape(0), trits.shape(1), out.size());
     require_size("scales", scales.size(), layout.scales(trits.shape(0), trits.shape(1)));
     require_scales(scales, layout.geometry.row_header == 4 ? Float::f32 : Float::f16);
+    if (out.size() == 0) return;
     layout.pack(trits.data(), scales.data(), trits.shape(0), trits.shape(1), out.data());
 }
 
@@ -107,6 +120,7 @@ int64_t unpack(size_t index, const Bytes& packed, const OutTrits& out, float* sc
     const RowLayout& layout = active().layouts[index];
     require_rows(layout, out.shape(0), out.shape(1), packed.size());
     require_size("scales", scale_count, layout.scales(out.shape(0), out.shape(1)));
+    if (packed.size() == 0) return -1;
     return layout.unpack(packed.data(), out.shape(0), out.shape(1), out.data(), scales);
 }
 
@@ -114,7 +128,7 @@ void matmul(size_t index, const Bytes& packed, const Activations& x, const Produ
     const RowLayout& layout = active().layouts[index];
     const auto [rows, cols, n] = matmul_sizes(x, out);
     require_rows(layout, rows, cols, packed.size());
-    layout.matmul(packed.data(), x.data(), out.data(), rows, cols, n);
+    if (out.size() > 0) layout.matmul(packed.data(), x.data(), out.data(), rows, cols, n);
 }
 
 void define_row_layout(nb::module_& m, size_t index) {
@@ -158,7 +172,7 @@ Tiles tl1_tiles(size_t rows, size_t cols, size_t packed_size, size_t bm, size_t 
     require_tiles(rows, tiles);
     require_multiple("the number of columns", cols, bk);
     require_multiple("bk", bk, 256 / bmm);
-    require_size("the packed array", packed_size, rows * cols / 4);
+    require_size("the packed array", packed_size, times(rows, cols) / 4);
     return tiles;
 }
 
@@ -169,9 +183,9 @@ Tiles tl2_tiles(size_t rows, size_t cols, size_t bm, size_t bk, const Part& thre
     require_multiple("bk", bk, 24);
     const size_t two_columns = cols % bk, three_columns = cols - two_columns;
     require_multiple("the number of columns beyond a multiple of bk", two_columns, 32);
-    require_size("three", three.size(), rows * three_columns / 6);
-    require_size("signs", signs.size(), rows * three_columns / 24);
-    require_size("two", two.size(), rows * two_columns / 4);
+    require_size("three", three.size(), times(rows, three_columns) / 6);
+    require_size("signs", signs.size(), times(rows, three_columns) / 24);
+    require_size("two", two.size(), times(rows, two_columns) / 4);
     return tiles;
 }
 
@@ -179,20 +193,20 @@ void define_tl1(nb::module_& m) {
     m.def("tl1_pack", [](const Trits& trits, size_t bm, size_t bk, size_t bmm, const OutBytes& out) {
         const size_t rows = trits.shape(0), cols = trits.shape(1);
         const Tiles tiles = tl1_tiles(rows, cols, out.size(), bm, bk, bmm);
-        active().tl1.pack(trits.data(), rows, cols, tiles, out.data());
+        if (out.size() > 0) active().tl1.pack(trits.data(), rows, cols, tiles, out.data());
     }, "trits"_a.noconvert(), "bm"_a, "bk"_a, "bmm"_a, "out"_a.noconvert(), Release());
 
     m.def("tl1_unpack", [](const Bytes& packed, size_t bm, size_t bk, size_t bmm, const OutTrits& out) {
         const size_t rows = out.shape(0), cols = out.shape(1);
         const Tiles tiles = tl1_tiles(rows, cols, packed.size(), bm, bk, bmm);
-        return active().tl1.unpack(packed.data(), rows, cols, tiles, out.data());
+        return out.size() > 0 ? active().tl1.unpack(packed.data(), rows, cols, tiles, out.data()) : -1;
     }, "packed"_a.noconvert(), "bm"_a, "bk"_a, "bmm"_a, "out"_a.noconvert(), Release());
 
     m.def("tl1_matmul", [](const Bytes& packed, size_t bm, size_t bk, size_t bmm, const Activations& x,
                            const Products& out) {
         const auto [rows, cols, n] = matmul_sizes(x, out);
         const Tiles tiles = tl1_tiles(rows, cols, packed.size(), bm, bk, bmm);
-        active().tl1.matmul(packed.data(), x.data(), out.data(), rows, cols, n, tiles);
+        if (out.size() > 0) active().tl1.matmul(packed.data(), x.data(), out.data(), rows, cols, n, tiles);
     }, "packed"_a.noconvert(), "bm"_a, "bk"_a, "bmm"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release());
 }
 
@@ -201,6 +215,7 @@ void define_tl2(nb::module_& m) {
                          const OutBytes& two) {
         const size_t rows = trits.shape(0), cols = trits.shape(1);
         const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
+        if (trits.size() == 0) return;
         active().tl2.pack(trits.data(), rows, cols, tiles, {three.data(), signs.data(), two.data()});
     }, "trits"_a.noconvert(), "bm"_a, "bk"_a, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(),
        Release());
@@ -209,6 +224,7 @@ void define_tl2(nb::module_& m) {
                            const OutTrits& out) {
         const size_t rows = out.shape(0), cols = out.shape(1);
         const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
+        if (out.size() == 0) return int64_t{-1};
         return active().tl2.unpack({three.data(), signs.data(), two.data()}, rows, cols, tiles, out.data());
     }, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(), "bm"_a, "bk"_a, "out"_a.noconvert(),
        Release());
@@ -218,7 +234,7 @@ void define_tl2(nb::module_& m) {
         const auto [rows, cols, n] = matmul_sizes(x, out);
         const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
         const Tl2In packed{three.data(), signs.data(), two.data()};
-        active().tl2.matmul(packed, x.data(), out.data(), rows, cols, n, tiles);
+        if (out.size() > 0) active().tl2.matmul(packed, x.data(), out.data(), rows, cols, n, tiles);
     }, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(), "bm"_a, "bk"_a, "x"_a.noconvert(),
        "out"_a.noconvert(), Release());
 }
@@ -281,22 +297,22 @@ NB_MODULE(_kernels, m) {
         const Float out_type = float_type(out_dtype);
         const size_t n = trits.size(), group = group_of(n, scales.size());
         require_scales(scales, out_type);
-        require_size("out", out.size(), n * float_bytes(out_type));
+        require_size("out", out.size(), times(n, float_bytes(out_type)));
         active().dequantize(trits.data(), n, scales.data(), group, out.data(), out_type);
     }, "trits"_a.noconvert(), "scales"_a.noconvert(), "out"_a.noconvert(), "out_dtype"_a, Release());
 
     m.def("matmul", [](const Trits& trits, const Activations& x, const Products& out) {
         const auto [rows, cols, n] = matmul_sizes(x, out);
         require(trits.shape(0) == rows && trits.shape(1) == cols, "the shapes of trits, x and out do not fit");
-        active().matmul(trits.data(), x.data(), out.data(), rows, cols, n);
+        if (out.size() > 0) active().matmul(trits.data(), x.data(), out.data(), rows, cols, n);
     }, "trits"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release());
 
     m.def("float_matmul", [](const Bytes& w, const std::string& dtype, const Vectors& x, const OutVectors& out) {
         const Float type = float_type(dtype);
         const size_t n = x.shape(0), cols = x.shape(1), rows = out.shape(1);
         require(out.shape(0) == n, "x has " + std::to_string(n) + " vectors, out " + std::to_string(out.shape(0)));
-        require_size("w", float_count(w, type), rows * cols);
-        active().float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
+        require_size("w", float_count(w, type), times(rows, cols));
+        if (out.size() > 0) active().float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
     }, "w"_a.noconvert(), "dtype"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release());
 
     for (size_t index = 0; index < row_layouts; ++index) define_row_layout(m, index);

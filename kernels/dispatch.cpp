@@ -55,13 +55,14 @@ uint64_t saved_state() {
     return _xgetbv(0);
 #else
     uint32_t low, high;
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return uint64_t{high} << 32 | low;
 #endif
 }
 
 void add_native(std::vector<const Kernels*>& tables) {
     const auto has = [](uint32_t bits, int bit) { return (bits >> bit & 1) != 0; };
+    if (cpuid(0).a < 7) return;  // the last leaf; beyond it an answer means something else
     const Registers one = cpuid(1), seven = cpuid(7);
     if (!has(one.c, 27)) return;  // OSXSAVE: xgetbv may be asked
     const uint64_t state = saved_state();

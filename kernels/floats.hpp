@@ -5,10 +5,13 @@
 #pragma once
 #include "kernels.hpp"
 
+#include <cfloat>
 #include <cstring>
 #include <type_traits>
 
 namespace bitconv::BITCONV_ISA {
+
+static_assert(FLT_EVAL_METHOD == 0, "float arithmetic must round to float: 32-bit x86 needs -msse2 -mfpmath=sse");
 
 inline float float_of(uint32_t bits) {
     float value;
@@ -125,14 +128,34 @@ bool round(const uint32_t* __restrict x, size_t n, uint8_t* __restrict out) {
     return fault != 0;
 }
 
+/// The same with x [n] of T already, whose bytes stay as they are.
+template <class T>
+bool copy(const uint8_t* __restrict x, size_t n, uint8_t* __restrict out) {
+    typename T::Bits fault = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const typename T::Bits bits = load<T>(x, i);
+        store<T>(out, i, bits);
+        fault |= infinite<T>(bits) ? 1 : 0;
+    }
+    return fault != 0;
+}
+
 template <class From, class To>
 int64_t convert(const uint8_t* x, size_t n, uint8_t* out) {
     constexpr size_t step = 512;
-    uint32_t floats[step];
     for (size_t i = 0; i < n; i += step) {
         const size_t count = n - i < step ? n - i : step;
-        widen<From>(x + i * sizeof(typename From::Bits), count, floats);
-        if (round<To>(floats, count, out + i * sizeof(typename To::Bits))) {
+        const uint8_t* from = x + i * sizeof(typename From::Bits);
+        uint8_t* to = out + i * sizeof(typename To::Bits);
+        bool fault;
+        if constexpr (std::is_same_v<From, To>) {
+            fault = copy<To>(from, count, to);
+        } else {
+            uint32_t floats[step];
+            widen<From>(from, count, floats);
+            fault = round<To>(floats, count, to);
+        }
+        if (fault) {
             while (!infinite<To>(load<To>(out, i))) ++i;
             return static_cast<int64_t>(i);
         }

@@ -9,6 +9,10 @@
 #error "the kernels are written for little-endian machines"
 #endif
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#pragma fp_contract(off)  // no option says so, and until Visual Studio 2022 it was on
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -114,7 +118,7 @@ struct Kernels {
     /// out[i] = trits[i] * scales[i / group] rounded to nearest even; +0 for trit 0.
     void (*dequantize)(const int8_t* trits, size_t n, const float* scales, size_t group, uint8_t* out, Float out_type);
 
-    /// out[v, r] = sum over k of trits[r, k] * x[v, k]; trits may hold any int8.
+    /// out[v, r] = sum over k of trits[r, k] * x[v, k]. With fewer than 2^17 columns, trits may hold any int8.
     void (*matmul)(const int8_t* trits, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n);
 
     /// out[v, r] = sum over k of w[r, k] * x[v, k] in float32, in an order that is the same on every instruction set:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitconv import _kernels
+from bitconv.layouts.q8_0 import Q8_0
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "layouts.json").read_tex
 WITHOUT_SCALE = ("i2_s", "i2_s_arm64")
 PACKED_BY_ROWS = [name for name in reference.ROW_LAYOUTS if name != "i2_s_arm64"]
 FLOATS = {"f32": "<f4", "f16": "<f2"}
-SCALES = {"f32": (1e-30, 0.3, 1e30), "f16": (1e-5, 0.3, 60000), "bf16": (1e-30, 0.3, 1e30)}
+SCALES = {"f32": (1e-45, 0.3, 1e30), "f16": (2.99e-8, 0.3, 60000), "bf16": (4.6e-41, 0.3, 1e30)}
 
 
 @pytest.fixture(params=_kernels.isas(), autouse=True)
@@ -470,6 +471,12 @@ def test_multiplies_unpacked_rows_exactly(rows: int, cols: int, n: int) -> None:
     assert (out == product(trits, x)).all()
 
 
+def test_q8_0_multiplies_many_columns_exactly() -> None:
+    """So many that sums of 127 times the activations would not fit int32."""
+    packed = Q8_0().pack_rows(np.ones((1, 132128), np.int8), np.ones((1, 4129), np.float32))
+    assert Q8_0().matmul_rows(packed, np.full((1, 132128), -128, np.int8)) == -128 * 132128
+
+
 # The binding
 
 
@@ -503,15 +510,38 @@ def test_rejects_sizes_that_do_not_fit() -> None:
         ("values is 4, not a multiple of 3", lambda: _kernels.ternary_scales(u8(16), "f32", f32(3))),
         ("no scales", lambda: _kernels.ternary_scales(u8(16), "f32", f32(0))),
         ("scales has 2 elements, expected 1", lambda: _kernels.q2_0_pack(i8(1, 64), f32(2), u8(18))),
+        ("is too large", lambda: _kernels.i2_s_matmul(u8(0), i8(0, 128), i32(0, 2**57))),
+        ("is too large", lambda: _kernels.tl1_matmul(u8(0), 32, 64, 32, i8(0, 64), i32(0, 2**58))),
+        ("is too large", lambda: _kernels.tl2_matmul(u8(0), u8(0), u8(0), 32, 96, i8(0, 32), i32(0, 2**59))),
+        ("is too large", lambda: _kernels.float_matmul(u8(0), "f32", f32(0, 2**32), f32(0, 2**32))),
         ("too large", lambda: _kernels.q2_0_pack(i8(1, 64), f32(1) + 65520, u8(18))),
         ("too large", lambda: _kernels.iq2_bn_pack(i8(1, 64), f32(1) + np.inf, u8(20))),
         ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.nan, u8(8), "f32")),
         ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.float32(3.4e38), u8(4), "bf16")),
-        ("too small", lambda: _kernels.iq1_bn_pack(i8(1, 64), f32(1) + np.float32(2.0**-25), u8(15))),
+        ("too small for float16", lambda: _kernels.iq1_bn_pack(i8(1, 64), f32(1) + np.float32(2.0**-25), u8(15))),
+        ("too small for bfloat16", lambda: _kernels.dequantize(i8(2), f32(1) + np.float32(2.0**-134), u8(4), "bf16")),
     ]
     for message, call in wrong:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_does_not_loop_over_the_shape_of_an_array_without_elements() -> None:
+    u8, i8, i32, f32 = (lambda *s, t=t: np.zeros(s, t) for t in (np.uint8, np.int8, np.int32, np.float32))
+    many = 2**60
+    for rows, n in ((many, 0), (0, many)):
+        _kernels.i2_s_matmul(u8(0), i8(n, 0), i32(n, rows))
+        _kernels.tl1_matmul(u8(0), 32, 64, 32, i8(n, 0), i32(n, rows))
+        _kernels.tl2_matmul(u8(0), u8(0), u8(0), 32, 96, i8(n, 0), i32(n, rows))
+        _kernels.matmul(i8(rows, 0), i8(n, 0), i32(n, rows))
+        _kernels.float_matmul(u8(0), "f32", f32(n, 0), f32(n, rows))
+    _kernels.i2_s_pack(i8(many, 0), u8(0))
+    _kernels.tl1_pack(i8(many, 0), 32, 64, 32, u8(0))
+    _kernels.tl2_pack(i8(many, 0), 32, 96, u8(0), u8(0), u8(0))
+    assert _kernels.i2_s_unpack(u8(0), i8(many, 0)) == -1
+    assert _kernels.i2_s_row4_unpack(u8(0), i8(many, 0)) == -1
+    assert _kernels.tl1_unpack(u8(0), 32, 64, 32, i8(many, 0)) == -1
+    assert _kernels.tl2_unpack(u8(0), u8(0), u8(0), 32, 96, i8(many, 0)) == -1
 
 
 def test_rejects_arrays_of_another_type_or_order() -> None:

@@ -56,8 +56,8 @@ class Q8_0(Layout):  # noqa: N801 - the format's name
     def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
         values, _ = _split(packed[0], x.shape[1])
         product = np.empty((x.shape[0], values.shape[0]), np.int32)
-        _kernels.matmul(values, x, product)
-        return product // int(LARGEST)
+        _kernels.matmul(np.sign(values), x, product)
+        return product
 
 
 def _split(packed: Bytes, columns: int) -> tuple[npt.NDArray[np.int8], Scales]:

@@ -1,7 +1,7 @@
 // Vectors of float32 on AVX2, from floats of any type. See float_matmul.hpp.
 #pragma once
-#include <cstddef>
-#include <cstdint>
+#include "../kernels.hpp"
+
 #include <immintrin.h>
 
 namespace bitconv::BITCONV_ISA {

@@ -1,8 +1,8 @@
 // Vectors of float32 on NEON, from floats of any type. See float_matmul.hpp.
 #pragma once
+#include "../kernels.hpp"
+
 #include <arm_neon.h>
-#include <cstddef>
-#include <cstdint>
 
 namespace bitconv::BITCONV_ISA {
 
