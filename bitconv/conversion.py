@@ -13,7 +13,7 @@ import numpy as np
 
 from bitconv import _kernels, jobs
 from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.hub import local_model
 from bitconv.layouts import Bytes
 from bitconv.model import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight, load_model
@@ -77,6 +77,7 @@ class Conversion:
     tensors: tuple[ConvertedTensor, ...]
 
 
+@reports_system_errors
 def convert(
     model: str | PathLike[str],
     output: str | PathLike[str],

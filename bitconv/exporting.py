@@ -19,7 +19,7 @@ from bitconv import _kernels, hyperparameters
 from bitconv.architectures import Role, scale_name
 from bitconv.checkpoint import ITEMSIZE
 from bitconv.config_json import config_json, rope_scaling
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.families import llama, microsoft
 from bitconv.gguf import GGUFFile, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import Bytes, make_layout
@@ -75,6 +75,7 @@ class Export:
     tensors: tuple[ExportedTensor, ...]
 
 
+@reports_system_errors
 def export(
     file: str | os.PathLike[str],
     directory: str | os.PathLike[str],

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from bitconv.checkpoint import Checkpoint
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.hub import local_model
 from bitconv.model import load_model
 from bitconv.output import check_output, replacing
@@ -49,6 +49,7 @@ class KernelConfig:
     build: tuple[str, ...]
 
 
+@reports_system_errors
 def kernel_config(
     model: str | PathLike[str],
     output: str | PathLike[str],

@@ -13,7 +13,7 @@ import numpy as np
 
 from bitconv import jobs, runners
 from bitconv.architectures import Role, scale_name
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf
 from bitconv.layouts import TERNARY_TYPES, make_layout
 from bitconv.output import check_output, replacing
@@ -74,6 +74,7 @@ class _Planned(NamedTuple):
     place: TernaryPlace | None
 
 
+@reports_system_errors
 def repack(
     file: str | os.PathLike[str],
     output: str | os.PathLike[str],
