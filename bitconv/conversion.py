@@ -116,7 +116,7 @@ def convert(
     BitconvError on anything that cannot be converted right; then output is as it was before.
     """
     target = Path(output)
-    check_output(target, force=force)
+    check_output(target, force=force, inputs=(kernel_config,))
     options = Options(
         type=type,
         runner=runner,
@@ -133,7 +133,7 @@ def convert(
         plan = make_plan(checkpoint, settle_scales(checkpoint, understood, rule_of(ternarize), threads), options)
         scales: dict[str, list[Scale]] = {}
         if not dry_run:
-            with replacing(target, plan.size) as descriptor:
+            with replacing(target, plan.size, force=force) as descriptor:
                 scales = _write(checkpoint, plan, descriptor, threads, progress)
     return Conversion(
         output=str(target),

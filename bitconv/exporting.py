@@ -112,7 +112,7 @@ def export(
     try:
         checkpoint = _Source(header, structure, descriptor).checkpoint()
         files |= {"config.json": encode_json(checkpoint.config | ids), "generation_config.json": encode_json(ids)}
-        with replacing_directory(target) as temporary:
+        with replacing_directory(target, force=force) as temporary:
             write_tensors(temporary, checkpoint.tensors, threads, progress)
             for name, data in files.items():
                 with replacing(temporary / name, len(data)) as output:

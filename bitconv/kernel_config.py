@@ -76,7 +76,7 @@ def kernel_config(
     else:
         tiles = {shape: tiles[shape] for shape in SHIPPED[type][name]}
     text = kernel_config_text(tiles).encode()
-    with replacing(target, len(text)) as descriptor:
+    with replacing(target, len(text), force=force) as descriptor:
         write_at(descriptor, text, 0)
     return KernelConfig(
         output=str(target),
