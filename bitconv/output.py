@@ -37,6 +37,18 @@ def check_output(path: Path, *, force: bool, inputs: Iterable[str | os.PathLike[
         raise BitconvError(f"{path}: exists; pass --force to overwrite it")
 
 
+def check_no_model_file(path: Path, model: Path, start: bytes) -> None:
+    """Refuse to replace a file of a model directory, unless it starts as the new one will."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        if stream.read(len(start)) == start:
+            return
+    # By what they are, not by name: in the Hub's cache, files are links to elsewhere.
+    if any(file.is_file() and file.samefile(path) for file in model.rglob("*")):
+        raise BitconvError(f"{path}: is a file of the checkpoint itself; name another output")
+
+
 @contextlib.contextmanager
 def replacing(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     """A descriptor to write `size` bytes to, in a temporary file beside `path` that takes its place at the end.

@@ -13,7 +13,7 @@ from bitconv import BitconvError
 from bitconv.dummy import dummy
 from bitconv.kernel_config import kernel_config
 
-from synthetic import FIXTURES
+from synthetic import FIXTURES, make_checkpoint
 
 MODEL = FIXTURES / "Llama3-1.58-tiny"
 
@@ -96,3 +96,33 @@ def test_a_link_to_an_input_is_not_replaced(tmp_path: Path, good: Path, link: Ca
         with pytest.raises(BitconvError, match="is the input itself; name another output"):
             bitconv.convert(MODEL, output, type="tl2", kernel_config=tmp_path / "k.ini", force=True)
     assert inputs == (good.read_bytes(), (tmp_path / "k.ini").read_bytes())
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "README.md", "additional_chat_templates/tool.jinja"]
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_file_of_the_checkpoint_is_not_replaced(tmp_path: Path, name: str, cached: bool) -> None:
+    """cached: the model directory holds links, as in the Hub's cache."""
+    model = make_checkpoint(tmp_path / "model", "llama").path
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).touch()
+    if cached:
+        (model / name).rename(tmp_path / "blob")
+        (model / name).symlink_to(tmp_path / "blob")
+    before = (model / name).read_bytes()
+    for output in (model / name, tmp_path / "link"):
+        if output != model / name:
+            output.symlink_to(model / name)
+        with pytest.raises(BitconvError, match="is a file of the checkpoint itself"):
+            bitconv.convert(model, output, force=True)
+        with pytest.raises(BitconvError, match="is a file of the checkpoint itself"):
+            kernel_config(model, output, type="tl2", force=True)
+    assert (model / name).read_bytes() == before
+
+
+def test_what_stands_in_the_model_directory_is_written_again(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", hidden=512, ffn=1024).path
+    for _ in range(2):
+        bitconv.convert(model, model / "out.gguf", force=True)
+        kernel_config(model, model / "kernel_config.ini", type="tl2", force=True)
