@@ -124,6 +124,10 @@ _YARN = {
 }
 
 
+# The type that a GGUF file has the numbers of config.json in.
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 class _Config:
     """config.json with checked look-ups."""
 
@@ -135,15 +139,15 @@ class _Config:
         value = self.values.get(key)
         value = default if value is None else value
         if type(value) is not int or not 0 < value < 2**31:
-            raise BitconvError(f"{self.file}: {key} is {value!r}, expected a positive integer")
+            raise BitconvError(f"{self.file}: {key} is {value!r:.80}, expected a positive integer")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key)
         value = default if value is None else value
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _FLOAT32_MAX:
             return float(value)
-        raise BitconvError(f"{self.file}: {key} is {value!r}, expected a positive number")
+        raise BitconvError(f"{self.file}: {key} is {value!r:.80}, expected a positive number that float32 holds")
 
     def group(self, key: str) -> _Config:
         value = self.values.get(key)

@@ -81,6 +81,13 @@ def test_a_size_that_is_none(llama: Synthetic, out: Path, key: str, value: objec
     refused(llama.path, out, "config.json", key)
 
 
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+@pytest.mark.parametrize("digits", [400, 40])
+def test_a_number_that_no_float32_holds(llama: Synthetic, out: Path, key: str, digits: int) -> None:
+    llama.rewrite_config(**{key: 10 ** (digits - 1)})
+    refused(llama.path, out, "config.json", f"{key} is 1000000")
+
+
 def test_a_llama_that_nothing_marks_as_bitnet(llama: Synthetic, out: Path) -> None:
     llama.rewrite_config(quantization_config=None)
     refused(llama.path, out, "nothing marks this as a BitNet checkpoint")
