@@ -71,6 +71,8 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         refusals.check_path(path)
+        if path.is_file():
+            raise BitconvError(f"{path}: is a file; name the model directory, {path.parent}")
         if not path.is_dir():
             raise BitconvError(f"{path}: no such model directory")
         self.path = path

@@ -129,8 +129,10 @@ def convert(
     )
     with Checkpoint(local_model(model, revision, token)) as checkpoint:
         check_no_model_file(target, checkpoint.path, b"GGUF")
-        understood = load_model(checkpoint, scale_convention_of(scale_convention))
-        plan = make_plan(checkpoint, settle_scales(checkpoint, understood, rule_of(ternarize), threads), options)
+        convention = scale_convention_of(scale_convention)
+        understood = load_model(checkpoint, convention)
+        settled = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
+        plan = make_plan(checkpoint, settled, options)
         scales: dict[str, list[Scale]] = {}
         if not dry_run:
             with replacing(target, plan.size, force=force) as descriptor:

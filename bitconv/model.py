@@ -116,6 +116,10 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file, checkpoint.tensors)
     sizes = hyperparameters.from_config(config, file)
+    # Before anything is made for each of them.
+    if sizes.layers * max(sizes.experts, 1) > len(checkpoint.tensors):
+        experts = f" of {sizes.experts} experts" if sizes.experts else ""
+        raise BitconvError(f"{file}: num_hidden_layers is {sizes.layers}{experts}, more than there are tensors")
     head = checkpoint.tensors.get("lm_head.weight")
     if head is not None and head.dtype == "u8":
         raise refusals.TERNARY_HEAD.error(f"{head.file}: lm_head.weight")

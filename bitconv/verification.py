@@ -114,8 +114,9 @@ def verify(
     if against is None:
         return _Verifier(gguf, structure, None, None).run(threads, progress)
     with Checkpoint(local_model(against, revision, token)) as checkpoint:
-        understood = load_model(checkpoint, scale_convention_of(scale_convention))
-        model = settle_scales(checkpoint, understood, rule_of(ternarize), threads)
+        convention = scale_convention_of(scale_convention)
+        understood = load_model(checkpoint, convention)
+        model = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
         verifier = _Verifier(gguf, structure, checkpoint, model)
         verifier.compare_metadata(pre)
         return verifier.run(threads, progress)
