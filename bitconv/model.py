@@ -214,7 +214,8 @@ def _check_experts(family: Family, sizes: Hyperparameters, config: Mapping[str, 
             f"{'experts' if family.experts else 'none'}"
         )
     kept = _quantization(config).get("modules_to_not_convert")
-    if family.experts and not any(str(module).endswith("gate") for module in kept or ()):
+    listed = kept if isinstance(kept, list) else []
+    if family.experts and not any(str(module).endswith("gate") for module in listed):
         raise BitconvError(
             f"{file}: quantization_config.modules_to_not_convert does not list gate: the router of the experts is "
             "ternary too, with activations rounded to int8, and llama.cpp's is of floats"
