@@ -71,6 +71,8 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         refusals.check_path(path)
+        if path.is_file():
+            raise BitconvError(f"{path}: is a file; name the model directory, {path.parent}")
         if not path.is_dir():
             raise BitconvError(f"{path}: no such model directory")
         self.path = path
@@ -124,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BitconvError(f"{path}: missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         raise BitconvError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise BitconvError(f"{path}: holds no JSON object")

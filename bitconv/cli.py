@@ -5,12 +5,14 @@ What is imported late, and annotations that are evaluated at once and not by typ
 
 import contextlib
 import dataclasses
+import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -32,8 +34,6 @@ class _OneLineErrors(TyperGroup):
             return super().invoke(ctx)
         except BitconvError as error:
             _fail(str(error))
-        except OSError as error:
-            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:
             _fail("interrupted")
 
@@ -546,16 +546,46 @@ def options(
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _interrupt)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            app()
+    finally:
+        # When all is done, so that nothing about stdout can stop the work or change its exit code.
+        cause = _write(sys.stdout, printed.getvalue())
+        if cause is not None:
+            _fail(f"stdout: {cause}")
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a closed terminal sends several, and one must not end the cleaning up
     raise KeyboardInterrupt
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"bitconv: error: {' '.join(message.split())}", file=sys.stderr)
+    _write(sys.stderr, f"bitconv: error: {' '.join(message.split())}\n")
     sys.exit(ERROR)
+
+
+def _write(stream: TextIO | None, text: str) -> str | None:
+    """Write to stdout or stderr. Returns why the text is lost, if it is.
+
+    What the stream cannot encode is escaped, and a reader that has gone, as `head` does, has read all that it wants.
+    """
+    if stream is None:
+        return None
+    try:
+        stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
+        stream.flush()
+        return None
+    except KeyboardInterrupt:
+        cause: str | None = "interrupted"
+    except OSError as error:
+        cause = None if isinstance(error, BrokenPipeError) else error.strerror
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # where the rest goes when Python ends
+    return cause
 
 
 @contextlib.contextmanager
@@ -583,7 +613,7 @@ def _progress(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(value, indent=2, allow_nan=False))  # in ASCII, which every stdout takes as it is
 
 
 def _print_conversion(result: "Conversion") -> None:

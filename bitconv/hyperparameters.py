@@ -140,7 +140,7 @@ class Config:
         value = self.values.get(key)
         value = default if value is None else value
         if type(value) is not int or not 0 < value < 2**31:
-            raise BitconvError(f"{self.file}: {key} is {value!r}, expected a positive integer")
+            raise BitconvError(f"{self.file}: {key} is {value!r:.80}, expected a positive integer")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -148,7 +148,7 @@ class Config:
         value = default if value is None else value
         if isinstance(value, int | float) and not isinstance(value, bool) and _in_float32(value):
             return float(value)
-        raise BitconvError(f"{self.file}: {key} is {value!r}, expected a positive number that float32 can hold")
+        raise BitconvError(f"{self.file}: {key} is {value!r:.80}, expected a positive number that float32 can hold")
 
     def boolean(self, key: str) -> bool:
         """False where it is missing."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 import tempfile
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gguf
 import numpy as np
@@ -43,6 +44,8 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
     """All metadata of the file: general keys, the architecture's sizes, the tokenizer."""
     architecture, embedding = model.family.architecture.name, model.family.embedding
     parameters = sum(prod(w.shape) for w in model.weights if not isinstance(w, ComputedWeight))
+    # First, since it names the file that is no JSON object, where the gguf package below does not.
+    tokenizer = tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre, embedding=embedding)
     return {
         "general.architecture": architecture,
         "general.type": "model",
@@ -51,7 +54,7 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
         **model.sizes.metadata(architecture),
         **(pooling_metadata(checkpoint.path, architecture) if embedding else {}),
-        **tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre, embedding=embedding),
+        **tokenizer,
     }
 
 
@@ -68,19 +71,38 @@ def _authorship(directory: Path, architecture: str, parameters: int) -> Metadata
         try:
             card = gguf.Metadata.load(None, named, total_params=parameters)
         except Exception as error:  # whatever a malformed front matter makes the library raise
-            raise BitconvError(f"{directory / 'README.md'}: its front matter cannot be read: {error}") from None
+            cause = " ".join(str(error).split())
+            what = "README.md's front matter, or _name_or_path in config.json"
+            raise BitconvError(f"{directory}: {what}, cannot be read: {cause}") from None
     card.name = card.name or name
     card.basename = card.basename or card.name
     card.size_label = gguf.size_label(parameters, 0, 0, 0)
     writer = gguf.GGUFWriter(None, architecture)
+    if isinstance(card.license, list):
+        card.license = ",".join(_texts(card.license))
     card.set_gguf_meta_model(writer)
-    return {key: _value(field) for key, field in writer.kv_data[0].items() if key != "general.architecture"}
+    values = {key: _value(field) for key, field in writer.kv_data[0].items() if key != "general.architecture"}
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _value(field: Any) -> Value:
-    """A value of the gguf package in the form of bitconv.gguf."""
-    if field.type in (gguf.GGUFValueType.STRING, gguf.GGUFValueType.BOOL):
-        return cast(Value, field.value)
+def _value(field: Any) -> Value | None:
+    """A value of the gguf package in the form of bitconv.gguf; None where the model's files have none for this key.
+
+    The package takes it from them as it is, whatever its type.
+    """
+    if field.type is gguf.GGUFValueType.STRING:
+        return next(iter(_texts([field.value])), None)
     if field.type is gguf.GGUFValueType.ARRAY:
-        return [str(item) for item in field.value]
-    return cast(Value, _NUMBERS[field.type](field.value))
+        return _texts(field.value) or None
+    try:
+        with np.errstate(over="ignore"):
+            number: Any = _NUMBERS[field.type](field.value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+    return number if np.ndim(number) == 0 and np.isfinite(number) else None
+
+
+def _texts(values: list[object]) -> list[str]:
+    """Those that are texts, or that YAML makes numbers and dates of, without surrogates, which are no text."""
+    scalars = [str(value) for value in values if isinstance(value, str | int | float | datetime.date)]
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in scalars]

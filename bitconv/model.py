@@ -117,6 +117,10 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file, checkpoint.tensors)
     sizes = hyperparameters.from_config(config, file)
+    # Before anything is made for each of them.
+    if sizes.layers * max(sizes.experts, 1) > len(checkpoint.tensors):
+        experts = f" of {sizes.experts} experts" if sizes.experts else ""
+        raise BitconvError(f"{file}: num_hidden_layers is {sizes.layers}{experts}, more than there are tensors")
     tied = family.embedding or hyperparameters.Config(config, file).boolean("tie_word_embeddings")
     head = checkpoint.tensors.get("lm_head.weight")
     if head is not None and head.dtype == "u8":
@@ -215,7 +219,8 @@ def _check_experts(family: Family, sizes: Hyperparameters, config: Mapping[str, 
             f"{'experts' if family.experts else 'none'}"
         )
     kept = _quantization(config).get("modules_to_not_convert")
-    if family.experts and not any(str(module).endswith("gate") for module in kept or ()):
+    listed = kept if isinstance(kept, list) else []
+    if family.experts and not any(str(module).endswith("gate") for module in listed):
         raise BitconvError(
             f"{file}: quantization_config.modules_to_not_convert does not list gate: the router of the experts is "
             "ternary too, with activations rounded to int8, and llama.cpp's is of floats"

@@ -38,5 +38,5 @@ def _pooling_directory(path: Path) -> str:
     try:
         modules: Any = json.loads(path.read_bytes())
         return next(str(module["path"]) for module in modules if module["type"].endswith("Pooling"))
-    except (AttributeError, LookupError, StopIteration, TypeError, ValueError):
+    except (AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError):
         raise BitconvError(f"{path}: lists no Pooling module with its path") from None

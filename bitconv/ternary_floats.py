@@ -16,21 +16,30 @@ from bitconv.checkpoint import ITEMSIZE, Checkpoint
 from bitconv.errors import BitconvError
 from bitconv.families.refusals import UNMARKED_MASTER
 from bitconv.model import ExpertsWeight, Model, TernaryWeight, Weight
-from bitconv.quantization import Rule
+from bitconv.quantization import Rule, ScaleConvention
 from bitconv.scales import MIN_GROUP, Scale, simplest
 from bitconv.ternary import MIN_MEAN, row_blocks
 
 
-def settle_scales(checkpoint: Checkpoint, model: Model, rule: Rule | None, threads: int | None) -> Model:
+def settle_scales(
+    checkpoint: Checkpoint,
+    model: Model,
+    rule: Rule | None,
+    threads: int | None,
+    convention: ScaleConvention | None = None,
+) -> Model:
     """The model with the scales of every float weight that is ternary already; the others are left to a rule.
 
-    rule: the user's choice; None for the checkpoint's own. The first row tells nearly always that a tensor is not
-    ternary; one that is is read whole.
+    rule, convention: the user's choice; None for the checkpoint's own. The first row tells nearly always that a tensor
+    is not ternary; one that is is read whole.
 
-    BitconvError where a weight is not ternary and there is no rule for it, or a rule and no float weight.
+    BitconvError where a weight is not ternary and there is no rule for it, where there is a rule and no float weight,
+    and where there is a convention and no packed weight.
     """
     open_weights = [weight for weight in model.matrices if not weight.has_scale]
     config = checkpoint.path / "config.json"
+    if convention is not None and len(open_weights) == len(model.matrices):
+        raise BitconvError(f"{config}: the weights are floats; --scale-convention is for packed trits with scales")
     if not open_weights:
         if rule is not None:
             raise BitconvError(f"{config}: the weights are packed trits with scales; --ternarize is for float weights")

@@ -17,7 +17,7 @@ from bitconv import _kernels, jobs
 from bitconv.architectures import Role, scale_name
 from bitconv.checkpoint import ITEMSIZE, Checkpoint
 from bitconv.conversion import dense_values
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, Value, read_gguf
 from bitconv.gguf_vocabulary import runner_default
 from bitconv.hub import local_model
@@ -76,6 +76,7 @@ class Verification:
         return not self.faults and not any(tensor.faults for tensor in self.tensors)
 
 
+@reports_system_errors
 def verify(
     file: str | os.PathLike[str],
     *,
@@ -114,8 +115,9 @@ def verify(
     if against is None:
         return _Verifier(gguf, structure, None, None).run(threads, progress)
     with Checkpoint(local_model(against, revision, token)) as checkpoint:
-        understood = load_model(checkpoint, scale_convention_of(scale_convention))
-        model = settle_scales(checkpoint, understood, rule_of(ternarize), threads)
+        convention = scale_convention_of(scale_convention)
+        understood = load_model(checkpoint, convention)
+        model = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
         verifier = _Verifier(gguf, structure, checkpoint, model)
         verifier.compare_metadata(pre)
         return verifier.run(threads, progress)

@@ -158,15 +158,18 @@ def test_converting_and_verifying_need_no_torch(tmp_path: Path) -> None:
     )
 
 
-def stop_in_the_middle(tmp_path: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """Run convert and send it a signal while it writes its first ternary tensor."""
+def stop_in_the_middle(
+    tmp_path: Path, number: signal.Signals, *, first_lines: str = "", ignored: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run convert and send it a signal while it writes its first ternary tensor. ignored: it was started so."""
     script = (
+        f"{first_lines}"
         "import os, bitconv.conversion as c\n"
         "first = c._write_ternary\n"
         "def slow(*arguments):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
         "    import time\n"
-        "    for _ in range(1000):\n"
+        f"    for _ in range({0 if ignored else 1000}):\n"
         "        arguments[-1]()\n"
         "        time.sleep(0.01)\n"
         "    return first(*arguments)\n"
@@ -175,10 +178,15 @@ def stop_in_the_middle(tmp_path: Path, number: signal.Signals) -> subprocess.Com
         "main()\n"
     )
     command = [sys.executable, "-c", script, "convert", "--force", str(MODEL), str(tmp_path / "out.gguf")]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+    def start() -> None:
+        if ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, preexec_fn=start)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "out.gguf").write_text("precious")
     result = stop_in_the_middle(tmp_path, number)
@@ -186,6 +194,68 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signa
     assert result.stderr == "bitconv: error: interrupted\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
     assert (tmp_path / "out.gguf").read_text() == "precious"
+
+
+def test_a_second_signal_does_not_end_the_cleaning_up(tmp_path: Path) -> None:
+    """A terminal that is closed tells the processes in it, and then the shell does."""
+    again = (
+        "import pathlib, os, signal\n"
+        "unlink = pathlib.Path.unlink\n"
+        "def late(self, missing_ok=False):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    unlink(self, missing_ok)\n"
+        "pathlib.Path.unlink = late\n"
+    )
+    result = stop_in_the_middle(tmp_path, signal.SIGHUP, first_lines=again)
+    assert (result.returncode, result.stderr) == (2, "bitconv: error: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversion_under_nohup_goes_on_when_the_terminal_is_closed(tmp_path: Path) -> None:
+    result = stop_in_the_middle(tmp_path, signal.SIGHUP, ignored=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize(("encoding", "name"), [("ascii", "\\udcffg\\xf6d.gguf"), ("utf-8", "\\udcffgöd.gguf")])
+def test_a_name_that_stdout_cannot_encode_is_escaped(good: Path, encoding: str, name: str) -> None:
+    file = good.rename(Path(os.fsdecode(os.fsencode(good.parent) + b"/\xffg\xc3\xb6d.gguf")))
+
+    def verify(*options: str) -> str:
+        result = subprocess.run(
+            [*BITCONV, "verify", file, *options],
+            capture_output=True,
+            cwd=good.parent,
+            encoding="utf-8",
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            timeout=60,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout
+
+    assert verify().endswith(f"/{name}: right\n")
+    assert json.loads(verify("--json"))["file"] == str(file)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_has_gone_changes_nothing(good: Path, stream: str) -> None:
+    readable, writable = os.pipe()
+    os.close(readable)
+    file = good if stream == "stdout" else good.parent / "none.gguf"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writable}
+    result = subprocess.run([*BITCONV, "verify", str(file)], **pipes, text=True, cwd=good.parent, timeout=60)
+    os.close(writable)
+    assert (result.returncode, result.stdout or "", result.stderr or "") == (0 if file == good else 2, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_result_that_is_lost_is_an_error(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [*BITCONV, "runners"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60
+        )
+    assert (result.returncode, result.stderr) == (2, "bitconv: error: stdout: No space left on device\n")
 
 
 def test_a_file_size_limit_ends_in_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import bitconv
@@ -176,6 +178,46 @@ def test_general_keys_come_from_the_directory_and_the_model_card(tmp_path: Path)
     assert metadata["general.base_model.0.repo_url"] == "https://huggingface.co/someone/toy-base"
     assert metadata["general.tags"] == ["ternary"]
     assert metadata["general.quantization_version"] == 2
+
+
+CARD_VALUES = [
+    ("version: 1.0", "version", "1.0"),
+    ("license: 5", "license", "5"),
+    ("license: [mit, 2.0]", "license", "mit,2.0"),
+    ("license_name: 2024-01-31", "license.name", "2024-01-31"),
+    ("tags: [ternary, 2024, 2024-01-31, [a], null]", "tags", ["ternary", "2024", "2024-01-31"]),
+    ("tags: [[a]]", "tags", None),
+    ("author: {first: a, last: b}", "author", None),
+    ("description: [a, b]", "description", None),
+    ('description: "a \\uD800"', "description", "a ?"),
+    ("base_model: [{name: 5, url: [x]}, 7]", "base_model.0.name", "5"),
+]
+
+
+@pytest.mark.parametrize(("front_matter", "key", "value"), CARD_VALUES)
+def test_odd_values_of_a_model_card_are_written_as_text_or_left_out(
+    tmp_path: Path, front_matter: str, key: str, value: object
+) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    (model.path / "README.md").write_text(f"---\n{front_matter}\n---\n# Toy\n")
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+    assert File(tmp_path / "out.gguf").metadata.get(f"general.{key}") == value
+
+
+def test_sampling_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    values = {"top_k": "many", "top_p": [0.9], "min_p": 1e300, "penalty_last_n": 10**400, "temperature": 0.5}
+    (model.path / "generation_config.json").write_text(json.dumps(values))
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+    metadata = File(tmp_path / "out.gguf").metadata
+    assert {k: v for k, v in metadata.items() if "sampling" in k} == {"general.sampling.temp": 0.5}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_directory_whose_name_is_no_text_gives_a_name_that_is(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / os.fsdecode(b"toy\xff"), "llama")
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+    assert File(tmp_path / "out.gguf").metadata["general.name"] == "Toy?"
 
 
 @pytest.mark.parametrize(("type_name", "file_type"), [("f32", 0), ("f16", 1), ("bf16", 32), ("i2_s", 40)])

@@ -172,8 +172,9 @@ def test_any_change_of_an_expert_is_found(tmp_path: Path, model: Synthetic, expe
         assert faults[f"{name}.weight"][0].startswith(f"expert {expert}: ")
 
 
-def test_the_router_must_be_of_floats_as_llama_cpp_s_is(tmp_path: Path, model: Synthetic) -> None:
-    model.rewrite_config(quantization_config={"quant_method": "bitnet"})
+@pytest.mark.parametrize("kept", [None, 5, "gate", ["lm_head"]])
+def test_the_router_must_be_of_floats_as_llama_cpp_s_is(tmp_path: Path, model: Synthetic, kept: object) -> None:
+    model.rewrite_config(quantization_config={"quant_method": "bitnet", "modules_to_not_convert": kept})
     with pytest.raises(BitconvError, match=r"config\.json: .*modules_to_not_convert does not list gate"):
         bitconv.convert(model.path, tmp_path / "out.gguf", type="tq2_0")
 

@@ -156,6 +156,16 @@ def test_tl2_changes_its_id_between_the_releases_of_bitnet_cpp(model: Synthetic,
     assert bitconv.verify(tmp_path / "42.gguf", against=model.path).right
 
 
+def test_a_matrix_whose_rows_the_row4_order_cannot_hold_is_a_fault(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", packed=False, heads=64, kv_heads=1, head_dim=2)
+    file = tmp_path / "in.gguf"
+    bitconv.convert(model.path, file)
+    faults = {t.name: t.faults for t in bitconv.verify(file, i2_s_order="row4").tensors}
+    assert faults["blk.0.attn_k.weight"] == ("i2_s_row4 needs rows in multiples of 4, and 2 are not",)
+    options = ("--type", "i2_s", "--from-i2-s-order", "row4")
+    refused(file, tmp_path / "out.gguf", "blk.0.attn_k.weight", "multiples of 4", options=options)
+
+
 @pytest.mark.parametrize("order", ["arm64", "row4"])
 def test_i2_s_in_the_byte_order_of_another_build_is_read_when_told(
     model: Synthetic, tmp_path: Path, order: str

@@ -301,6 +301,14 @@ def model(**changes: Any) -> dict[str, Any]:
             "tokenizer.json",
             "'<end>' stands twice, with the ids 1 and 257",
         ),
+        (
+            {
+                **model(vocab={"a": 0, "<end>": 1}, merges=[]),
+                "tokenizer_config": {"eos_token": "<end>", "added_tokens_decoder": {"5": {"content": "<end>"}}},
+            },
+            "tokenizer.json",
+            "'<end>' stands twice, with the ids 1 and 5",
+        ),
         (model(merges=["a b", "a c"]), "tokenizer.json", "merge 1 is 'a c'; a part of it or the whole is no token"),
         (model(merges=["a b c"]), "tokenizer.json", "merge 0 is 'a b c'; expected two tokens"),
         (model(merges=[["a"]]), "tokenizer.json", "expected two tokens"),

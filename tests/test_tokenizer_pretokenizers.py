@@ -259,6 +259,8 @@ def test_nfc_is_accepted(tmp_path: Path) -> None:
         ([split(r"\p{N}", "Removed", invert=True), GPT2], False, "<Removed>"),
         ([{"type": "Punctuation", "behavior": "Isolated"}, GPT2], False, "<Punctuation>"),
         ([{"type": "Whitespace"}, BYTES], False, "<Whitespace>"),
+        ([{"type": "Split", "pattern": {"Regex": 5}}, BYTES], False, "<Split>"),
+        ([{"type": "Split", "pattern": {"String": ["a"]}}, BYTES], False, "<Split>"),
         ([GPT2, digits(individual=True)], False, r"then <ByteLevel> then \p{N}"),
         ([{**GPT2, "add_prefix_space": True}], False, "adds a space before the text"),
     ],

@@ -68,6 +68,11 @@ class I2SByteOrder(I2S):
         self.row_multiple = row_multiple
         self._unpack = unpack
 
+    def refusal(self, rows: int, columns: int) -> str | None:
+        if rows % self.row_multiple:
+            return f"{self.name} needs rows in multiples of {self.row_multiple}, and {rows} are not"
+        return super().refusal(rows, columns)
+
     def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         raise TypeError(f"{self.name} is only read")
 

@@ -198,12 +198,15 @@ def _split(step: Mapping[str, Any]) -> str:
     pattern = step.get("pattern")
     pattern = pattern if isinstance(pattern, dict) else {}
     # Line breaks are in some files as characters, in others as escapes.
-    regex = pattern.get("Regex", re.escape(pattern.get("String", "")))
+    text = pattern.get("Regex", pattern.get("String", ""))
+    if not isinstance(text, str):
+        return f"<{step.get('type')}>"
+    regex = text if "Regex" in pattern else re.escape(text)
     regex = regex.replace("\r", r"\r").replace("\n", r"\n")
     # DeepSeek spells out every cased letter of Unicode.
     regex = re.sub(r"^\\s\?\[A-Za-z[^\x00-\x7f][^\x00-,.-\x7f]*\]\+$", lambda _: _CASED_LETTERS, regex)
     behavior = step.get("behavior")
     # Removed and inverted keeps the matches, and an expression that ends in |\s+ leaves nothing between them.
     if behavior == "Isolated" or (behavior == "Removed" and step.get("invert") and regex.endswith(r"|\s+")):
-        return str(regex)
+        return regex
     return f"<{behavior}> {regex}"

@@ -75,6 +75,6 @@ def assemble(
     texts = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(tokens)]
     if len(set(texts)) < vocab_size:
         ((text, _),) = Counter(texts).most_common(1)
-        first, second = (token_id for token_id, other in enumerate(texts) if other == text)
+        first, second, *_ = (token_id for token_id, other in enumerate(texts) if other == text)
         raise BitconvError(f"{path}: token {text!r} stands twice, with the ids {first} and {second}")
     return texts, np.array(types, np.int32)
