@@ -6,6 +6,7 @@ What is imported late, and annotations that are evaluated at once and not by typ
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -583,7 +584,16 @@ def _progress(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """With None, which is null, for the floats that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_conversion(result: "Conversion") -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitconv.errors import BitconvError
-from bitconv.gguf import Metadata
+from bitconv.gguf import MalformedGGUF, Metadata
 from bitconv.tokenizer.rebuild import tokenizer_files
 from bitconv.tokenizer.spm import SPACE
 from bitconv.tokenizer.vocabulary import TokenType
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def load_tokenizer(metadata: Metadata, file: Path) -> Tokenizer:
     """The tokenizer of the GGUF file `file`. encode(text) gives the tokens of a prompt, those put around it included.
 
-    BitconvError where `tokenizers` is not installed and for a tokenizer that cannot be rebuilt.
+    BitconvError where `tokenizers` is not installed and for a tokenizer that cannot be rebuilt, MalformedGGUF
+    for one that contradicts itself.
     """
     try:
         from tokenizers import Tokenizer
@@ -27,8 +28,13 @@ def load_tokenizer(metadata: Metadata, file: Path) -> Tokenizer:
         raise BitconvError("the tokenizers package is missing: pip install 'bitconv[eval]'") from None
     files = tokenizer_files(metadata, file, None)
     if "tokenizer.json" in files:
-        return Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
-    return Tokenizer.from_str(json.dumps(_spm_json(metadata, json.loads(files["tokenizer_config.json"]))))
+        text = files["tokenizer.json"].decode("utf-8")
+    else:
+        text = json.dumps(_spm_json(metadata, json.loads(files["tokenizer_config.json"])))
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower, for a merge of what is no token say
+        raise MalformedGGUF(f"{file}: its tokenizer cannot be built: {' '.join(str(error).split())}") from None
 
 
 def _spm_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:

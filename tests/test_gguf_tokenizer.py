@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bitconv.checkpoint import read_json
+from bitconv.gguf import MalformedGGUF
 from bitconv.gguf_tokenizer import load_tokenizer
 from bitconv.tokenizer import tokenizer_metadata
 from sentencepiece import SentencePieceProcessor
@@ -69,6 +70,14 @@ def test_a_space_is_put_in_front_where_the_metadata_says_so() -> None:
     without = load_tokenizer(metadata | {"tokenizer.ggml.add_space_prefix": False}, ONEBITLLM)
     assert without.encode(" the").ids == load_tokenizer(metadata, ONEBITLLM).encode("the").ids
     assert without.encode("the").ids != without.encode(" the").ids
+
+
+@pytest.mark.parametrize("merge", ["nospace", "x nosuchtoken"])
+def test_a_merge_that_is_none_names_the_file(merge: str) -> None:
+    metadata = metadata_of(LLAMA)
+    merges = [merge, *metadata["tokenizer.ggml.merges"][1:]]
+    with pytest.raises(MalformedGGUF, match=r"Llama3-1\.58-tiny: its tokenizer cannot be built: "):
+        load_tokenizer(metadata | {"tokenizer.ggml.merges": merges}, LLAMA)
 
 
 def test_sentencepiece_tokens_merge_by_their_scores() -> None:
