@@ -48,6 +48,11 @@ def _spm_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     scores: Any = metadata["tokenizer.ggml.scores"]
     ids = {text: token_id for token_id, text in enumerate(tokens)}
     unknown = [text for text, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN]
+    # With the spaces of user-defined ones as they are in a text, which the files for SentencePiece have not.
+    added = [
+        {**token, "id": int(number), "content": tokens[int(number)]}
+        for number, token in config["added_tokens_decoder"].items()
+    ]
     prefix = [{"type": "Prepend", "prepend": SPACE}] if config["add_prefix_space"] else []
     around = [config[f"{role}_token"] if config[f"add_{role}_token"] else None for role in ("bos", "eos")]
     template: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
@@ -56,7 +61,7 @@ def _spm_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
             template.insert(place, {"SpecialToken": {"id": text, "type_id": 0}})
     return {
         "version": "1.0",
-        "added_tokens": [{"id": int(number), **token} for number, token in config["added_tokens_decoder"].items()],
+        "added_tokens": added,
         "normalizer": {
             "type": "Sequence",
             "normalizers": [*prefix, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}],

@@ -10,6 +10,7 @@ from bitconv.checkpoint import read_json
 from bitconv.gguf import MalformedGGUF
 from bitconv.gguf_tokenizer import load_tokenizer
 from bitconv.tokenizer import tokenizer_metadata
+from bitconv.tokenizer.vocabulary import TokenType
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
@@ -49,6 +50,19 @@ def test_special_tokens_in_a_text_are_found_as_a_runner_finds_them(tmp_path: Pat
     rebuilt = load_tokenizer(metadata, model)
     runner = Runner(metadata, tmp_path / "vocabulary.gguf")
     for text in (*SPECIAL_TEXTS, *HARD_TEXTS):
+        if "\x00" not in text:
+            assert rebuilt.encode(text).ids == runner.tokenize(text, add_special=True)
+    runner.close()
+
+
+def test_user_defined_tokens_of_spaces_are_found_as_a_runner_finds_them(tmp_path: Path) -> None:
+    metadata = metadata_of(ONEBITLLM)
+    tokens, types = list(metadata["tokenizer.ggml.tokens"]), np.array(metadata["tokenizer.ggml.token_type"])
+    tokens[-2:], types[-2:] = ["   ", "two words"], TokenType.USER_DEFINED
+    metadata |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    rebuilt = load_tokenizer(metadata, ONEBITLLM)
+    runner = Runner(metadata, tmp_path / "vocabulary.gguf")
+    for text in ("a   b", "a \u2581\u2581\u2581 b", "of two words", "two\u2581words", "   ", *HARD_TEXTS):
         if "\x00" not in text:
             assert rebuilt.encode(text).ids == runner.tokenize(text, add_special=True)
     runner.close()
