@@ -518,7 +518,7 @@ def test_what_is_no_id_is_a_missing_directory(hub: Hub, run: Run, model: str) ->
 
 
 def test_a_revision_of_nothing_is_one_line(run: Run) -> None:
-    assert_refused(run("verify", "out.gguf", "--revision", "main"), "--revision main", "--against")
+    assert_refused(run("verify", "out.gguf", "--revision", "main"), "--revision is for --against MODEL")
 
 
 def test_an_output_that_exists_is_found_before_the_download(hub: Hub, run: Run, tmp_path: Path) -> None:
