@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -240,7 +241,8 @@ def repack(
     file: Annotated[Path, typer.Argument(metavar="IN.gguf", help="File to read.", show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.", show_default=False)],
     type: Annotated[
-        str, typer.Option(metavar="TYPE", help="Type of the ternary tensors, as for convert.", show_default=False)
+        str,
+        typer.Option(metavar="TYPE", help="Type of the ternary tensors, as for convert; not auto.", show_default=False),
     ],
     runner: RunnerOption = None,
     kernel_config: KernelConfigOption = None,
@@ -419,7 +421,7 @@ def kernel_config(
     revision: RevisionOption = None,
     token: TokenOption = None,
     leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out shapes that have no legal tile.")] = False,
-    force: ForceOption = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite FILE.ini.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the kernel_config.ini that bitnet.cpp must be built with to run TL1 or TL2 files of a model."""
@@ -631,7 +633,7 @@ def _print_conversion(result: "Conversion") -> None:
 
 def _print_output(output: str, size: int, run: str, runner: str) -> None:
     print(f"{output}: {size:,} bytes")
-    print(f"check it:  bitconv verify {output}")
+    print(f"check it:  bitconv verify {shlex.quote(output)}")
     print(f"run it:    {run}   ({runner})")
 
 
