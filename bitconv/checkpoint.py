@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BitconvError(f"{path}: missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         raise BitconvError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise BitconvError(f"{path}: holds no JSON object")

@@ -34,8 +34,6 @@ class _OneLineErrors(TyperGroup):
             return super().invoke(ctx)
         except BitconvError as error:
             _fail(str(error))
-        except OSError as error:
-            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:
             _fail("interrupted")
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv.checkpoint import Checkpoint
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.evaluation import log_probabilities, perplexity, read_text
 from bitconv.forward import Floats, ForwardPass, Tokens
 from bitconv.gguf import Metadata, read_gguf
@@ -92,6 +92,7 @@ class Comparison:
         return not self.disagreements
 
 
+@reports_system_errors
 def compare(
     file: str | os.PathLike[str],
     model: str | os.PathLike[str],

@@ -13,11 +13,11 @@ import numpy as np
 
 from bitconv import _kernels, jobs
 from bitconv.checkpoint import ITEMSIZE, Checkpoint, StoredTensor
-from bitconv.errors import BitconvError
+from bitconv.errors import reports_system_errors
 from bitconv.hub import local_model
 from bitconv.layouts import Bytes
 from bitconv.model import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight, load_model
-from bitconv.output import check_output, replacing
+from bitconv.output import check_no_model_file, check_output, replacing
 from bitconv.placement import TernaryPlace
 from bitconv.plan import Options, Plan, PlannedTensor, make_plan
 from bitconv.quantization import rule_of, scale_convention_of
@@ -77,6 +77,7 @@ class Conversion:
     tensors: tuple[ConvertedTensor, ...]
 
 
+@reports_system_errors
 def convert(
     model: str | PathLike[str],
     output: str | PathLike[str],
@@ -115,7 +116,7 @@ def convert(
     BitconvError on anything that cannot be converted right; then output is as it was before.
     """
     target = Path(output)
-    check_output(target, force=force)
+    check_output(target, force=force, inputs=(kernel_config,))
     options = Options(
         type=type,
         runner=runner,
@@ -127,12 +128,12 @@ def convert(
         pre=pre,
     )
     with Checkpoint(local_model(model, revision, token)) as checkpoint:
-        _check_not_input(target, checkpoint)
+        check_no_model_file(target, checkpoint.path, b"GGUF")
         understood = load_model(checkpoint, scale_convention_of(scale_convention))
         plan = make_plan(checkpoint, settle_scales(checkpoint, understood, rule_of(ternarize), threads), options)
         scales: dict[str, list[Scale]] = {}
         if not dry_run:
-            with replacing(target, plan.size) as descriptor:
+            with replacing(target, plan.size, force=force) as descriptor:
                 scales = _write(checkpoint, plan, descriptor, threads, progress)
     return Conversion(
         output=str(target),
@@ -166,11 +167,6 @@ def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> Converted
         all(matrix.was_ternary for matrix in matrices) if matrices else None,
         tensor.fallback,
     )
-
-
-def _check_not_input(target: Path, checkpoint: Checkpoint) -> None:
-    if target.resolve() in {tensor.file.resolve() for tensor in checkpoint.tensors.values()}:
-        raise BitconvError(f"{target}: is a file of the checkpoint itself; name another output")
 
 
 def _write(

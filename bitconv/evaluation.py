@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.forward import Floats, ForwardPass
 from bitconv.gguf import read_gguf
 from bitconv.gguf_tokenizer import load_tokenizer
@@ -41,6 +41,7 @@ class Evaluation:
     tokens_per_second: float
 
 
+@reports_system_errors
 def evaluate(
     file: str | os.PathLike[str],
     text: str | os.PathLike[str],

@@ -19,7 +19,7 @@ from bitconv import _kernels, hyperparameters
 from bitconv.architectures import Role, scale_name
 from bitconv.checkpoint import ITEMSIZE
 from bitconv.config_json import config_json, rope_scaling
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.families import llama, microsoft
 from bitconv.gguf import GGUFFile, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import Bytes, make_layout
@@ -75,6 +75,7 @@ class Export:
     tensors: tuple[ExportedTensor, ...]
 
 
+@reports_system_errors
 def export(
     file: str | os.PathLike[str],
     directory: str | os.PathLike[str],
@@ -111,7 +112,7 @@ def export(
     try:
         checkpoint = _Source(header, structure, descriptor).checkpoint()
         files |= {"config.json": encode_json(checkpoint.config | ids), "generation_config.json": encode_json(ids)}
-        with replacing_directory(target) as temporary:
+        with replacing_directory(target, force=force) as temporary:
             write_tensors(temporary, checkpoint.tensors, threads, progress)
             for name, data in files.items():
                 with replacing(temporary / name, len(data)) as output:

@@ -8,10 +8,10 @@ from os import PathLike
 from pathlib import Path
 
 from bitconv.checkpoint import Checkpoint
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.hub import local_model
 from bitconv.model import load_model
-from bitconv.output import check_output, replacing
+from bitconv.output import check_no_model_file, check_output, replacing
 from bitconv.quantization import ScaleConvention
 from bitconv.rawio import write_at
 from bitconv.tiles import SHIPPED, Shape, Tile, choose, kernel_config_text, shipped_tile
@@ -49,6 +49,7 @@ class KernelConfig:
     build: tuple[str, ...]
 
 
+@reports_system_errors
 def kernel_config(
     model: str | PathLike[str],
     output: str | PathLike[str],
@@ -68,14 +69,16 @@ def kernel_config(
         raise BitconvError(f"type {type!r} has no tiles; tl1 and tl2 have")
     target = Path(output)
     check_output(target, force=force)
-    tiles, left_out = _tiles(local_model(model, revision, token), type, leave_out)
+    directory = local_model(model, revision, token)
+    check_no_model_file(target, directory, b"[Kernels_")
+    tiles, left_out = _tiles(directory, type, leave_out)
     entry, name = None, _generator_model(type, tiles)
     if name is None:
         entry, name = f'"{_CUSTOM}": {[list(shape) for shape in tiles]},', _CUSTOM
     else:
         tiles = {shape: tiles[shape] for shape in SHIPPED[type][name]}
     text = kernel_config_text(tiles).encode()
-    with replacing(target, len(text)) as descriptor:
+    with replacing(target, len(text), force=force) as descriptor:
         write_at(descriptor, text, 0)
     return KernelConfig(
         output=str(target),

@@ -43,6 +43,8 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
     """All metadata of the file: general keys, the architecture's sizes, the tokenizer."""
     architecture, embedding = model.family.architecture.name, model.family.embedding
     parameters = sum(prod(w.shape) for w in model.weights if not isinstance(w, ComputedWeight))
+    # First, since it names the file that is no JSON object, where the gguf package below does not.
+    tokenizer = tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre, embedding=embedding)
     return {
         "general.architecture": architecture,
         "general.type": "model",
@@ -51,7 +53,7 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
         **model.sizes.metadata(architecture),
         **(pooling_metadata(checkpoint.path, architecture) if embedding else {}),
-        **tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre, embedding=embedding),
+        **tokenizer,
     }
 
 

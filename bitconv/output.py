@@ -5,37 +5,61 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bitconv.errors import BitconvError
 
 WRITE_BACK_SECONDS = 0.05
+# Of temporary names. Those of outputs are no part of them: they may be as long as the file system takes.
+_PREFIX, _SUFFIX = ".bitconv-", ".tmp"
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Refuse a path that cannot be written or, without force, that holds something."""
-    if path.is_dir():
-        raise BitconvError(f"{path}: is a directory; name a file")
+def check_output(path: Path, *, force: bool, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
+    """Refuse a path that cannot be written, that is an input or, without force, that holds something."""
     if not path.parent.is_dir():
         raise BitconvError(f"{path}: the directory {path.parent} does not exist")
-    if path.exists() and not force:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise BitconvError(f"{path}: is a directory; name a file")
+    if not stat.S_ISREG(mode):
+        raise BitconvError(f"{path}: is a device, a pipe or a socket; name a file")
+    if any(file is not None and path.samefile(file) for file in inputs):
+        raise BitconvError(f"{path}: is the input itself; name another output")
+    if not force:
         raise BitconvError(f"{path}: exists; pass --force to overwrite it")
 
 
+def check_no_model_file(path: Path, model: Path, start: bytes) -> None:
+    """Refuse to replace a file of a model directory, unless it starts as the new one will."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        if stream.read(len(start)) == start:
+            return
+    # By what they are, not by name: in the Hub's cache, files are links to elsewhere.
+    if any(file.is_file() and file.samefile(path) for file in model.rglob("*")):
+        raise BitconvError(f"{path}: is a file of the checkpoint itself; name another output")
+
+
 @contextlib.contextmanager
-def replacing(path: Path, size: int) -> Iterator[int]:
+def replacing(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     """A descriptor to write `size` bytes to, in a temporary file beside `path` that takes its place at the end.
 
     The space is taken first, so that a disk too small is found before the work. On any error, an interrupt
-    included, the temporary file is removed and `path` is as it was.
+    included, the temporary file is removed and `path` is as it was. Without force, what has appeared there since is an
+    error too.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))
     try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=_PREFIX, suffix=_SUFFIX)
     except OSError as error:
         raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
     temporary = Path(name)
@@ -48,6 +72,7 @@ def replacing(path: Path, size: int) -> Iterator[int]:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        check_output(path, force=force)
         temporary.replace(target)
     except OSError as error:
         if error.filename not in (None, name):
@@ -58,24 +83,29 @@ def replacing(path: Path, size: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def replacing_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `path` at the end. On any error `path` is as it was."""
-    target = path.resolve()
+def replacing_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A directory to fill, which takes the place of `path` at the end; without force only where that is empty.
+
+    On any error `path` is as it was.
+    """
+    target = Path(os.path.realpath(path))
     try:
-        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=_PREFIX, suffix=_SUFFIX)
     except OSError as error:
         raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
     with beside:
         new, old = Path(beside.name, "new"), Path(beside.name, "old")
         new.mkdir()
         yield new
-        if target.exists():
-            target.rename(old)
         try:
-            new.rename(target)
-        except BaseException:
+            if force and target.exists():
+                target.rename(old)
+            new.rename(target)  # takes the place of an empty directory, and of no other
+        except BaseException as error:
             if old.exists():
                 old.rename(target)
+            if isinstance(error, OSError):
+                raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
             raise
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bitconv import jobs, runners
 from bitconv.architectures import Role, scale_name
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf
 from bitconv.layouts import TERNARY_TYPES, make_layout, refuse_idle_options
 from bitconv.output import check_output, replacing
@@ -74,6 +74,7 @@ class _Planned(NamedTuple):
     place: TernaryPlace | None
 
 
+@reports_system_errors
 def repack(
     file: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -99,9 +100,7 @@ def repack(
     BitconvError where the input is not ternary or not right, or the runner could not compute the output right.
     """
     source, target = Path(file), Path(output)
-    check_output(target, force=force)
-    if target.exists() and target.samefile(source):
-        raise BitconvError(f"{target}: is the input itself; name another output")
+    check_output(target, force=force, inputs=(source, kernel_config, from_kernel_config))
     if type not in TERNARY_TYPES:
         raise BitconvError(f"type {type!r} is not known; {', '.join(TERNARY_TYPES)} are")
     refuse_idle_options([type], kernel_config=kernel_config is not None, scale_in_blocks=scale_in_blocks)
@@ -130,7 +129,7 @@ def repack(
         )
     header = section.header(metadata)
     size = len(header) + section.size
-    with replacing(target, size) as descriptor:
+    with replacing(target, size, force=force) as descriptor:
         tensors = _write(gguf, structure, header, planned, descriptor, size, threads, progress)
     architecture = _architecture_name(structure, chosen)
     run = chosen.command(type, target, embedding=f"{structure.architecture_name}.pooling_type" in gguf.metadata)

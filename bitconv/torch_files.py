@@ -54,8 +54,8 @@ def read_index(file: Path) -> list[TorchTensor]:
     BitconvError where the file is none, or damaged, or where its pickle asks for more than tensors; where a tensor
     is not contiguous; where the file is big-endian, compressed, or in the format of torch before 1.6.
     """
-    try:
-        with file.open("rb") as stream:
+    with file.open("rb") as stream:
+        try:
             start = stream.read(4)
             if start[:1] == pickle.PROTO:
                 raise BitconvError(f"{file}: is in the format of torch before 1.6, without an index; {_SAVE_AGAIN}")
@@ -63,11 +63,11 @@ def read_index(file: Path) -> list[TorchTensor]:
                 raise BitconvError(f"{file}: is not a file that torch.save wrote")
             with zipfile.ZipFile(stream) as archive:
                 return _Reader(file, stream, archive).tensors()
-    except (BitconvError, OSError):
-        raise
-    except Exception as error:  # whatever damage makes zipfile and pickle raise
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BitconvError(f"{file}: truncated or damaged ({cause}); download the checkpoint again") from None
+        except BitconvError:
+            raise
+        except Exception as error:  # whatever damage makes zipfile and pickle raise, and seek to where no file reaches
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            raise BitconvError(f"{file}: truncated or damaged ({cause}); download the checkpoint again") from None
 
 
 class _Storage(NamedTuple):

@@ -18,7 +18,7 @@ from bitconv import _kernels, jobs
 from bitconv.architectures import Role, scale_name
 from bitconv.checkpoint import ITEMSIZE, Checkpoint
 from bitconv.conversion import dense_values
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf
 from bitconv.hub import local_model
 from bitconv.layouts import FLOATS, Bytes, Layout, Scales, Trits
@@ -75,6 +75,7 @@ class Verification:
         return not self.faults and not any(tensor.faults for tensor in self.tensors)
 
 
+@reports_system_errors
 def verify(
     file: str | os.PathLike[str],
     *,

@@ -279,6 +279,15 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         refused(tmp_path / "x.bin", "truncated or damaged")
 
 
+def test_a_member_that_lies_where_no_file_reaches_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2, 3)}, tmp_path / "a.bin")
+    with zipfile.ZipFile(tmp_path / "a.bin", "a") as archive:
+        for member in archive.filelist:
+            member.header_offset = 2**63 - 1
+        archive.writestr("another", b"")  # so that the directory is written again
+    refused(tmp_path / "a.bin", "damaged")
+
+
 def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(500)}, tmp_path / "x.bin")
     rewrite(tmp_path / "x.bin", lambda _, data: data, zipfile.ZIP_DEFLATED)

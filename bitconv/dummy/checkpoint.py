@@ -15,7 +15,7 @@ from bitconv.architectures import Role, Slot
 from bitconv.config_json import config_json
 from bitconv.dummy.noise import Noise, Stream
 from bitconv.dummy.shapes import Shape, find_shape
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.layouts import Bytes
 from bitconv.output import replacing_directory
 from bitconv.quantization import ScaleConvention
@@ -42,6 +42,7 @@ class Dummy:
     files: tuple[str, ...]
 
 
+@reports_system_errors
 def dummy(
     directory: str | os.PathLike[str],
     *,
