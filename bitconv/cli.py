@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -239,7 +241,8 @@ def repack(
     file: Annotated[Path, typer.Argument(metavar="IN.gguf", help="File to read.", show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.", show_default=False)],
     type: Annotated[
-        str, typer.Option(metavar="TYPE", help="Type of the ternary tensors, as for convert.", show_default=False)
+        str,
+        typer.Option(metavar="TYPE", help="Type of the ternary tensors, as for convert; not auto.", show_default=False),
     ],
     runner: RunnerOption = None,
     kernel_config: KernelConfigOption = None,
@@ -418,7 +421,7 @@ def kernel_config(
     revision: RevisionOption = None,
     token: TokenOption = None,
     leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out shapes that have no legal tile.")] = False,
-    force: ForceOption = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite FILE.ini.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the kernel_config.ini that bitnet.cpp must be built with to run TL1 or TL2 files of a model."""
@@ -613,7 +616,16 @@ def _progress(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))  # in ASCII, which every stdout takes as it is
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))  # in ASCII, which every stdout takes as it is
+
+
+def _finite(value: Any) -> Any:
+    """With None, which is null, for the floats that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_conversion(result: "Conversion") -> None:
@@ -651,7 +663,7 @@ def _print_conversion(result: "Conversion") -> None:
 
 def _print_output(output: str, size: int, run: str, runner: str) -> None:
     print(f"{output}: {size:,} bytes")
-    print(f"check it:  bitconv verify {output}")
+    print(f"check it:  bitconv verify {shlex.quote(output)}")
     print(f"run it:    {run}   ({runner})")
 
 

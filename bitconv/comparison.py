@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from bitconv.checkpoint import Checkpoint
 from bitconv.errors import BitconvError, reports_system_errors
-from bitconv.evaluation import log_probabilities, read_text
+from bitconv.evaluation import log_probabilities, perplexity, read_text
 from bitconv.forward import Floats, ForwardPass, Tokens
 from bitconv.gguf import Metadata, read_gguf
 from bitconv.gguf_tokenizer import load_tokenizer
@@ -162,8 +161,8 @@ def compare(
         mean_difference=float(measured["mean_difference"].mean()),
         divergence=float(measured["divergence"].mean()),
         top1_agreement=float(measured["same_top1"].mean()),
-        file_perplexity=math.exp(measured["file_nll"].mean()),
-        model_perplexity=math.exp(measured["model_nll"].mean()),
+        file_perplexity=perplexity(measured["file_nll"].mean()),
+        model_perplexity=perplexity(measured["model_nll"].mean()),
     )
 
 

@@ -96,10 +96,18 @@ def evaluate(
         tokens=len(tokens),
         scored=scored,
         nll=total / scored,
-        perplexity=math.exp(total / scored),
+        perplexity=perplexity(total / scored),
         seconds=seconds,
         tokens_per_second=windows.size / seconds,
     )
+
+
+def perplexity(nll: float) -> float:
+    """Of a mean negative log-likelihood in nats; infinite where a float cannot hold it."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
@@ -110,8 +118,8 @@ def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
 
 
 def read_text(text: str | os.PathLike[str]) -> str:
-    """A UTF-8 file. BitconvError where it is not."""
+    """A UTF-8 file, its line ends as they are. BitconvError where it is not."""
     try:
-        return Path(text).read_text(encoding="utf-8")
+        return Path(text).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise BitconvError(f"{os.fspath(text)}: not UTF-8: {error}") from None

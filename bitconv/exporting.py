@@ -156,7 +156,11 @@ class _Source:
         self.structure = structure
         self.descriptor = descriptor
         if structure.architecture not in _FAMILIES:
-            raise BitconvError(f"{header.path}: architecture {structure.architecture_name} cannot be exported")
+            known = ", ".join(sorted({architecture.name for architecture in _FAMILIES}))
+            raise BitconvError(
+                f"{header.path}: architecture {structure.architecture_name} cannot be exported, only {known}; take the "
+                "checkpoint that the file was made of"
+            )
         self.family = _FAMILIES[structure.architecture]
         self.sizes = structure.sizes
         if self.sizes.experts:

@@ -157,7 +157,7 @@ class ForwardPass:
         if self.sizes.experts:
             raise BitconvError(f"{gguf.path}: a mixture of experts, which eval and compare do not run; llama.cpp does")
         self._float_activations = float_activations
-        self._threads = jobs.default_threads() if threads is None else threads
+        self._threads = jobs.thread_count(threads)
         self._data: Bytes = np.memmap(gguf.path, np.uint8, "r").view(np.ndarray)
         infos = {tensor.name: tensor for tensor in gguf.tensors}
         self._norms = {
@@ -182,6 +182,7 @@ class ForwardPass:
         shape = (self.sizes.layers, self.sizes.kv_heads, capacity, self.sizes.head_dim)
         return Cache(np.empty(shape, np.float32), np.empty(shape, np.float32))
 
+    @np.errstate(over="ignore", invalid="ignore")  # a damaged file may compute anything, and its results show it
     def logits(self, tokens: Tokens, cache: Cache) -> Floats:
         """Of the token after each of `tokens`, float32 (n, vocabulary). tokens: (n,), following those in the cache."""
         x = self._embedding.of(tokens)

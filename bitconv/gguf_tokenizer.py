@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitconv.errors import BitconvError
-from bitconv.gguf import Metadata
+from bitconv.gguf import MalformedGGUF, Metadata
 from bitconv.tokenizer.rebuild import tokenizer_files
 from bitconv.tokenizer.spm import SPACE
 from bitconv.tokenizer.vocabulary import TokenType
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def load_tokenizer(metadata: Metadata, file: Path) -> Tokenizer:
     """The tokenizer of the GGUF file `file`. encode(text) gives the tokens of a prompt, those put around it included.
 
-    BitconvError where `tokenizers` is not installed and for a tokenizer that cannot be rebuilt.
+    BitconvError where `tokenizers` is not installed and for a tokenizer that cannot be rebuilt, MalformedGGUF
+    for one that contradicts itself.
     """
     try:
         from tokenizers import Tokenizer
@@ -27,8 +28,13 @@ def load_tokenizer(metadata: Metadata, file: Path) -> Tokenizer:
         raise BitconvError("the tokenizers package is missing: pip install 'bitconv[eval]'") from None
     files = tokenizer_files(metadata, file, None)
     if "tokenizer.json" in files:
-        return Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
-    return Tokenizer.from_str(json.dumps(_spm_json(metadata, json.loads(files["tokenizer_config.json"]))))
+        text = files["tokenizer.json"].decode("utf-8")
+    else:
+        text = json.dumps(_spm_json(metadata, json.loads(files["tokenizer_config.json"])))
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower, for a merge of what is no token say
+        raise MalformedGGUF(f"{file}: its tokenizer cannot be built: {' '.join(str(error).split())}") from None
 
 
 def _spm_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +48,11 @@ def _spm_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     scores: Any = metadata["tokenizer.ggml.scores"]
     ids = {text: token_id for token_id, text in enumerate(tokens)}
     unknown = [text for text, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN]
+    # With the spaces of user-defined ones as they are in a text, which the files for SentencePiece have not.
+    added = [
+        {**token, "id": int(number), "content": tokens[int(number)]}
+        for number, token in config["added_tokens_decoder"].items()
+    ]
     prefix = [{"type": "Prepend", "prepend": SPACE}] if config["add_prefix_space"] else []
     around = [config[f"{role}_token"] if config[f"add_{role}_token"] else None for role in ("bos", "eos")]
     template: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
@@ -50,7 +61,7 @@ def _spm_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
             template.insert(place, {"SpecialToken": {"id": text, "type_id": 0}})
     return {
         "version": "1.0",
-        "added_tokens": [{"id": int(number), **token} for number, token in config["added_tokens_decoder"].items()],
+        "added_tokens": added,
         "normalizer": {
             "type": "Sequence",
             "normalizers": [*prefix, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}],

@@ -14,6 +14,7 @@ from bitconv import families
 from bitconv.checkpoint import WEIGHT_FILES, read_json, read_shards
 from bitconv.errors import BitconvError
 from bitconv.families import refusals
+from bitconv.pooling import MODULES, pooling_config
 from bitconv.tokenizer.files import FILES as TOKENIZER_FILES
 
 # NAMESPACE/NAME, by the Hub's rules. What can only be a path, such as ./DIR, DIR/ and /DIR, does not keep them.
@@ -109,8 +110,14 @@ def _choose(model_id: str, listed: set[str], snapshot: Path) -> Iterator[str]:
         raise BitconvError(f"{model_id}: is no checkpoint: holds {missing}{hint}")
     config = read_json(snapshot / _CONFIG)
     refusals.check_checkpoint(config, (), snapshot)  # what config.json tells needs no weights
-    families.of_class(config, snapshot / _CONFIG)
+    known = families.of_class(config, snapshot / _CONFIG)
     yield from sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in _FILES))
+    if MODULES in listed and any(family.embedding for family in known):
+        yield MODULES
+        pooling = pooling_config(snapshot)
+        if pooling not in listed:
+            raise BitconvError(f"{model_id}: {pooling}: missing, though {MODULES} names it")
+        yield pooling
     yield weights
     if weights.endswith(_INDEX):
         shards = {shard.name for shard in read_shards(snapshot / weights).values()}

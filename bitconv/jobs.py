@@ -23,15 +23,21 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
+def thread_count(threads: int | None) -> int:
+    """`threads`, or where None as many as there are cores. BitconvError where they are less than one."""
+    threads = default_threads() if threads is None else threads
+    if threads < 1:
+        raise BitconvError(f"--threads {threads}: at least 1 is needed")
+    return threads
+
+
 def run(jobs: Sequence[Callable[[Callable[[], None]], Result]], threads: int | None) -> Iterator[Result]:
     """The results of the jobs, in their order, each as soon as it and those before it are done.
 
     A job is called with a function that it calls often, and that raises Stopped when the job should give up. The
     first job in order that fails decides the error, whatever the number of threads.
     """
-    threads = default_threads() if threads is None else threads
-    if threads < 1:
-        raise BitconvError(f"--threads {threads}: at least 1 is needed")
+    threads = thread_count(threads)
     stop = threading.Event()
 
     def check() -> None:

@@ -84,26 +84,41 @@ def replacing(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
 
 @contextlib.contextmanager
 def replacing_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `path` at the end; without force only where that is empty.
+    """A directory to fill, whose files are those of `path` at the end; without force only where that is empty.
 
-    On any error `path` is as it was.
+    A directory that exists stays the same one: it may be a mount point, or the one that a shell is in. On any error
+    `path` is as it was.
     """
     target = Path(os.path.realpath(path))
+    exists = target.is_dir()
     try:
-        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=_PREFIX, suffix=_SUFFIX)
+        beside = tempfile.TemporaryDirectory(dir=target if exists else target.parent, prefix=_PREFIX, suffix=_SUFFIX)
     except OSError as error:
         raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
     with beside:
         new, old = Path(beside.name, "new"), Path(beside.name, "old")
         new.mkdir()
-        yield new
+        old.mkdir()
         try:
-            if force and target.exists():
-                target.rename(old)
-            new.rename(target)  # takes the place of an empty directory, and of no other
+            yield new
+        except BitconvError as error:
+            raise BitconvError(str(error).replace(str(new), str(path))) from None
+        except OSError as error:
+            if error.filename is not None:
+                error.filename = str(error.filename).replace(str(new), str(path))
+            raise
+        there = [file for file in target.iterdir() if file.name != Path(beside.name).name] if target.is_dir() else []
+        if there and not force:
+            raise BitconvError(f"{path}: cannot be written: {os.strerror(errno.ENOTEMPTY)}")
+        moves = [(file, old / file.name) for file in there]
+        moves += [(file, target / file.name) for file in new.iterdir()] if exists else [(new, target)]
+        try:
+            for source, destination in moves:
+                source.rename(destination)
         except BaseException as error:
-            if old.exists():
-                old.rename(target)
+            for source, destination in reversed(moves):
+                if os.path.lexists(destination) and not os.path.lexists(source):
+                    destination.rename(source)
             if isinstance(error, OSError):
                 raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
             raise

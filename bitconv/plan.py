@@ -13,7 +13,16 @@ from bitconv.architectures import Role
 from bitconv.checkpoint import Checkpoint
 from bitconv.errors import BitconvError
 from bitconv.gguf import type_by_name
-from bitconv.layouts import BLOCK_SCALED, EXACT_SCALE, FLOATS, TERNARY_TYPES, TILED, Layout, make_layout
+from bitconv.layouts import (
+    BLOCK_SCALED,
+    EXACT_SCALE,
+    FLOATS,
+    TERNARY_TYPES,
+    TILED,
+    Layout,
+    make_layout,
+    refuse_idle_options,
+)
 from bitconv.metadata import build_metadata
 from bitconv.model import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.placement import DataSection, TernaryPlace
@@ -84,6 +93,7 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     """Lay out the file. BitconvError where the runner would not load it or would compute it wrong."""
     _check(options)
+    _check_patterns(model, options)
     type_name, target, reason = _type_and_runner(model, options)
     section = DataSection(target, scale_in_blocks=options.scale_in_blocks)
     tensors: list[PlannedTensor] = []
@@ -120,7 +130,9 @@ def _check(options: Options) -> None:
     ):
         if name not in known:
             raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are")
-    if {"tl1", "tl2"} <= {options.type, *(name for _, name in options.overrides)}:
+    types = {options.type, *(name for _, name in options.overrides)}
+    refuse_idle_options(types, kernel_config=options.tiles is not None, scale_in_blocks=options.scale_in_blocks)
+    if {"tl1", "tl2"} <= types:
         raise BitconvError("tl1 and tl2 in one file: no build of a runner computes both")
     for pattern, _ in options.overrides:
         try:
@@ -129,14 +141,28 @@ def _check(options: Options) -> None:
             raise BitconvError(f"--tensor-type {pattern!r} is not a regular expression: {error}") from None
 
 
+def _check_patterns(model: Model, options: Options) -> None:
+    choices = [weight.name for weight in model.weights if _has_choice(weight)]
+    for pattern, _ in options.overrides:
+        if not any(re.search(pattern, name) for name in choices):
+            raise BitconvError(
+                f"--tensor-type {pattern!r} is found in the name of no tensor whose type can be chosen: a projection, "
+                "the embedding or an untied head"
+            )
+
+
+def _has_choice(weight: Weight) -> bool:
+    if isinstance(weight, DenseWeight):
+        return weight.role is Role.EMBEDDING  # norms are f32: bitnet.cpp aborts on others
+    return isinstance(weight, TernaryWeight | ExpertsWeight)
+
+
 def _type_and_runner(model: Model, options: Options) -> tuple[str, Runner, str | None]:
     architecture = model.family.architecture
     if options.type == "auto":
         return _smallest_exact(model, options)
     if options.runner is None:
         target = runners.default_runner(options.type, architecture.graph)
-        if options.type in FLOATS:  # the reference of all comparisons, whatever computes it
-            return options.type, target, None
     else:
         target = runners.runner(options.runner)
     refusal = runners.refusal(target, architecture.graph, architecture.activation, options.type)
@@ -183,8 +209,8 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
 
 
 def _dense_type(weight: Weight, options: Options) -> str:
-    if not (isinstance(weight, DenseWeight) and weight.role is Role.EMBEDDING):
-        return "f32"  # norms: bitnet.cpp aborts on others
+    if not _has_choice(weight):
+        return "f32"
     name = _override(weight.name, options) or options.embed_type
     if name not in EMBED_TYPES:
         raise BitconvError(f"{weight.name}: type {name} is for ternary tensors; {', '.join(EMBED_TYPES)} are possible")

@@ -15,7 +15,7 @@ from bitconv import jobs, runners
 from bitconv.architectures import Role, scale_name
 from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf
-from bitconv.layouts import TERNARY_TYPES, make_layout
+from bitconv.layouts import TERNARY_TYPES, make_layout, refuse_idle_options
 from bitconv.output import check_output, replacing
 from bitconv.placement import DataSection, TernaryPlace
 from bitconv.rawio import read_at, write_at
@@ -103,6 +103,7 @@ def repack(
     check_output(target, force=force, inputs=(source, kernel_config, from_kernel_config))
     if type not in TERNARY_TYPES:
         raise BitconvError(f"type {type!r} is not known; {', '.join(TERNARY_TYPES)} are")
+    refuse_idle_options([type], kernel_config=kernel_config is not None, scale_in_blocks=scale_in_blocks)
     gguf = read_gguf(source)
     from_tiles = None if from_kernel_config is None else read_kernel_config(Path(from_kernel_config))
     structure = check_structure(gguf, from_tiles, from_i2_s_order)
@@ -118,6 +119,8 @@ def repack(
     planned = _plan(gguf, structure, section, type, tiles)
     metadata = _metadata(gguf.metadata, structure, chosen, type)
     if pre is not None:
+        if metadata.get("tokenizer.ggml.model") == "llama":
+            raise BitconvError(f"{source}: --pre {pre} is for byte-level vocabularies, and this is none")
         metadata["tokenizer.ggml.pre"] = check_name(pre)
     elif metadata.get("tokenizer.ggml.pre") in BITNET_CPP_NAMES and chosen.name != "bitnet.cpp":
         raise BitconvError(
@@ -129,7 +132,8 @@ def repack(
     with replacing(target, size, force=force) as descriptor:
         tensors = _write(gguf, structure, header, planned, descriptor, size, threads, progress)
     architecture = _architecture_name(structure, chosen)
-    return Repacking(str(target), architecture, type, chosen.name, size, chosen.command(type, target), tensors)
+    run = chosen.command(type, target, embedding=f"{structure.architecture_name}.pooling_type" in gguf.metadata)
+    return Repacking(str(target), architecture, type, chosen.name, size, run, tensors)
 
 
 def _check_input(gguf: GGUFFile, structure: Structure) -> None:

@@ -7,6 +7,7 @@ computes right, the release of bitnet.cpp of July 2026 excepted, which was read.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -51,7 +52,7 @@ class Runner:
 
     def command(self, type_name: str, file: object, *, embedding: bool = False) -> str:
         run = _LLAMA_EMBEDDING if embedding else self.run_by_type.get(type_name, self.run)
-        return run.format(file)
+        return run.format(shlex.quote(str(file)))
 
 
 # The same in every runner.

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import zipfile
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from bitconv.errors import BitconvError
 
@@ -103,9 +102,17 @@ class _Function:
 
 
 class _StateDict(dict[Any, Any]):
-    """Stands for collections.OrderedDict. What torch hangs on to it (_metadata: versions of modules) is dropped."""
+    """Stands for every dict. What torch hangs on to it (_metadata: versions of modules) is dropped."""
 
     __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __setitem__(self, key: object, value: object) -> None:
+        if not isinstance(key, str | int):  # to hash a tuple in a tuple in a tuple and so on overflows the stack
+            raise ValueError(f"{type(key).__name__} for a name")
+        super().__setitem__(key, value)
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -123,11 +130,7 @@ class _Reader:
     def tensors(self) -> list[TorchTensor]:
         if self.member("byteorder") is not None and self.read("byteorder") != b"little":
             raise BitconvError(f"{self.file}: is big-endian; {_SAVE_AGAIN} on a little-endian machine")
-        data = self.read("data.pkl")
-        for opcode, argument, _ in pickletools.genops(data):
-            if "PUT" in opcode.name and argument is not None and argument > len(data):
-                raise BitconvError(f"{self.file}: damaged: its pickle numbers more objects than it can hold")
-        state = _Unpickler(self.file, data).load()
+        state = _Unpickler(self.file, self.read("data.pkl")).load()
         if not isinstance(state, dict) or not state:
             raise BitconvError(f"{self.file}: holds no state dict (tensors by name)")
         return [self.place(name, value) for name, value in state.items()]
@@ -168,16 +171,27 @@ class _Reader:
                 f"{self.file}: {name} is compressed or encrypted, which torch does not do; {_SAVE_AGAIN}"
             )
         # The header before the data repeats the name and pads to 64 bytes, of which the directory knows nothing.
-        self.stream.seek(member.header_offset)
+        at = member.header_offset
+        self.stream.seek(at if 0 <= at < self.size else self.size)
         header = self.stream.read(30)
-        start = member.header_offset + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        start = at + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
         if header[:4] != b"PK\x03\x04" or start + member.file_size > self.size:
             raise BitconvError(f"{self.file}: truncated or damaged at {name}; download the checkpoint again")
         return start, member.file_size
 
 
-class _Unpickler(pickle.Unpickler):
-    """_NAMES are all that a pickle can get hold of."""
+class _Unpickler(pickle._Unpickler):
+    """_NAMES are all that a pickle can get hold of.
+
+    The one in Python: that in C has dicts of its own, and makes a list as long as the highest number that a pickle
+    gives an object.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code not in b"".join((pickle.DICT, pickle.EMPTY_SET, pickle.FROZENSET))  # of any keys
+    } | {pickle.EMPTY_DICT[0]: lambda self: self.append(_StateDict())}
 
     def __init__(self, file: Path, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8")
@@ -196,7 +210,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, reference: Any) -> _Storage:
         kind, storage_type, key, _, length = reference
-        if kind != "storage" or not (isinstance(key, str) and key.isdecimal() and _is_size(length)):
+        named = isinstance(storage_type, str) and isinstance(key, str)
+        if kind != "storage" or not (named and key.isdecimal() and _is_size(length)):
             raise ValueError("not a storage")
         return _Storage(*_DTYPES[storage_type], key, length)
 

@@ -2,7 +2,7 @@
 
 transformers runs the Llama and Microsoft families. It has no class for 1bitLLM's, and loads such a checkpoint as a
 plain Llama without its sub-norms and without ternary weights, so that family is written out here: Llama with a norm
-on the input of o_proj and of down_proj, and every projection ternarised and its input rounded to int8 a token. Needs
+on the input of o_proj and of down_proj, and every projection ternary and its input rounded to int8 a token. Needs
 torch, transformers and sentencepiece.
 """
 
@@ -24,8 +24,9 @@ from bitconv.checkpoint import Checkpoint
 from bitconv.errors import BitconvError
 from bitconv.families import llama_sub_norms, microsoft_gpu, onebitllm
 from bitconv.hyperparameters import from_config
-from bitconv.model import load_model
+from bitconv.model import TernaryWeight, load_model
 from bitconv.quantization import ScaleConvention
+from bitconv.ternary import TritReader
 from bitconv.ternary_floats import find_scale
 from bitconv.tokenizer.files import read_files
 from bitconv.tokenizer.pretokenizers import is_byte_level
@@ -42,9 +43,9 @@ def load_logits(checkpoint: Checkpoint) -> Logits:
             f"{checkpoint.path}: {family.name}: told by its tensors, and transformers would run what config.json says; "
             "verify --against proves the file"
         )
-    _refuse_unmarked(checkpoint)
     if family is onebitllm.FAMILY:
         return _run(OneBitLLM(checkpoint).logits)
+    _refuse_other_weights(checkpoint)
     _hush()
     torch.compiler.set_stance("force_eager")  # its quantization functions would be compiled, which takes longer
     model_class = getattr(transformers, family.hf_architecture)
@@ -54,12 +55,21 @@ def load_logits(checkpoint: Checkpoint) -> Logits:
     return _run(lambda tokens: model(tokens[None]).logits[0])
 
 
-def _refuse_unmarked(checkpoint: Checkpoint) -> None:
+def _refuse_other_weights(checkpoint: Checkpoint) -> None:
+    """Refuse float weights that transformers would run as they are, or by the rule, where convert does the other."""
+    online = checkpoint.config.get("quantization_config") is not None
     for weight in load_model(checkpoint, ScaleConvention.MULTIPLY).matrices:
-        if weight.scale is None and find_scale(checkpoint, weight, lambda: None) is None:
+        if weight.has_scale:
+            continue
+        found = find_scale(checkpoint, weight, lambda: None)
+        if found is None and not online:
             raise weight.stored.error(
                 "nothing marks this as a BitNet checkpoint, and transformers would run its weights as they are; "
                 "verify --against --ternarize proves the file"
+            )
+        if found is not None and online and np.any(found != TritReader(checkpoint, weight, lambda: None).scale):
+            raise weight.stored.error(
+                "is ternary already, and transformers would make another scale of it; verify --against proves the file"
             )
 
 
@@ -102,8 +112,10 @@ class OneBitLLM:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.config
         self.sizes = from_config(config, checkpoint.path / "config.json")
-        stored = {name: torch.from_numpy(checkpoint.values(tensor)) for name, tensor in checkpoint.tensors.items()}
-        self.weights = {name: _ternary(w) if "_proj." in name else w for name, w in stored.items()}
+        model = load_model(checkpoint)
+        dense = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype != "u8"]
+        self.weights = {tensor.name: torch.from_numpy(checkpoint.values(tensor)) for tensor in dense}
+        self.weights |= {w.stored.name: _ternary(checkpoint, w) for w in model.matrices}
 
     def logits(self, tokens: Tensor) -> Tensor:
         embedding = self.weights["model.embed_tokens.weight"]
@@ -146,6 +158,15 @@ class OneBitLLM:
         return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
 
-def _ternary(weight: Tensor) -> Tensor:
-    inverse = 1.0 / weight.abs().double().mean().float().clamp(min=1e-5)
-    return (weight * inverse).round().clamp(-1, 1) / inverse
+def _ternary(checkpoint: Checkpoint, weight: TernaryWeight) -> Tensor:
+    """In floats: packed trits times their scale, ternary floats as they are, others by the absmean rule."""
+    if isinstance(weight.scale, np.floating | np.ndarray):
+        packed = np.empty(weight.stored.shape, np.uint8)
+        checkpoint.read(weight.stored, 0, packed.reshape(-1))
+        trits = np.concatenate([packed >> 2 * quarter & 3 for quarter in range(4)]).astype(np.float32) - 1
+        return torch.from_numpy(trits * weight.scale)
+    values = torch.from_numpy(checkpoint.values(weight.stored))
+    if find_scale(checkpoint, weight, lambda: None) is not None:
+        return values
+    inverse = 1.0 / values.abs().double().mean().float().clamp(min=1e-5)
+    return (values * inverse).round().clamp(-1, 1) / inverse

@@ -103,8 +103,15 @@ def verify(
 
     BitconvError where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
     """
-    if against is None and revision is not None:
-        raise BitconvError(f"--revision {revision} is one of --against MODEL, which is missing")
+    for option, value in (
+        ("--revision", revision),
+        ("--token", token),
+        ("--scale-convention", scale_convention),
+        ("--ternarize", ternarize),
+        ("--pre", pre),
+    ):
+        if against is None and value is not None:
+            raise BitconvError(f"{option} is for --against MODEL, which is missing")
     path = Path(file)
     try:
         gguf = read_gguf(path)

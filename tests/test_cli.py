@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -39,6 +40,14 @@ def test_convert_prints_what_it_wrote_and_the_line_that_runs_it(tmp_path: Path) 
     assert f"{(tmp_path / 'out.gguf').stat().st_size:,} bytes" in out
     assert f"llama-cli -m {tmp_path / 'out.gguf'}" in out
     assert "i2_s: 14 tensors" in out
+
+
+def test_printed_commands_are_quoted_for_a_shell(good: Path, tmp_path: Path) -> None:
+    for command in (["convert", MODEL], ["repack", good, "--type", "tl1"]):
+        _, out, _ = run(*command, tmp_path / "my model's file.gguf", "--force")
+        for name in ("check it:", "run it:"):
+            (line,) = (line for line in out.splitlines() if line.startswith(name))
+            assert shlex.split(line.removeprefix(name))[2] == str(tmp_path / "my model's file.gguf")
 
 
 def test_convert_json_is_the_typed_result(tmp_path: Path) -> None:
@@ -82,6 +91,13 @@ def test_verify_exits_with_2_where_it_cannot_judge(tmp_path: Path) -> None:
     code, _, err = run("verify", tmp_path / "nothing.gguf")
     assert code == 2
     assert "nothing.gguf" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--revision", "--token", "--scale-convention", "--ternarize", "--pre"])
+def test_verify_refuses_options_of_a_checkpoint_without_one(good: Path, option: str) -> None:
+    code, out, err = run("verify", good, option, "multiply")
+    assert (code, out) == (2, "")
+    assert err == f"bitconv: error: {option} is for --against MODEL, which is missing\n"
 
 
 def test_an_unknown_byte_order_is_one_line(good: Path) -> None:

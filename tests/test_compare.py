@@ -58,6 +58,26 @@ def test_master_weights_of_the_microsoft_family_agree(tmp_path: Path) -> None:
     assert compare(tmp_path / "out.gguf", model.path).top1_agreement > 0.9
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ternary_floats": True},
+        {"ternary_floats": True, "row_scales": True},
+        {"packed": True, "convention": "multiply"},
+        {"packed": True, "convention": "divide"},
+    ],
+    ids=str,
+)
+def test_1bitllm_s_own_class_with_ternary_weights_agrees(tmp_path: Path, options: dict) -> None:
+    model = make_checkpoint(tmp_path / "model", "1bitllm", dtype="f32", **options)
+    if "packed" in options:
+        linear_class = {"divide": "bitlinear", "multiply": "autobitlinear"}[options["convention"]]
+        model.rewrite_config(quantization_config={"quant_method": "bitnet", "linear_class": linear_class})
+    bitconv.convert(model.path, tmp_path / "out.gguf", type="f32", embed_type="f32")
+    result = compare(tmp_path / "out.gguf", model.path)
+    assert result.top1_agreement > 0.9 and result.divergence < 0.05
+
+
 def test_a_checkpoint_in_a_bin_file_agrees(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "1bitllm")
     bitconv.convert(model.path, tmp_path / "out.gguf", embed_type="f32")
@@ -160,6 +180,14 @@ def test_refuses_a_checkpoint_that_transformers_would_run_as_another(tmp_path: P
     model.rewrite_config(architectures=["LlamaForCausalLM"], quantization_config=None)
     bitconv.convert(model.path, tmp_path / "out.gguf", ternarize="absmean")
     with pytest.raises(BitconvError, match=cause):
+        bitconv.compare(tmp_path / "out.gguf", model.path)
+
+
+@pytest.mark.parametrize("kind", ["microsoft", "llama"])
+def test_refuses_weights_that_transformers_would_ternarise_again(tmp_path: Path, kind: str) -> None:
+    model = make_checkpoint(tmp_path / "model", kind, packed=False, ternary_floats=True)
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+    with pytest.raises(BitconvError, match=r"q_proj\.weight: is ternary already, .*; verify --against proves the file"):
         bitconv.compare(tmp_path / "out.gguf", model.path)
 
 

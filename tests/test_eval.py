@@ -9,11 +9,13 @@ from pathlib import Path
 import bitconv
 import numpy as np
 import pytest
+from bitconv.cli import app
 from bitconv.errors import BitconvError
 from bitconv.evaluation import evaluate
 from bitconv.forward import ForwardPass
 from bitconv.gguf import read_gguf
 from bitconv.structure import check_structure
+from typer.testing import CliRunner
 
 from conftest import FIXTURES
 from synthetic import make_checkpoint
@@ -182,6 +184,36 @@ def test_reports_progress_in_tokens(good: Path) -> None:
     calls: list[tuple[int, int]] = []
     evaluate(good, TEXT, max_tokens=250, window=100, batch=50, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(50, 200), (100, 200), (150, 200), (200, 200)]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("factor", "value"), [(1e4, "Infinity"), (3e38, "NaN")])
+def test_a_perplexity_beyond_floats_is_infinite_and_null_in_json(
+    good: Path, tmp_path: Path, factor: float, value: str
+) -> None:
+    file = Rebuilt(good)
+    norm = file.tensor("output_norm.weight")
+    with np.errstate(over="ignore"):
+        norm[3] = (np.frombuffer(norm[3], np.float32) * np.float32(factor)).tobytes()
+    bad = file.write(tmp_path / "bad.gguf")
+    assert json.dumps(evaluate(bad, TEXT, max_tokens=300).perplexity) == value
+    for command in (["eval", bad, "--text", TEXT, "--max-tokens", 300], ["compare", bad, MICROSOFT]):
+        result = CliRunner().invoke(app, [*map(str, command), "--json"])
+        found = json.loads(result.stdout)
+        assert result.stderr == ""
+        assert found.get("perplexity") is None and found.get("file_perplexity") is None
+
+
+def test_the_line_ends_of_a_text_are_kept(good: Path, tmp_path: Path) -> None:
+    for name, end in (("lf", "\n"), ("crlf", "\r\n")):
+        (tmp_path / name).write_bytes((f"one line{end}" * 100).encode())
+    lf, crlf = (evaluate(good, tmp_path / name) for name in ("lf", "crlf"))
+    assert lf.tokens != crlf.tokens
+
+
+def test_refuses_no_threads(good: Path) -> None:
+    with pytest.raises(BitconvError, match="--threads 0: at least 1 is needed"):
+        evaluate(good, TEXT, threads=0)
 
 
 def test_refuses_a_text_shorter_than_a_window(good: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bitconv.checkpoint import read_json
+from bitconv.gguf import MalformedGGUF
 from bitconv.gguf_tokenizer import load_tokenizer
 from bitconv.tokenizer import tokenizer_metadata
+from bitconv.tokenizer.vocabulary import TokenType
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
@@ -53,6 +55,19 @@ def test_special_tokens_in_a_text_are_found_as_a_runner_finds_them(tmp_path: Pat
     runner.close()
 
 
+def test_user_defined_tokens_of_spaces_are_found_as_a_runner_finds_them(tmp_path: Path) -> None:
+    metadata = metadata_of(ONEBITLLM)
+    tokens, types = list(metadata["tokenizer.ggml.tokens"]), np.array(metadata["tokenizer.ggml.token_type"])
+    tokens[-2:], types[-2:] = ["   ", "two words"], TokenType.USER_DEFINED
+    metadata |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    rebuilt = load_tokenizer(metadata, ONEBITLLM)
+    runner = Runner(metadata, tmp_path / "vocabulary.gguf")
+    for text in ("a   b", "a \u2581\u2581\u2581 b", "of two words", "two\u2581words", "   ", *HARD_TEXTS):
+        if "\x00" not in text:
+            assert rebuilt.encode(text).ids == runner.tokenize(text, add_special=True)
+    runner.close()
+
+
 @pytest.mark.parametrize("model", [LLAMA, ONEBITLLM], ids=lambda model: model.name)
 def test_the_metadata_says_what_is_put_around_a_prompt(model: Path) -> None:
     metadata = metadata_of(model)
@@ -69,6 +84,14 @@ def test_a_space_is_put_in_front_where_the_metadata_says_so() -> None:
     without = load_tokenizer(metadata | {"tokenizer.ggml.add_space_prefix": False}, ONEBITLLM)
     assert without.encode(" the").ids == load_tokenizer(metadata, ONEBITLLM).encode("the").ids
     assert without.encode("the").ids != without.encode(" the").ids
+
+
+@pytest.mark.parametrize("merge", ["nospace", "x nosuchtoken"])
+def test_a_merge_that_is_none_names_the_file(merge: str) -> None:
+    metadata = metadata_of(LLAMA)
+    merges = [merge, *metadata["tokenizer.ggml.merges"][1:]]
+    with pytest.raises(MalformedGGUF, match=r"Llama3-1\.58-tiny: its tokenizer cannot be built: "):
+        load_tokenizer(metadata | {"tokenizer.ggml.merges": merges}, LLAMA)
 
 
 def test_sentencepiece_tokens_merge_by_their_scores() -> None:

@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 from gguf_file import File
 from hub_server import Hub, Repository, commit
 from synthetic import FIXTURES, make_checkpoint
+from tokenizer_support import write_json
 
 ID = "someone/Ternary-Toy-0.5M-Chat"
 NAME = ID.rpartition("/")[2]
@@ -243,6 +244,25 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(hub: Hub, run: Run, tmp
     (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "missing.safetensors"}}')
     hub.repositories[ID] = Repository({"other": model})
     assert_refused(run("convert", ID, "out.gguf", "--revision", "other"), f"{ID}: missing.safetensors: missing")
+
+
+def test_an_embedding_model_s_pooling_is_downloaded(hub: Hub, run: Run, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "embedding", head_dim=128).path
+    pooling = {"path": "1_Pooling/", "type": "sentence_transformers.models.Pooling"}
+    write_json(model, modules=[{"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}, pooling])
+    write_json(model / "1_Pooling", config={"pooling_mode_mean_tokens": True})
+    hub.repositories[ID] = Repository({"main": model})
+    assert run("convert", ID, tmp_path / "out.gguf").code == 0
+    assert File(tmp_path / "out.gguf").metadata["qwen3.pooling_type"] == 1
+    assert bitconv.verify(tmp_path / "out.gguf", against=model).right
+    for revision, path, cause in (
+        ("above", "../1_Pooling", "is not in the model directory"),
+        ("root", str(model / "1_Pooling"), "is not in the model directory"),
+        ("gone", "3_Pooling", "3_Pooling/config.json: missing, though modules.json names it"),
+    ):
+        write_json(model, modules=[{**pooling, "path": path}])
+        hub.repositories[ID] = Repository({revision: model})
+        assert_refused(run("convert", ID, "none.gguf", "--revision", revision), cause)
 
 
 def test_a_revision_is_a_branch_or_a_commit(hub: Hub, run: Run, cache: Path, tmp_path: Path) -> None:
@@ -498,7 +518,7 @@ def test_what_is_no_id_is_a_missing_directory(hub: Hub, run: Run, model: str) ->
 
 
 def test_a_revision_of_nothing_is_one_line(run: Run) -> None:
-    assert_refused(run("verify", "out.gguf", "--revision", "main"), "--revision main", "--against")
+    assert_refused(run("verify", "out.gguf", "--revision", "main"), "--revision is for --against MODEL")
 
 
 def test_an_output_that_exists_is_found_before_the_download(hub: Hub, run: Run, tmp_path: Path) -> None:

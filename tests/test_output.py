@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +76,72 @@ def test_a_directory_that_appears_while_another_is_written_is_kept(tmp_path: Pat
         dummy(tmp_path / "out", shape="2x256x512", stored="bf16", progress=appear)
     assert (tmp_path / "out" / "file").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def fill(good: Path, kind: str, directory: Path) -> None:
+    if kind == "dummy":
+        dummy(directory, shape="2x256x512", stored="bf16")
+    else:
+        bitconv.export(good, directory, force=kind == "force")
+
+
+@pytest.mark.parametrize("kind", ["dummy", "export", "force"])
+@pytest.mark.parametrize("name", ["out", ".", "link"])
+def test_a_directory_that_exists_stays_the_same_one(
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    """A mount point cannot be replaced, and a shell in it would be left in a deleted directory."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "link").symlink_to("out")
+    if kind == "force":
+        (out / "model-00001-of-00002.safetensors").write_text("of an earlier export")
+    before = out.stat()
+    monkeypatch.chdir(out if name == "." else tmp_path)
+    fill(good, kind, Path(name))
+    assert os.path.samestat(before, out.stat())
+    files = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} < files
+    assert not [name for name in files if name.startswith((".", "model-"))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link", "out"]
+
+
+@pytest.mark.parametrize("kind", ["dummy", "export", "force"])
+@pytest.mark.parametrize("failing", range(4))
+def test_a_failed_move_leaves_the_directory_as_it_was(
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, kind: str, failing: int
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if kind == "force":
+        for name in ("config.json", "tokenizer.json"):
+            (out / name).write_text("of an earlier export")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    rename, calls = Path.rename, []
+
+    def fail(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == failing + 1:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(BitconvError, match=f"^{re.escape(str(out))}: cannot be written: Input/output error"):
+        fill(good, kind, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(("kind", "call"), [("export", "os.posix_fallocate"), ("dummy", "pathlib.Path.write_bytes")])
+def test_a_temporary_name_is_in_no_message(
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, kind: str, call: str
+) -> None:
+    def fail(file: object, *arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", *([file] if isinstance(file, Path) else []))
+
+    monkeypatch.setattr(call, fail)
+    with pytest.raises(BitconvError, match=f"^{re.escape(str(tmp_path / 'out'))}/[a-z_.]+: .*No space left"):
+        fill(good, kind, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_a_name_as_long_as_the_file_system_takes(tmp_path: Path, good: Path) -> None:

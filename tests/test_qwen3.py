@@ -185,6 +185,19 @@ def test_without_its_norms_on_inputs_it_is_refused(tmp_path: Path, family: str, 
         bitconv.convert(model.path, tmp_path / "out.gguf")
 
 
+def test_floats_that_no_runner_computes_are_refused(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "embedding", head_dim=128)
+    with pytest.raises(BitconvError, match=r"bitnet\.cpp-2026 does not compute f16; .* --type i2_s"):
+        bitconv.convert(model.path, tmp_path / "out.gguf", type="f16")
+
+
+def test_a_repacked_embedding_model_runs_as_one(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "embedding", head_dim=128)
+    bitconv.convert(model.path, tmp_path / "in.gguf")
+    result = bitconv.repack(tmp_path / "in.gguf", tmp_path / "out.gguf", type="tl1")
+    assert result.run.startswith("llama-embedding")
+
+
 @pytest.mark.parametrize("options", [{"type": "tq2_0"}, {"runner": "bitnet.cpp"}, {"type": "iq2_bn"}])
 def test_runners_without_the_norms_are_refused(tmp_path: Path, options: dict) -> None:
     model = make_checkpoint(tmp_path / "model", "qwen3", head_dim=128)
@@ -199,5 +212,5 @@ def test_an_embedding_model_predicts_no_text_and_neither_is_exported(tmp_path: P
     bitconv.convert(model.path, tmp_path / "out.gguf")
     with pytest.raises(BitconvError, match=r"out\.gguf: an embedding model"):
         bitconv.evaluate(tmp_path / "out.gguf", FIXTURES / "eval.txt")
-    with pytest.raises(BitconvError, match=r"out\.gguf: architecture qwen3 cannot be exported"):
+    with pytest.raises(BitconvError, match=r"architecture qwen3 cannot be exported, only bitnet, bitnet-b1\.58, "):
         bitconv.export(tmp_path / "out.gguf", tmp_path / "dir")

@@ -211,6 +211,12 @@ def refused(source: Path, output: Path, *words: str, options: tuple[str, ...] = 
     assert sorted(output.parent.iterdir()) == before
 
 
+def test_a_sentencepiece_file_gets_no_pre_tokenizer(tmp_path: Path) -> None:
+    bitconv.convert(FIXTURES / "bitnet_b1_58-tiny", tmp_path / "in.gguf")
+    options = ("--type", "tq2_0", "--pre", "llama-bpe")
+    refused(tmp_path / "in.gguf", tmp_path / "out.gguf", "--pre llama-bpe is for byte-level", options=options)
+
+
 def test_a_file_that_is_not_ternary_is_refused(tmp_path: Path) -> None:
     bitconv.convert(FIXTURES / "Llama3-1.58-tiny", tmp_path / "f16.gguf", type="f16")
     rebuilt = Rebuilt(tmp_path / "f16.gguf")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import bitconv
 import pytest
 from bitconv.cli import app
+from bitconv.errors import BitconvError
+from bitconv.kernel_config import kernel_config
 from bitconv.layouts import TERNARY_TYPES
 from bitconv.runners import RUNNERS, default_runner, layout_name, runner
 from typer.testing import CliRunner
@@ -153,6 +156,36 @@ def test_a_pattern_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> 
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("pattern", ["ffn_dwn", "norm", "^ffn"])
+def test_a_pattern_that_sets_no_type_is_named(tmp_path: Path, pattern: str) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", ffn=512)
+    with pytest.raises(BitconvError, match=f"--tensor-type {re.escape(repr(pattern))} is found in .* no tensor"):
+        bitconv.convert(model.path, tmp_path / "out.gguf", tensor_types=[("attn", "f16"), (pattern, "f16")])
+
+
+def test_options_that_the_type_does_not_heed_are_refused(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", hidden=512, ffn=512, head_dim=128)
+    good, out = tmp_path / "good.gguf", tmp_path / "out.gguf"
+    bitconv.convert(model.path, good)
+    kernel_config(model.path, tmp_path / "k.ini", type="tl2")
+    for type_name in ("i2_s", "tq2_0", "tl2", "auto"):
+        for option, value, heeds in (
+            ("scale_in_blocks", True, ("tq2_0", "auto")),
+            ("kernel_config", tmp_path / "k.ini", ("tl2",)),
+        ):
+            options = {"type": type_name, option: value}
+            if type_name in heeds:
+                bitconv.convert(model.path, out, force=True, **options)
+                continue
+            with pytest.raises(BitconvError, match=f"--{option.replace('_', '-')} is for .*, and none is asked for"):
+                bitconv.convert(model.path, out, force=True, **options)
+            if type_name != "auto":
+                with pytest.raises(BitconvError, match="none is asked for"):
+                    bitconv.repack(good, out, force=True, **options)
+    options = {"tensor_types": [("ffn", "tq2_0")], "runner": "bitnet.cpp"}
+    bitconv.convert(model.path, out, force=True, scale_in_blocks=True, **options)
 
 
 @pytest.mark.parametrize(

@@ -202,9 +202,50 @@ def test_a_pickle_cannot_change_what_it_may_call(tmp_path: Path, target: bytes) 
     assert stored_bytes(tmp_path / "good.bin")["weight"][2] == struct.pack("<2f", 1, 1)
 
 
-def test_a_pickle_that_numbers_objects_beyond_its_size_is_refused(tmp_path: Path) -> None:
-    """The number is the length of a list that the unpickler would make."""
-    refused(with_pickle(tmp_path / "x.bin", b"\x80\x02}r\xff\xff\xff\x7f."), "numbers more objects")
+def test_the_number_of_an_object_takes_no_memory(tmp_path: Path) -> None:
+    """The unpickler in C makes a list that long."""
+    file = tmp_path / "x.bin"
+    torch.save({"weight": torch.arange(3.0)}, file)
+    huge = b"r\xff\xff\xff\x7f"
+    rewrite(file, lambda name, data: data.replace(b"q\x00", huge, 1) if name == "data.pkl" else data)
+    assert stored_bytes(file)["weight"][2] == struct.pack("<3f", 0, 1, 2)
+
+
+def test_nested_tuples_are_not_hashed(tmp_path: Path) -> None:
+    """That many overflow the stack; in a process of its own, which that would end."""
+    nested = b"K\x01" + b"\x85" * 200_000
+    pickles = {
+        "item": b"}" + nested + b"K\x01s.",
+        "items": b"}(" + nested + b"K\x01u.",
+        "dict": b"(" + nested + b"K\x01d.",
+        "set": b"\x8f(" + nested + b"\x90.",
+        "frozenset": b"(" + nested + b"\x91.",
+        "pairs": b"ccollections\nOrderedDict\n]" + nested + b"K\x01\x86a\x85R.",
+        "storage": b"(\x8c\x07storage" + nested + b"\x8c\x010\x8c\x03cpuK\x01tQ.",
+    }
+    for name, data in pickles.items():
+        with_pickle(tmp_path / name, b"\x80\x04" + data)
+    script = """
+import pathlib, sys
+from bitconv import BitconvError, torch_files
+for file in sys.argv[1:]:
+    try:
+        torch_files.read_index(pathlib.Path(file))
+    except BitconvError:
+        print(pathlib.Path(file).name)
+"""
+    command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in pickles)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (result.stdout.split(), result.stderr, result.returncode) == (list(pickles), "", 0)
+
+
+@pytest.mark.parametrize("offset", [2**62, 2**64 - 1])
+def test_a_member_far_beyond_the_file_is_refused(tmp_path: Path, offset: int) -> None:
+    with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}.")
+        archive.filelist[0].header_offset = offset
+    refused(tmp_path / "x.bin", "truncated or damaged")
 
 
 def test_a_pickle_larger_than_any_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

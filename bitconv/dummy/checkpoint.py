@@ -169,6 +169,6 @@ def _check_target(path: Path, size: int) -> None:
         raise BitconvError(f"{path}: is a file; name a directory")
     if path.exists() and any(path.iterdir()):
         raise BitconvError(f"{path}: is not empty; name another directory")
-    free = shutil.disk_usage(path.parent).free
+    free = shutil.disk_usage(path if path.exists() else path.parent).free
     if free < size:
         raise BitconvError(f"{path}: would take {size:,} bytes, and the disk has {free:,} left")

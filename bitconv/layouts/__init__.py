@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from bitconv import tiles as _tiles
 from bitconv.errors import BitconvError
@@ -59,6 +59,14 @@ def make_layout(
     return TILED[name](_tiles.choose(name, *shape) if tiles is None else tiles[shape])
 
 
+def refuse_idle_options(types: Collection[str], *, kernel_config: bool, scale_in_blocks: bool) -> None:
+    """BitconvError for an option that none of the types asked for heeds."""
+    if kernel_config and not TILED.keys() & types:
+        raise BitconvError(f"--kernel-config is for {' and '.join(TILED)}, and none is asked for")
+    if scale_in_blocks and not {*BLOCK_SCALED, "auto"} & {*types}:
+        raise BitconvError(f"--scale-in-blocks is for {', '.join(BLOCK_SCALED)}, and none is asked for")
+
+
 __all__ = [
     "BLOCK_SCALED",
     "EXACT_SCALE",
@@ -74,4 +82,5 @@ __all__ = [
     "Scales",
     "Trits",
     "make_layout",
+    "refuse_idle_options",
 ]
