@@ -28,20 +28,38 @@ if TYPE_CHECKING:
 RIGHT, WRONG, ERROR = 0, 1, 2
 
 
-class _OneLineErrors(TyperGroup):
+# Of a command line that does not parse; typer exports no name for it.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
     """An error that a user can cause is one line on stderr and exit code 2."""
+    try:
+        yield
+    except BitconvError as error:
+        _fail(str(error))
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "bitconv"
+        _fail(f"{error.format_message().removesuffix('.')}; see {command} --help")
+    except KeyboardInterrupt:
+        _fail("interrupted")
+
+
+class _Group(TyperGroup):
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if not args:
+            return super().parse_args(ctx, args)  # prints the help
+        with _one_line_errors():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        try:
+        with _one_line_errors():
             return super().invoke(ctx)
-        except BitconvError as error:
-            _fail(str(error))
-        except KeyboardInterrupt:
-            _fail("interrupted")
 
 
 app = typer.Typer(
-    cls=_OneLineErrors,
+    cls=_Group,
     help="Convert BitNet b1.58 checkpoints to GGUF with packed ternary weights, and prove the file right.",
     no_args_is_help=True,
     add_completion=False,
@@ -52,7 +70,8 @@ app = typer.Typer(
 
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="Hugging Face model: a directory, or an id on the Hub.", show_default=False)
+    str,
+    typer.Argument(metavar="MODEL", help="Hugging Face model: a directory, or an id on the Hub.", show_default=False),
 ]
 RevisionOption = Annotated[
     str | None,

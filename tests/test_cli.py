@@ -34,6 +34,15 @@ def good(tmp_path: Path) -> Path:
     return tmp_path / "good.gguf"
 
 
+@pytest.mark.parametrize(
+    "words", [["convert"], ["convrt"], ["--foo"], ["convert", "a", "b", "--threads", "x"], ["convert", "a", "b", "c"]]
+)
+def test_a_command_line_that_does_not_parse_is_one_line(words: list[str]) -> None:
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("bitconv: error: ") and "--help" in err
+
+
 def test_convert_prints_what_it_wrote_and_the_line_that_runs_it(tmp_path: Path) -> None:
     code, out, err = run("convert", MODEL, tmp_path / "out.gguf")
     assert (code, err) == (0, "")
