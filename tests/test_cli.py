@@ -204,9 +204,8 @@ def stop_in_the_middle(
     )
     command = [sys.executable, "-c", script, "convert", "--force", str(MODEL), str(tmp_path / "out.gguf")]
 
-    def start() -> None:
-        if ignored:
-            signal.signal(number, signal.SIG_IGN)
+    def start() -> None:  # as the tests themselves may have been started to ignore it
+        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, preexec_fn=start)
 

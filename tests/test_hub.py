@@ -449,6 +449,7 @@ def test_an_interrupt_ends_a_download_and_the_next_run_goes_on(
         text=True,
         cwd=tmp_path,
         env=environment,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may have been started to ignore it
     )
     assert hub.stalled.wait(60)
     stopped.send_signal(number)
