@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bitconv.gguf import Metadata, Value
+from bitconv.tokenizer.special import FOUND_BY_TEXT
 from bitconv.tokenizer.vocabulary import TokenType
 
 # The Python type, or an array's dtype, of each key: llama.cpp refuses others, or reads what is not there.
@@ -93,6 +94,9 @@ def runner_default(metadata: Metadata, key: str) -> Value | None:
 
     Source: llama_vocab's load of llama.cpp (2026).
     """
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if key in FOUND_BY_TEXT and isinstance(tokens, list):
+        return next((np.uint32(tokens.index(text)) for text in FOUND_BY_TEXT[key] if text in tokens), None)
     sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
     defaults: Metadata = {
         "tokenizer.ggml.add_bos_token": sentencepiece or metadata.get("tokenizer.ggml.pre") == "llama-bpe",

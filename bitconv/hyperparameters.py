@@ -164,6 +164,11 @@ class Config:
         return Config(value or {}, f"{self.file}: {key}")
 
 
+def _linear(factor: float) -> float | None:
+    """llama.cpp's and bitnet.cpp's converters write a linear scaling of 1 for BitNet models, which is none."""
+    return None if factor == 1 else factor
+
+
 def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
     """The sizes that config.json states (the keys of transformers' Llama-like configs)."""
     config = Config(values, file)
@@ -194,7 +199,7 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         )
     rope_base = (config if rope.values.get("rope_theta") is None else rope).number("rope_theta")
     if kind == "linear":
-        linear = rope.number("factor")
+        linear = _linear(rope.number("factor"))
     elif kind == "llama3":
         llama3 = Llama3Rope(
             rope.number("factor"),
@@ -312,7 +317,7 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         context=context,
         rms_eps=real("attention.layer_norm_rms_epsilon"),
         rope_base=rope_base,
-        rope_linear_factor=real("rope.scaling.factor") if scaling == "linear" else None,
+        rope_linear_factor=_linear(real("rope.scaling.factor")) if scaling == "linear" else None,
         rope_yarn=YarnRope(real("rope.scaling.factor", 1.0), original) if scaling == "yarn" else None,
         experts=experts,
         experts_used=size("expert_used_count") if experts else 0,

@@ -310,6 +310,7 @@ DEFAULTS = {
     "bitnet-b1.58.rope.dimension_count",
     "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_eos_token",
+    "tokenizer.ggml.eot_token_id",  # <|eot_id|>, which they find by its text
 }
 
 
@@ -368,6 +369,13 @@ def test_a_key_that_the_checkpoint_does_not_ask_for_is_found_against_it(
     assert alone.right
     assert any(key in line for line in alone.not_covered) == ("scaling" not in key)
     assert any(key in fault for fault in bitconv.verify(bad, against=MODEL).faults)
+
+
+def test_a_linear_rope_scaling_of_1_is_none(rebuilt: Rebuilt, tmp_path: Path) -> None:
+    """llama.cpp's converter writes it for every BitNet model."""
+    scaling = {"bitnet-b1.58.rope.scaling.type": "linear", "bitnet-b1.58.rope.scaling.factor": np.float32(1)}
+    rebuilt.metadata |= scaling
+    assert faults_of(bitconv.verify(rebuilt.write(tmp_path / "good.gguf"), against=MODEL)) == {}
 
 
 @pytest.mark.parametrize(

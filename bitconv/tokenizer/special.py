@@ -32,6 +32,12 @@ _FILL_IN_MIDDLE = {
     "tokenizer.ggml.fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<reponame>"),
     "tokenizer.ggml.fim_sep_token_id": ("<|file_sep|>",),
 }
+# The tokens that runners find by these texts where a file lacks the key.
+FOUND_BY_TEXT = {
+    "tokenizer.ggml.eot_token_id": _END_OF_TURN,
+    "tokenizer.ggml.eom_token_id": (_END_OF_MESSAGE,),
+    **_FILL_IN_MIDDLE,
+}
 
 
 def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary, *, embedding: bool = False) -> Metadata:
