@@ -20,8 +20,8 @@ from bitconv.layouts import (
     TERNARY_TYPES,
     TILED,
     Layout,
+    check_has_tiles,
     make_layout,
-    refuse_idle_options,
 )
 from bitconv.metadata import build_metadata
 from bitconv.model import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
@@ -131,7 +131,8 @@ def _check(options: Options) -> None:
         if name not in known:
             raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are")
     types = {options.type, *(name for _, name in options.overrides)}
-    refuse_idle_options(types, kernel_config=options.tiles is not None, scale_in_blocks=options.scale_in_blocks)
+    if options.tiles is not None:
+        check_has_tiles(types)
     if {"tl1", "tl2"} <= types:
         raise BitconvError("tl1 and tl2 in one file: no build of a runner computes both")
     for pattern, _ in options.overrides:
@@ -163,6 +164,8 @@ def _type_and_runner(model: Model, options: Options) -> tuple[str, Runner, str |
         return _smallest_exact(model, options)
     if options.runner is None:
         target = runners.default_runner(options.type, architecture.graph)
+        if options.type in FLOATS:  # the reference of all comparisons, whatever computes it
+            return options.type, target, None
     else:
         target = runners.runner(options.runner)
     refusal = runners.refusal(target, architecture.graph, architecture.activation, options.type)

@@ -15,7 +15,7 @@ from bitconv import jobs, runners
 from bitconv.architectures import Role, scale_name
 from bitconv.errors import BitconvError, reports_system_errors
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf
-from bitconv.layouts import TERNARY_TYPES, make_layout, refuse_idle_options
+from bitconv.layouts import TERNARY_TYPES, check_has_tiles, make_layout
 from bitconv.output import check_output, replacing
 from bitconv.placement import DataSection, TernaryPlace
 from bitconv.rawio import read_at, write_at
@@ -103,7 +103,8 @@ def repack(
     check_output(target, force=force, inputs=(source, kernel_config, from_kernel_config))
     if type not in TERNARY_TYPES:
         raise BitconvError(f"type {type!r} is not known; {', '.join(TERNARY_TYPES)} are")
-    refuse_idle_options([type], kernel_config=kernel_config is not None, scale_in_blocks=scale_in_blocks)
+    if kernel_config is not None:
+        check_has_tiles([type])
     gguf = read_gguf(source)
     from_tiles = None if from_kernel_config is None else read_kernel_config(Path(from_kernel_config))
     structure = check_structure(gguf, from_tiles, from_i2_s_order)

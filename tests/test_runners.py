@@ -165,27 +165,16 @@ def test_a_pattern_that_sets_no_type_is_named(tmp_path: Path, pattern: str) -> N
         bitconv.convert(model.path, tmp_path / "out.gguf", tensor_types=[("attn", "f16"), (pattern, "f16")])
 
 
-def test_options_that_the_type_does_not_heed_are_refused(tmp_path: Path) -> None:
+def test_a_kernel_config_that_the_type_does_not_heed_is_refused(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", hidden=512, ffn=512, head_dim=128)
-    good, out = tmp_path / "good.gguf", tmp_path / "out.gguf"
+    good, out, ini = tmp_path / "good.gguf", tmp_path / "out.gguf", tmp_path / "k.ini"
     bitconv.convert(model.path, good)
-    kernel_config(model.path, tmp_path / "k.ini", type="tl2")
-    for type_name in ("i2_s", "tq2_0", "tl2", "auto"):
-        for option, value, heeds in (
-            ("scale_in_blocks", True, ("tq2_0", "auto")),
-            ("kernel_config", tmp_path / "k.ini", ("tl2",)),
-        ):
-            options = {"type": type_name, option: value}
-            if type_name in heeds:
-                bitconv.convert(model.path, out, force=True, **options)
-                continue
-            with pytest.raises(BitconvError, match=f"--{option.replace('_', '-')} is for .*, and none is asked for"):
-                bitconv.convert(model.path, out, force=True, **options)
-            if type_name != "auto":
-                with pytest.raises(BitconvError, match="none is asked for"):
-                    bitconv.repack(good, out, force=True, **options)
-    options = {"tensor_types": [("ffn", "tq2_0")], "runner": "bitnet.cpp"}
-    bitconv.convert(model.path, out, force=True, scale_in_blocks=True, **options)
+    kernel_config(model.path, ini, type="tl2")
+    for run in (bitconv.convert, bitconv.repack):
+        source = model.path if run is bitconv.convert else good
+        with pytest.raises(BitconvError, match="none is asked for"):
+            run(source, out, type="tq2_0", kernel_config=ini, force=True)
+        run(source, out, type="tl2", kernel_config=ini, force=True)
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,10 @@ def make_layout(
     return TILED[name](_tiles.choose(name, *shape) if tiles is None else tiles[shape])
 
 
-def refuse_idle_options(types: Collection[str], *, kernel_config: bool, scale_in_blocks: bool) -> None:
-    """BitconvError for an option that none of the types asked for heeds."""
-    if kernel_config and not TILED.keys() & types:
+def check_has_tiles(types: Collection[str]) -> None:
+    """BitconvError where none of the types asked for heeds a kernel configuration."""
+    if not TILED.keys() & types:
         raise BitconvError(f"--kernel-config is for {' and '.join(TILED)}, and none is asked for")
-    if scale_in_blocks and not {*BLOCK_SCALED, "auto"} & {*types}:
-        raise BitconvError(f"--scale-in-blocks is for {', '.join(BLOCK_SCALED)}, and none is asked for")
 
 
 __all__ = [
@@ -81,6 +79,6 @@ __all__ = [
     "ScaleT",
     "Scales",
     "Trits",
+    "check_has_tiles",
     "make_layout",
-    "refuse_idle_options",
 ]
