@@ -575,7 +575,7 @@ def main() -> None:
         with contextlib.redirect_stdout(printed):
             app()
     finally:
-        # When all is done, so that nothing about stdout can stop the work or change its exit code.
+        # When all is done, so that nothing about stdout can stop the work. Only a result that is lost is an error.
         cause = _write(sys.stdout, printed.getvalue())
         if cause is not None:
             _fail(f"stdout: {cause}")

@@ -170,8 +170,8 @@ class _Verifier:
     def _compare_key(self, key: str, value: Value | None, wanted: Value | None) -> None:
         """value: what the file says, or what runners take for it where it says nothing."""
         if value is None or wanted is None or not _same(value, wanted):
-            missing = "is missing, and runners do without what" if key not in self.gguf.metadata else "is not what"
-            self.faults.append(f"{key} {missing} the checkpoint says")
+            missing = "" if key in self.gguf.metadata else "is missing, and what runners take for it "
+            self.faults.append(f"{key} {missing}is not what the checkpoint says")
 
     def _unknown_keys(self) -> list[str]:
         """Keys of the architecture that change what a runner computes, for all that bitconv knows."""
