@@ -9,15 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 
 if TYPE_CHECKING:
-    from bitconv.comparison import Comparison, compare
-    from bitconv.conversion import Conversion, ConvertedTensor, convert
-    from bitconv.evaluation import Evaluation, evaluate
-    from bitconv.exporting import Export, ExportedTensor, export
-    from bitconv.repacking import RepackedTensor, Repacking, repack
-    from bitconv.verification import Verification, VerifiedTensor, verify
+    from bitconv.commands.compare import Comparison, compare
+    from bitconv.commands.convert import Conversion, ConvertedTensor, convert
+    from bitconv.commands.evaluate import Evaluation, evaluate
+    from bitconv.commands.export import Export, ExportedTensor, export
+    from bitconv.commands.repack import RepackedTensor, Repacking, repack
+    from bitconv.commands.verify import Verification, VerifiedTensor, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,26 +42,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Comparison": "comparison",
-    "compare": "comparison",
-    "Evaluation": "evaluation",
-    "evaluate": "evaluation",
-    "Conversion": "conversion",
-    "ConvertedTensor": "conversion",
-    "convert": "conversion",
-    "RepackedTensor": "repacking",
-    "Repacking": "repacking",
-    "repack": "repacking",
-    "Export": "exporting",
-    "ExportedTensor": "exporting",
-    "export": "exporting",
-    "Verification": "verification",
-    "VerifiedTensor": "verification",
-    "verify": "verification",
+    "Comparison": "compare",
+    "Conversion": "convert",
+    "ConvertedTensor": "convert",
+    "Evaluation": "evaluate",
+    "Export": "export",
+    "ExportedTensor": "export",
+    "RepackedTensor": "repack",
+    "Repacking": "repack",
+    "Verification": "verify",
+    "VerifiedTensor": "verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'bitconv' has no attribute {name!r}")
-    return getattr(import_module(f"bitconv.{_HOMES[name]}"), name)
+    return getattr(import_module(f"bitconv.commands.{_HOMES.get(name, name)}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 
 if TYPE_CHECKING:
-    from bitconv.conversion import Conversion
-    from bitconv.verification import Verification
+    from bitconv.commands.convert import Conversion
+    from bitconv.commands.verify import Verification
 
 RIGHT, WRONG, ERROR = 0, 1, 2
 
@@ -184,7 +184,7 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file."""
-    from bitconv.conversion import convert as run
+    from bitconv.commands.convert import convert as run
 
     with _progress("converting") as progress:
         result = run(
@@ -232,7 +232,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a GGUF file: exit 0 if it is right, 1 if it is wrong, 2 if it cannot be judged."""
-    from bitconv.verification import verify as run
+    from bitconv.commands.verify import verify as run
 
     with _progress("verifying") as progress:
         result = run(
@@ -284,7 +284,7 @@ def repack(
     as_json: JsonOption = False,
 ) -> None:
     """Change the layout or the runner of a GGUF file, without the checkpoint and without a changed trit."""
-    from bitconv.repacking import repack as run
+    from bitconv.commands.repack import repack as run
 
     with _progress("repacking") as progress:
         result = run(
@@ -325,7 +325,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a GGUF file as a packed Hugging Face model directory, which transformers loads."""
-    from bitconv.exporting import export as run
+    from bitconv.commands.export import export as run
 
     with _progress("exporting") as progress:
         result = run(
@@ -365,7 +365,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Perplexity of a GGUF file on a text, in exact BitNet arithmetic over its packed bytes."""
-    from bitconv.evaluation import evaluate as run
+    from bitconv.commands.evaluate import evaluate as run
 
     with _progress("evaluating", unit="tokens") as progress:
         result = run(
@@ -404,7 +404,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Run a GGUF file and its checkpoint (in PyTorch) on the same text: exit 0 if they agree, 1 if not."""
-    from bitconv.comparison import compare as run
+    from bitconv.commands.compare import compare as run
 
     with _progress("comparing", unit="tokens") as progress:
         result = run(
@@ -444,7 +444,7 @@ def kernel_config(
     as_json: JsonOption = False,
 ) -> None:
     """Write the kernel_config.ini that bitnet.cpp must be built with to run TL1 or TL2 files of a model."""
-    from bitconv.kernel_config import kernel_config as run
+    from bitconv.commands.kernel_config import kernel_config as run
 
     result = run(model, output, type=type, revision=revision, token=token, leave_out=leave_out, force=force)
     if as_json:
@@ -484,7 +484,7 @@ def dummy(
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint of a real model's exact sizes with random weights, for benchmarks and planning."""
-    from bitconv.dummy import dummy as run
+    from bitconv.commands.dummy import dummy as run
 
     with _progress("writing") as progress:
         result = run(
@@ -523,7 +523,7 @@ def runners(as_json: JsonOption = False) -> None:
 @app.command()
 def families(as_json: JsonOption = False) -> None:
     """List the model families with the types and runners of each, and what is refused and why."""
-    from bitconv.catalogue import catalogue
+    from bitconv.commands.families import catalogue
 
     listed = catalogue()
     if as_json:

@@ -11,9 +11,9 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bitconv.errors import BitconvError
 from bitconv.gguf import type_by_name
 from bitconv.layouts import Layout
+from bitconv.system.errors import BitconvError
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def default_runner(type_name: str, architecture: str) -> Runner:
     return next((r for r in releases if architecture in r.activations), implied)
 
 
-def refusal(target: Runner, architecture: str, activation: str, type_name: str) -> str | None:
+def graph_obstacle(target: Runner, architecture: str, activation: str, type_name: str) -> str | None:
     """Why a runner would not load a model of this type, or compute it wrong; None where it is right."""
     if architecture not in target.activations:
         cause = f"{target.name} does not know the architecture {architecture}"
@@ -158,7 +158,7 @@ def refusal(target: Runner, architecture: str, activation: str, type_name: str) 
     return f"{cause}; the nearest that works: --type {nearest[0]} --runner {nearest[1]}"
 
 
-def shape_refusal(target: Runner, packing: Layout, rows: int, columns: int, experts: int = 0) -> str | None:
+def shape_obstacle(target: Runner, packing: Layout, rows: int, columns: int, experts: int = 0) -> str | None:
     """Why a tensor of this shape, or a stack of so many, cannot have this format in this runner; None where it can."""
     if experts and packing.name not in target.expert_types:
         able = [f"--type {name} --runner {r.name}" for r in RUNNERS for name in r.types if name in r.expert_types]
@@ -166,7 +166,7 @@ def shape_refusal(target: Runner, packing: Layout, rows: int, columns: int, expe
     least = target.min_columns.get(packing.name, 0)
     if columns < least:
         return f"{target.name} needs {least} columns or more for {packing.name}, and these are {columns}"
-    return packing.refusal(rows, columns)
+    return packing.obstacle(rows, columns)
 
 
 def layout_name(type_id: int, file_type: int | None) -> str | None:

@@ -189,7 +189,7 @@ def stop_in_the_middle(
     """Run convert and send it a signal while it writes its first ternary tensor. ignored: it was started so."""
     script = (
         f"{first_lines}"
-        "import os, bitconv.conversion as c\n"
+        "import os, bitconv.commands.convert as c\n"
         "first = c._write_ternary\n"
         "def slow(*arguments):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 import bitconv
 import numpy as np
 import pytest
-from bitconv.comparison import Comparison, compare
-from bitconv.errors import BitconvError
+from bitconv.commands.compare import Comparison, compare
+from bitconv.system.errors import BitconvError
 
 from conftest import FIXTURES
 from synthetic import make_checkpoint

@@ -13,9 +13,9 @@ from typing import Any
 import bitconv
 import numpy as np
 import pytest
-from bitconv import safetensors_files
+from bitconv.checkpoint import safetensors_files
 from bitconv.cli import app
-from bitconv.dummy import SHAPES, STORED, checkpoint, dummy, noise, vocabulary
+from bitconv.commands.dummy import SHAPES, STORED, checkpoint, dummy, noise, vocabulary
 from bitconv.tokenizer import tokenizer_metadata
 from bitconv.tokenizer.rebuild import tokenizer_files
 from safetensors import safe_open

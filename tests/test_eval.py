@@ -10,11 +10,11 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.cli import app
-from bitconv.errors import BitconvError
-from bitconv.evaluation import evaluate
-from bitconv.forward import ForwardPass
+from bitconv.commands.evaluate import evaluate
 from bitconv.gguf import read_gguf
-from bitconv.structure import check_structure
+from bitconv.inference.forward import ForwardPass
+from bitconv.packed.structure import check_structure
+from bitconv.system.errors import BitconvError
 from typer.testing import CliRunner
 
 from conftest import FIXTURES

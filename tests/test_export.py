@@ -11,10 +11,10 @@ from typing import Any
 import bitconv
 import numpy as np
 import pytest
-from bitconv import safetensors_files
-from bitconv.errors import BitconvError
+from bitconv.checkpoint import safetensors_files
+from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
 from bitconv.gguf import Metadata, TensorEntry, Value, align, encode_header, read_gguf
-from bitconv.safetensors_files import NewTensor, write_tensors
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.pretokenizers import PRE_TOKENIZERS
 from bitconv.tokenizer.rebuild import tokenizer_files
 from bitconv.tokenizer.sentencepiece_model import _fields

@@ -10,11 +10,11 @@ import bitconv
 import numpy as np
 import pytest
 import torch
-from bitconv.catalogue import catalogue, markdown
+from bitconv.checkpoint.refusals import REFUSALS
 from bitconv.cli import app
-from bitconv.errors import BitconvError
-from bitconv.families import FAMILIES
-from bitconv.families.refusals import REFUSALS
+from bitconv.commands.families import catalogue, markdown
+from bitconv.models.families import FAMILIES
+from bitconv.system.errors import BitconvError
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -195,4 +195,4 @@ def test_a_llama_with_sub_norms_among_its_tensors_is_the_graph_that_has_them(tmp
 def test_the_readme_has_the_tables_of_the_catalogue() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     section = readme.split("<!-- bitconv families -->\n")[1].split("\n<!-- /bitconv families -->")[0]
-    assert section == markdown(), "print bitconv.catalogue.markdown() between the README's comments"
+    assert section == markdown(), "print bitconv.commands.families.markdown() between the README's comments"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitconv.checkpoint import read_json
 from bitconv.gguf import MalformedGGUF
-from bitconv.gguf_tokenizer import load_tokenizer
+from bitconv.inference.tokenizer import load_tokenizer
+from bitconv.system.json_files import read_json
 from bitconv.tokenizer import tokenizer_metadata
 from bitconv.tokenizer.vocabulary import TokenType
 from sentencepiece import SentencePieceProcessor

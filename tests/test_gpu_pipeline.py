@@ -8,7 +8,7 @@ import bitconv
 import numpy as np
 import pytest
 import torch
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from safetensors.torch import load_file
 
 from gguf_file import File
@@ -179,7 +179,7 @@ def test_without_config_json_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_compare_says_that_transformers_cannot_run_it(tmp_path: Path) -> None:
-    from bitconv.comparison import compare
+    from bitconv.commands.compare import compare
 
     model = make_pipeline_checkpoint(tmp_path / "model", "int2")
     bitconv.convert(model.path, tmp_path / "out.gguf")

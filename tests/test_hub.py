@@ -22,8 +22,8 @@ from typing import NamedTuple
 import bitconv
 import huggingface_hub
 import pytest
+from bitconv.checkpoint.hub import local_model
 from bitconv.cli import app
-from bitconv.hub import local_model
 from typer.testing import CliRunner
 
 from gguf_file import File

@@ -8,8 +8,8 @@ import bitconv
 import numpy as np
 import pytest
 import torch
-from bitconv.errors import BitconvError
-from bitconv.kernel_config import kernel_config
+from bitconv.commands.kernel_config import kernel_config
+from bitconv.system.errors import BitconvError
 from safetensors.torch import load_file, save_file
 
 import real_runners

@@ -12,8 +12,8 @@ from pathlib import Path
 import bitconv
 import pytest
 from bitconv import BitconvError
-from bitconv.dummy import dummy
-from bitconv.kernel_config import kernel_config
+from bitconv.commands.dummy import dummy
+from bitconv.commands.kernel_config import kernel_config
 
 from synthetic import FIXTURES, make_checkpoint
 

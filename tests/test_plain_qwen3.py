@@ -8,7 +8,7 @@ from typing import Any
 import bitconv
 import numpy as np
 import pytest
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from safetensors.numpy import load_file, save_file
 
 import real_runners

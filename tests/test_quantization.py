@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bitconv import BitconvError
-from bitconv.quantization import ScaleConvention, Storage, check_plausible, storage
+from bitconv.models.quantization import ScaleConvention, Storage, check_plausible, storage
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import bitconv
 import numpy as np
 import pytest
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from safetensors.numpy import load_file, save_file
 
 from gguf_file import File

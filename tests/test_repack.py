@@ -8,7 +8,7 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.cli import app
-from bitconv.tiles import choose, kernel_config_text
+from bitconv.layouts.tiles import choose, kernel_config_text
 from typer.testing import CliRunner
 
 from gguf_file import File

@@ -9,10 +9,10 @@ from pathlib import Path
 import bitconv
 import pytest
 from bitconv.cli import app
-from bitconv.errors import BitconvError
-from bitconv.kernel_config import kernel_config
+from bitconv.commands.kernel_config import kernel_config
 from bitconv.layouts import TERNARY_TYPES
 from bitconv.runners import RUNNERS, default_runner, layout_name, runner
+from bitconv.system.errors import BitconvError
 from typer.testing import CliRunner
 
 from gguf_file import File

@@ -10,14 +10,14 @@ from typing import Any
 import bitconv
 import numpy as np
 import pytest
-from bitconv.checkpoint import Checkpoint, StoredTensor
+from bitconv.checkpoint.directory import Checkpoint, StoredTensor
 from bitconv.cli import app
-from bitconv.forward import Activations, ForwardPass
 from bitconv.gguf import read_gguf
-from bitconv.model import load_model
-from bitconv.scales import simplest
-from bitconv.structure import check_structure
-from bitconv.ternary_floats import settle_scales
+from bitconv.inference.forward import Activations, ForwardPass
+from bitconv.layouts.scales import simplest
+from bitconv.models.model import load_model
+from bitconv.models.ternary_floats import settle_scales
+from bitconv.packed.structure import check_structure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file

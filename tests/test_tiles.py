@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from bitconv import BitconvError
+from bitconv.commands.kernel_config import kernel_config
 from bitconv.gguf import MalformedGGUF
-from bitconv.kernel_config import kernel_config
 from bitconv.layouts import InvalidCode, Layout
-from bitconv.layouts.tl1 import TL1
-from bitconv.layouts.tl2 import TL2
-from bitconv.tiles import (
+from bitconv.layouts.tiles import (
     SHIPPED,
     Shape,
     Tile,
@@ -25,9 +23,11 @@ from bitconv.tiles import (
     read_kernel_config,
     tile_metadata,
     tiles_from_metadata,
-    tl1_refusal,
-    tl2_refusal,
+    tl1_obstacle,
+    tl2_obstacle,
 )
+from bitconv.layouts.tl1 import TL1
+from bitconv.layouts.tl2 import TL2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ from reference import golden_matrix
 from synthetic import make_checkpoint
 
 LAYOUTS: dict[str, Callable[[Tile], Layout]] = {"tl1": TL1, "tl2": TL2}
-REFUSALS = {"tl1": tl1_refusal, "tl2": tl2_refusal}
+REFUSALS = {"tl1": tl1_obstacle, "tl2": tl2_obstacle}
 GOLDEN = [
     vector
     for vector in json.loads((Path(__file__).parent / "golden" / "layouts.json").read_text())
@@ -70,7 +70,7 @@ def whole_tensor(layout: Layout, trits: np.ndarray, scale: float, step: int | No
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda v: f"{v['layout']}-{v['rows']}x{v['cols']}")
 def test_layouts_give_the_golden_vectors(golden: dict[str, Any]) -> None:
     layout = LAYOUTS[golden["layout"]](Tile(golden["bm"], golden["bk"], golden["bmm"]))
-    assert layout.refusal(golden["rows"], golden["cols"]) is None
+    assert layout.obstacle(golden["rows"], golden["cols"]) is None
     trits = golden_matrix(golden["rows"], golden["cols"], golden["seed"])
     data = whole_tensor(layout, trits, golden["scale"])
     assert len(data) == golden["nbytes"]
@@ -106,7 +106,7 @@ def tiled(draw: st.DrawFn) -> tuple[Layout, int, int, int]:
 @given(tiled())
 def test_tiled_layouts_keep_the_trits_and_stream_and_multiply(case: tuple[Layout, int, int, int]) -> None:
     layout, rows, columns, seed = case
-    assert layout.refusal(rows, columns) is None
+    assert layout.obstacle(rows, columns) is None
     rng = np.random.default_rng(seed)
     trits = rng.integers(-1, 2, (rows, columns), dtype=np.int8)
     packed = layout.pack_rows(trits, np.float32(1))
@@ -157,9 +157,9 @@ def test_a_tile_is_legal_or_breaks_a_rule(
 ) -> None:
     if legal is not None:
         assert REFUSALS[type_name](*shape, legal) is None
-        assert LAYOUTS[type_name](legal).refusal(*shape) is None
+        assert LAYOUTS[type_name](legal).obstacle(*shape) is None
     if illegal is not None:
-        refusal = LAYOUTS[type_name](illegal).refusal(*shape)
+        refusal = LAYOUTS[type_name](illegal).obstacle(*shape)
         assert refusal is not None
         assert refusal == REFUSALS[type_name](*shape, illegal)
         assert rule in refusal
@@ -196,7 +196,7 @@ def test_a_legal_tile_is_chosen_where_there_is_one(type_name: str, rows: int, co
 def test_the_chosen_tl2_tile_packs_the_fewest_columns_in_pairs() -> None:
     assert choose("tl2", 6912, 2560) == Tile(288, 96, 32)
     assert choose("tl2", 2560, 3000) == Tile(320, 120, 32)
-    assert tl2_refusal(64, 456, Tile(64, 120, 32)) is None
+    assert tl2_obstacle(64, 456, Tile(64, 120, 32)) is None
     assert choose("tl2", 64, 456) == Tile(64, 24, 32)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer import tokenizer_metadata
 
 from tokenizer_support import FIXTURES, HARD_TEXTS, Runner, byte_level_json, convert, write_json

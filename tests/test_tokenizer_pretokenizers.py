@@ -14,7 +14,7 @@ from typing import Any
 
 import bitconv
 import pytest
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 
 import real_runners
 from synthetic import make_checkpoint

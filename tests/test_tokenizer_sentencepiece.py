@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 
 from tokenizer_support import FIXTURES, HARD_TEXTS, Runner, convert, write_json
 

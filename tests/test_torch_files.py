@@ -18,9 +18,9 @@ import bitconv
 import numpy as np
 import pytest
 import torch
-from bitconv.checkpoint import Checkpoint
-from bitconv.errors import BitconvError
-from bitconv.torch_files import read_index
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.torch_files import read_index
+from bitconv.system.errors import BitconvError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -180,7 +180,7 @@ def test_a_pickle_that_wants_to_run_something_is_refused_unrun(tmp_path: Path) -
         ("torch.storage", "_load_from_bytes"),
         ("torch", "ComplexFloatStorage"),
         ("collections", "OrderedDict.fromkeys"),
-        ("bitconv.torch_files", "_Reader"),
+        ("bitconv.checkpoint.torch_files", "_Reader"),
         ("builtins", "getattr"),
         ("torch.nn.modules.linear", "Linear"),
         ("x\ny\x1b", "z"),
@@ -227,7 +227,8 @@ def test_nested_tuples_are_not_hashed(tmp_path: Path) -> None:
         with_pickle(tmp_path / name, b"\x80\x04" + data)
     script = """
 import pathlib, sys
-from bitconv import BitconvError, torch_files
+from bitconv import BitconvError
+from bitconv.checkpoint import torch_files
 for file in sys.argv[1:]:
     try:
         torch_files.read_index(pathlib.Path(file))
@@ -250,7 +251,7 @@ def test_a_member_far_beyond_the_file_is_refused(tmp_path: Path, offset: int) ->
 
 def test_a_pickle_larger_than_any_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "x.bin")
-    monkeypatch.setattr("bitconv.torch_files._MAX_PICKLE", 100)
+    monkeypatch.setattr("bitconv.checkpoint.torch_files._MAX_PICKLE", 100)
     refused(tmp_path / "x.bin", "data.pkl takes", "more than")
 
 

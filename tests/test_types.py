@@ -7,7 +7,7 @@ from pathlib import Path
 import bitconv
 import numpy as np
 import pytest
-from bitconv.tiles import choose
+from bitconv.layouts.tiles import choose
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

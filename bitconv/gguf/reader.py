@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bitconv.errors import BitconvError
 from bitconv.gguf.values import ARRAY, BOOL, NUMBER_DTYPES, STRING, Metadata, Value
+from bitconv.system.errors import BitconvError
 
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included

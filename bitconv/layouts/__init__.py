@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from bitconv import tiles as _tiles
-from bitconv.errors import BitconvError
+from bitconv.layouts import tiles as _tiles
 from bitconv.layouts.floats import Floats
 from bitconv.layouts.i2_s import I2_S_ARM64, I2_S_ROW4, I2S
 from bitconv.layouts.iq1_bn import IQ1_BN
@@ -13,11 +12,12 @@ from bitconv.layouts.iq2_bn import IQ2_BN
 from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, ScaleT, Trits
 from bitconv.layouts.q2_0 import Q2_0
 from bitconv.layouts.q8_0 import Q8_0
+from bitconv.layouts.tiles import Tile
 from bitconv.layouts.tl1 import TL1
 from bitconv.layouts.tl2 import TL2
 from bitconv.layouts.tq1_0 import TQ1_0
 from bitconv.layouts.tq2_0 import TQ2_0
-from bitconv.tiles import Tile
+from bitconv.system.errors import BitconvError
 
 FLOATS = ("f32", "f16", "bf16")
 _PLAIN: dict[str, Layout] = {f.name: f for f in (I2S(), TQ1_0(), TQ2_0(), Q2_0(), IQ2_BN(), IQ1_BN(), Q8_0())}

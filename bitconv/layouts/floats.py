@@ -24,7 +24,7 @@ class Floats(Layout):
         self.group = group
         self.itemsize = type_by_name(name).block_bytes
 
-    def refusal(self, rows: int, columns: int) -> str | None:
+    def obstacle(self, rows: int, columns: int) -> str | None:
         return None
 
     def scale_columns(self, columns: int) -> int:

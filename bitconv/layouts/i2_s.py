@@ -23,7 +23,7 @@ class I2S(Layout):
 
     name = "i2_s"
 
-    def refusal(self, rows: int, columns: int) -> str | None:
+    def obstacle(self, rows: int, columns: int) -> str | None:
         if columns % BLOCK:
             return f"i2_s needs columns in multiples of {BLOCK}, and {columns} are not"
         return None
@@ -68,10 +68,10 @@ class I2SByteOrder(I2S):
         self.row_multiple = row_multiple
         self._unpack = unpack
 
-    def refusal(self, rows: int, columns: int) -> str | None:
+    def obstacle(self, rows: int, columns: int) -> str | None:
         if rows % self.row_multiple:
             return f"{self.name} needs rows in multiples of {self.row_multiple}, and {rows} are not"
-        return super().refusal(rows, columns)
+        return super().obstacle(rows, columns)
 
     def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         raise TypeError(f"{self.name} is only read")

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bitconv.tiles import Tile
+from bitconv.layouts.tiles import Tile
 
 Trits = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
@@ -47,7 +47,7 @@ class Layout(ABC):
     tile: Tile | None = None
 
     @abstractmethod
-    def refusal(self, rows: int, columns: int) -> str | None:
+    def obstacle(self, rows: int, columns: int) -> str | None:
         """Why this layout cannot take a matrix of this shape; None where it can."""
 
     def scale_columns(self, columns: int) -> int | None:

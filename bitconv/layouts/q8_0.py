@@ -20,7 +20,7 @@ class Q8_0(Layout):  # noqa: N801 - the format's name
 
     name = "q8_0"
 
-    def refusal(self, rows: int, columns: int) -> str | None:
+    def obstacle(self, rows: int, columns: int) -> str | None:
         if columns % BLOCK:
             return f"q8_0 needs columns in multiples of {BLOCK}, and {columns} are not"
         return None

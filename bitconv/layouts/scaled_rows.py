@@ -23,7 +23,7 @@ class ScaledRows(Layout):
     unpack_kernel: Callable[[Bytes, Trits, Scales], int]
     matmul_kernel: Callable[[Bytes, npt.NDArray[np.int8], npt.NDArray[np.int32]], None]
 
-    def refusal(self, rows: int, columns: int) -> str | None:
+    def obstacle(self, rows: int, columns: int) -> str | None:
         if columns % self.block:
             return f"{self.name} needs columns in multiples of {self.block}, and {columns} are not"
         return None

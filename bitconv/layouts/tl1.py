@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bitconv import _kernels
 from bitconv.layouts import tail_scale
 from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, Trits
-from bitconv.tiles import Tile, tl1_refusal
+from bitconv.layouts.tiles import Tile, tl1_obstacle
 
 
 class TL1(Layout):
@@ -27,8 +27,8 @@ class TL1(Layout):
         self.tile = tile
         self.row_multiple = tile.bm
 
-    def refusal(self, rows: int, columns: int) -> str | None:
-        return tl1_refusal(rows, columns, self.tile)
+    def obstacle(self, rows: int, columns: int) -> str | None:
+        return tl1_obstacle(rows, columns, self.tile)
 
     def nbytes(self, rows: int, columns: int) -> int:
         return rows * columns // 4 + tail_scale.TAIL

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bitconv import _kernels
 from bitconv.layouts import tail_scale
 from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, Trits
-from bitconv.tiles import Tile, tl2_refusal
+from bitconv.layouts.tiles import Tile, tl2_obstacle
 
 
 class TL2(Layout):
@@ -29,8 +29,8 @@ class TL2(Layout):
         self.tile = tile
         self.row_multiple = tile.bm
 
-    def refusal(self, rows: int, columns: int) -> str | None:
-        return tl2_refusal(rows, columns, self.tile)
+    def obstacle(self, rows: int, columns: int) -> str | None:
+        return tl2_obstacle(rows, columns, self.tile)
 
     def nbytes(self, rows: int, columns: int) -> int:
         # ggml_nbytes of bitnet.cpp: as if 256 columns were in pairs, whatever the tile leaves over.

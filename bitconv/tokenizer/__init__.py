@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitconv.errors import BitconvError
 from bitconv.gguf import Metadata
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.byte_level import byte_level_vocabulary
 from bitconv.tokenizer.chat import chat_metadata
 from bitconv.tokenizer.files import TokenizerFiles, read_files

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 
 
 @dataclass(frozen=True)

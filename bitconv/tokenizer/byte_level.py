@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.bpe import BPE, read_bpe
 from bitconv.tokenizer.files import TokenizerFiles
 from bitconv.tokenizer.pretokenizers import check_name, recognise

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bitconv.errors import BitconvError
 from bitconv.gguf import Metadata
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.files import TokenizerFiles
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitconv.checkpoint import read_json
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
+from bitconv.system.json_files import read_json
 
 # Every file that this package reads, but for config.json; patterns.
 FILES = (

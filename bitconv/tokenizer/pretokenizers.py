@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.files import steps
 
 

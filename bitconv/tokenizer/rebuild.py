@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bitconv.errors import BitconvError
 from bitconv.gguf import MalformedGGUF, Metadata
-from bitconv.gguf_vocabulary import runner_default
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from bitconv.tokenizer.special import ROLES
+from bitconv.tokenizer.special import ROLES, runner_default
 from bitconv.tokenizer.spm import SPACE
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.bpe import read_bpe
 from bitconv.tokenizer.files import TokenizerFiles
 from bitconv.tokenizer.spm import Piece, spm_vocabulary

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bitconv.errors import BitconvError
-from bitconv.gguf import Metadata
+from bitconv.gguf import Metadata, Value
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.files import TokenizerFiles, steps
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary
 
@@ -168,3 +168,23 @@ def _template(files: TokenizerFiles) -> tuple[list[int], list[int]]:
     except (AttributeError, LookupError, TypeError, ValueError):
         raise BitconvError(f"{files.json_path}: its post_processor is malformed or has ids beyond vocab_size") from None
     return before, after
+
+
+def runner_default(metadata: Metadata, key: str) -> Value | None:
+    """What llama.cpp and its kin take for a tokenizer.* key that a file lacks; None where they have nothing for it.
+
+    Source: llama_vocab's load of llama.cpp (2026).
+    """
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if key in FOUND_BY_TEXT and isinstance(tokens, list):
+        return next((np.uint32(tokens.index(text)) for text in FOUND_BY_TEXT[key] if text in tokens), None)
+    sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    defaults: Metadata = {
+        "tokenizer.ggml.add_bos_token": sentencepiece or metadata.get("tokenizer.ggml.pre") == "llama-bpe",
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": True,
+    }
+    if sentencepiece:
+        ids = {"unknown": 0, "bos": 1, "eos": 2}
+        defaults |= {f"tokenizer.ggml.{role}_token_id": np.uint32(token_id) for role, token_id in ids.items()}
+    return defaults.get(key)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.files import TokenizerFiles
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary, added_type, assemble
 

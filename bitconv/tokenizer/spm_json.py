@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bitconv.errors import BitconvError
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.bpe import BPE, read_bpe
 from bitconv.tokenizer.files import TokenizerFiles, steps
 from bitconv.tokenizer.spm import BYTE_PIECES, SPACE, Piece, spm_vocabulary

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bitconv.errors import BitconvError
 from bitconv.gguf import Metadata
+from bitconv.system.errors import BitconvError
 from bitconv.tokenizer.files import AddedToken
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitconv.jobs import default_threads
+from bitconv.system.jobs import default_threads
 
 from bench.measure import BITCONV, COPY, SYNCED_COPY, Comparison, Run, bitconv, compare, remove, size, warm
 

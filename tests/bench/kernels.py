@@ -12,8 +12,8 @@ from statistics import median
 import numpy as np
 from bitconv.layouts import Bytes, Layout, make_layout
 from bitconv.layouts.layout import Trits
-from bitconv.scales import block_scales
-from bitconv.ternary import row_blocks
+from bitconv.layouts.scales import block_scales
+from bitconv.system.blocks import row_blocks
 
 LAYOUTS = ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0", "q2_0", "iq2_bn", "iq1_bn")
 # ffn_gate of 2b-4t; and a matrix of as many columns and more rows than the caches hold.

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bitconv import __version__, _kernels
-from bitconv.jobs import default_threads
+from bitconv.system.jobs import default_threads
 
 
 def machine(work: Path) -> dict[str, str]:

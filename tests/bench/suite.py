@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bitconv.jobs import default_threads
+from bitconv.system.jobs import default_threads
 
 from bench import files, kernels
 from bench.decoding import Decoding, decoding

@@ -1,0 +1,173 @@
+"""Checkpoints that are no ternary models, or not those that a runner computes: how they are told, and why they go no
+further. One table, from which the refusals and `bitconv families` come.
+
+Sources: transformers' quantization_config.quant_method; hqq's name of a saved model; qat/learnable_binarizer.py of
+FBI-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers;
+model.py of OLMo-Bitnet-1B, whose BitLinear158 starts with an RMSNorm without weights, and llama.cpp's graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitconv.system.errors import BitconvError
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A kind of checkpoint, told by any of its signs.
+
+    quant_method: of quantization_config. model_type: of config.json. tensor: the end of a tensor's name. file: the
+    name of a file in the model directory. sign: in place of these, in words, where code elsewhere finds it.
+    reason and way_out: halves of a sentence.
+    """
+
+    name: str
+    reason: str
+    way_out: str
+    quant_method: str | None = None
+    model_type: str | None = None
+    tensor: str | None = None
+    file: str | None = None
+    sign: str = ""
+
+    @property
+    def recognised(self) -> str:
+        """The signs in words."""
+        signs = (
+            self.sign,
+            self.quant_method and f"quant_method {self.quant_method}",
+            self.model_type and f"model_type {self.model_type}",
+            self.tensor and f"tensors *{self.tensor}",
+            self.file and f"a file {self.file}",
+        )
+        return " or ".join(filter(None, signs))
+
+    def error(self, where: object) -> BitconvError:
+        """where: the file, and the key or tensor in it that shows this."""
+        return BitconvError(f"{where}: {self.name}: {self.reason}; {self.way_out}")
+
+
+_GROUPS = "its codes have a scale and an offset a group of weights, and are not ternary"
+_FROM_SOURCE = "convert the float model that it was made from, with llama.cpp's convert_hf_to_gguf.py"
+_NOT_B158 = "a checkpoint of BitNet b1.58 itself converts"
+
+GGUF_FILE = Refusal(
+    "already a GGUF file",
+    "there is no checkpoint to convert",
+    "see bitconv verify, bitconv repack to change its layout, and bitconv export to go back",
+    sign="MODEL is a GGUF file, or a directory with GGUF files and no weights beside them",
+)
+HQQ = Refusal("HQQ", _GROUPS, _FROM_SOURCE, quant_method="hqq", file="qmodel.pt")
+OTHER_QUANTIZATION = Refusal(
+    "another quantization", "only bitnet is ternary", _FROM_SOURCE, sign="any other quant_method than bitnet"
+)
+LOW_BIT_ACTIVATIONS = Refusal(
+    "BitNet a4.8",
+    "runners round activations to 8 bits, and this model needs others",
+    _NOT_B158,
+    sign="input_bits other than 8",
+)
+UNMARKED_MASTER = Refusal(
+    "unmarked master weights",
+    "nothing marks this as a BitNet checkpoint (no quantization_config with quant_method bitnet), and its weights are "
+    "not ternary already",
+    "if it was trained with ternary weights, pass the rule that it was trained with: --ternarize absmean (BitNet "
+    "b1.58) or absmedian (b1.58 Reloaded)",
+    sign="a class that is not BitNet's own, no quantization_config, floats other than -scale, 0 and +scale",
+)
+INPUT_NORMS = Refusal(
+    "use_rms_norm",
+    "the graph has no norm on the input of each projection, and without it the model talks nonsense",
+    "a runner computes it for Qwen3ForCausalLM only, with its tensors *_proj.rms_norm.weight",
+    sign="use_rms_norm true in another class than Qwen3ForCausalLM, or without tensors *_proj.rms_norm.weight",
+)
+TERNARY_HEAD = Refusal(
+    "ternary output head",
+    "the head is ternary as well, with a norm and rounded activations before it, and runners' heads are of floats",
+    "keep lm_head in modules_to_not_convert when the model is quantized",
+    sign="lm_head.weight in uint8 (codys12 Qwen3-8B-BitNet), or master weights and no lm_head in "
+    "modules_to_not_convert",
+)
+REFUSALS = (
+    GGUF_FILE,
+    Refusal("AWQ", _GROUPS, _FROM_SOURCE, quant_method="awq"),
+    Refusal("GPTQ", _GROUPS, _FROM_SOURCE, quant_method="gptq", tensor=".qweight"),
+    HQQ,
+    Refusal(
+        "bitsandbytes",
+        "its codes are of 4 or 8 bits, and are not ternary",
+        _FROM_SOURCE,
+        quant_method="bitsandbytes",
+    ),
+    OTHER_QUANTIZATION,
+    Refusal(
+        "FBI-LLM",
+        "its weights are binary, with a scale and a shift a column, which no ternary layout holds",
+        "its float form (binarylinear_to_regularlinear in its own code) converts with llama.cpp's "
+        "convert_hf_to_gguf.py",
+        tensor=".wbias",
+    ),
+    Refusal(
+        "BitNet v2",
+        "its layers apply a Hadamard transform to the activations at run time, and no runner's graph does",
+        _NOT_B158,
+        model_type="bitnet2",
+    ),
+    LOW_BIT_ACTIVATIONS,
+    INPUT_NORMS,
+    TERNARY_HEAD,
+    Refusal(
+        "Gemma 3 (BitNet-embedding-270M)",
+        "some of its layers attend to a window, with a rotary base of their own, and bitnet.cpp's gemma3 graph is not "
+        "known to: Microsoft's own figures for its GGUF file (0.66) and for the checkpoint (0.80) disagree",
+        "BitNet-embedding-0.6B converts",
+        model_type="gemma3_text",
+    ),
+    Refusal(
+        "OLMo-Bitnet-1B",
+        "llama.cpp's olmo graph lacks the norms inside its projections, and the bitnet graph those of OLMo's blocks",
+        _NOT_B158,
+        tensor=".att_proj.weight",
+    ),
+    UNMARKED_MASTER,
+)
+
+
+def check_path(path: Path) -> None:
+    """Refuse what can be told before a config.json is read. path: MODEL."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            if stream.read(4) == b"GGUF":
+                raise GGUF_FILE.error(path)
+    if not path.is_dir():
+        return
+    names = sorted(entry.name for entry in path.iterdir())
+    for refusal in REFUSALS:
+        if refusal.file in names:
+            raise refusal.error(path / str(refusal.file))
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs and not any(name.endswith((".safetensors", ".bin", ".pt")) for name in names):
+        raise GGUF_FILE.error(path / ggufs[0])
+
+
+def check_checkpoint(config: Mapping[str, Any], tensors: Collection[str], path: Path) -> None:
+    """Refuse by config.json and the names of the tensors. path: of the model directory."""
+    file = path / "config.json"
+    quantization = config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else "bitnet"
+    for refusal in REFUSALS:
+        if refusal.quant_method is not None and method == refusal.quant_method:
+            raise refusal.error(f"{file}: quantization_config.quant_method {method!r}")
+        if refusal.model_type is not None and config.get("model_type") == refusal.model_type:
+            raise refusal.error(f"{file}: model_type {refusal.model_type!r}")
+        for name in tensors if refusal.tensor is not None else ():
+            if name.endswith(str(refusal.tensor)):
+                raise refusal.error(f"{path}: {name}")
+    if method != "bitnet":
+        raise OTHER_QUANTIZATION.error(f"{file}: quantization_config.quant_method {method!r}")
+    if config.get("input_bits") not in (None, 8):
+        raise LOW_BIT_ACTIVATIONS.error(f"{file}: input_bits {config['input_bits']!r}")

@@ -1,0 +1,204 @@
+"""A GGUF file against the checkpoint it was made from: the same text through both."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.hub import local_model
+from bitconv.commands.evaluate import log_probabilities, perplexity, read_text
+from bitconv.gguf import Metadata, read_gguf
+from bitconv.inference.forward import Floats, ForwardPass, Tokens
+from bitconv.inference.tokenizer import load_tokenizer
+from bitconv.layouts.tiles import read_kernel_config
+from bitconv.models import families
+from bitconv.packed.structure import check_structure
+from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.jobs import Progress
+from bitconv.tokenizer.vocabulary import TokenType
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Doubles: TypeAlias = npt.NDArray[np.float64]
+
+# What a right file keeps to. Rounding activations to int8 makes a difference in the last bit of a float a difference of
+# 1/127 now and then: right files of trained models have a divergence of 0.0002 to 0.001 and 97 to 99 % of the tokens
+# in common; the faults that users meet (a permutation, a norm, an activation, a base) go beyond one of these limits.
+MAX_DIVERGENCE = 0.01
+MIN_TOP1_AGREEMENT = 0.9
+MAX_PERPLEXITY_RATIO = 1.02
+
+DEFAULT_TEXT = """\
+The lighthouse keeper counted 1,024 waves before breakfast, as she did every morning, and wrote the number down in \
+a green book that nobody else was allowed to read. "It isn't science," she'd tell the boy who brought the milk, \
+"but it's a habit, and habits keep the lamp alight." He never asked what would happen if she stopped; he thought \
+of the harbour, of the boats that came home late with their lamps swinging, and of his father's hands on the ropes.
+
+In the year 1987 the sea took the lower steps. The council met twice, argued for 3 hours and 45 minutes, and voted \
+(12 against 7) to do nothing until spring. Spring came, and with it a letter from the capital: the light would be \
+automatic from now on. She read it aloud to the gulls. Then she folded it into the green book, between two pages of \
+waves, and climbed the 199 stairs once more, for the lamp does not know what is written in letters.
+
+    def lamp(hours: int) -> str:
+        return "on" if hours >= 18 or hours < 6 else "off"   # night\n
+\tNaïve café — Zürich, Straße 5; цена: 10 €; 我想在这里工作; こんにちは; مرحبا; 🚀🙂\n
+"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """tokens: of the text, as the checkpoint splits it. tokenized_differently: texts that the file splits otherwise.
+
+    max_difference, mean_difference: of logits, in absolute value. divergence: the mean Kullback-Leibler divergence of
+    the file's next token from the checkpoint's, in nats. top1_agreement: how often both find the same token likeliest.
+    """
+
+    file: str
+    model: str
+    tokens: int
+    tokenized_differently: tuple[str, ...]
+    max_difference: float
+    mean_difference: float
+    divergence: float
+    top1_agreement: float
+    file_perplexity: float
+    model_perplexity: float
+
+    @property
+    def disagreements(self) -> tuple[str, ...]:
+        """What is beyond its threshold, in words."""
+        ratio = max(self.file_perplexity / self.model_perplexity, self.model_perplexity / self.file_perplexity)
+        found = []
+        if self.tokenized_differently:
+            texts = ", ".join(repr(text[:40]) for text in self.tokenized_differently[:3])
+            found.append(f"{len(self.tokenized_differently)} texts are tokenized differently: {texts}")
+        if not self.divergence <= MAX_DIVERGENCE:
+            found.append(f"the mean divergence is {self.divergence:.4g}, above {MAX_DIVERGENCE}")
+        if self.top1_agreement < MIN_TOP1_AGREEMENT:
+            found.append(f"the likeliest token agrees in {self.top1_agreement:.1%}, below {MIN_TOP1_AGREEMENT:.0%}")
+        if not ratio <= MAX_PERPLEXITY_RATIO:
+            found.append(f"the perplexities differ by a factor of {ratio:.4g}, above {MAX_PERPLEXITY_RATIO}")
+        return tuple(found)
+
+    @property
+    def agrees(self) -> bool:
+        return not self.disagreements
+
+
+@reports_system_errors
+def compare(
+    file: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    text: str | os.PathLike[str] | None = None,
+    window: int = 256,
+    kernel_config: str | os.PathLike[str] | None = None,
+    i2_s_order: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run the same tokens through a GGUF file and, in PyTorch and float32, through the checkpoint `model`.
+
+    model, revision, token: as `convert` takes them.
+
+    The tokens are those of the text file `text`, or of a text of bitconv's own, with what the checkpoint's tokenizer
+    puts around a prompt, in windows of `window`, each on its own. Besides the text, both tokenizers split every token
+    of the vocabulary, alone and in longer words. The verdict: all texts split alike, a mean divergence of
+    MAX_DIVERGENCE at most, MIN_TOP1_AGREEMENT at least, and perplexities within a factor of MAX_PERPLEXITY_RATIO.
+
+    BitconvError where torch, transformers or sentencepiece is missing, and where the file cannot be evaluated.
+    """
+    if window < 2:
+        raise BitconvError(f"--window {window}: a window needs 2 tokens")
+    try:
+        from bitconv.inference.torch_reference import load_encode, load_logits
+    except ImportError as error:
+        raise BitconvError(f"{error.name} is missing, which compare needs: pip install 'bitconv[torch]'") from None
+    gguf = read_gguf(Path(file))
+    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
+    structure = check_structure(gguf, tiles, i2_s_order)
+    content = DEFAULT_TEXT if text is None else read_text(text)
+    source = Checkpoint(local_model(model, revision, token, accept=families.of_class))
+    with source as checkpoint, ForwardPass(gguf, structure, threads=threads) as forward:
+        encode = load_encode(checkpoint)
+        tokenizer = load_tokenizer(gguf.metadata, gguf.path)
+        texts = [content, *_probes(tokenizer, gguf.metadata)]
+        expected, found = encode(texts), [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        tokens = np.array(expected[0])
+        if len(tokens) < 2:
+            raise BitconvError(f"the text has {len(tokens)} tokens; 2 at least are needed")
+        if progress is not None:
+            progress(0, len(tokens))  # loading may take longer than a window
+        reference = load_logits(checkpoint)
+        windows = []
+        for first in range(0, len(tokens) - 1, window):
+            ids = tokens[first : first + window]
+            logits = reference(ids)
+            if logits.shape[1] != forward.sizes.vocab:
+                raise BitconvError(
+                    f"{gguf.path}: has {forward.sizes.vocab} tokens, {checkpoint.path} has {logits.shape[1]}: "
+                    "they are different models"
+                )
+            windows.append(_compare_window(forward.logits(ids, forward.new_cache(len(ids))), logits, ids))
+            if progress is not None:
+                progress(first + len(ids), len(tokens))
+    measured = {name: np.concatenate([getattr(w, name) for w in windows]) for name in _Window._fields}
+    return Comparison(
+        file=str(gguf.path),
+        model=os.fspath(model),
+        tokens=len(tokens),
+        tokenized_differently=tuple(text for text, a, b in zip(texts, expected, found, strict=True) if a != b),
+        max_difference=float(measured["max_difference"].max()),
+        mean_difference=float(measured["mean_difference"].mean()),
+        divergence=float(measured["divergence"].mean()),
+        top1_agreement=float(measured["same_top1"].mean()),
+        file_perplexity=perplexity(measured["file_nll"].mean()),
+        model_perplexity=perplexity(measured["model_nll"].mean()),
+    )
+
+
+class _Window(NamedTuple):
+    """Of each token of a window; the likelihoods of each but the first."""
+
+    max_difference: Floats
+    mean_difference: Floats
+    divergence: Doubles
+    same_top1: npt.NDArray[np.bool_]
+    file_nll: Doubles
+    model_nll: Doubles
+
+
+def _compare_window(file: Floats, model: Floats, tokens: Tokens) -> _Window:
+    difference = np.abs(file - model)
+    file_log, model_log = log_probabilities(file), log_probabilities(model)
+    targets = np.arange(len(tokens) - 1), tokens[1:]
+    return _Window(
+        difference.max(axis=1),
+        difference.mean(axis=1),
+        (np.exp(model_log) * (model_log - file_log)).sum(axis=1),
+        file.argmax(axis=1) == model.argmax(axis=1),
+        -file_log[targets],
+        -model_log[targets],
+    )
+
+
+def _probes(tokenizer: Tokenizer, metadata: Metadata) -> list[str]:
+    """Every token of the vocabulary as text, alone, doubled, and beside a rare letter and a rare symbol.
+
+    Where a word that is a token is not merged (ignore_merges), only within a longer word does a token show its merges.
+    SentencePiece itself takes special tokens for plain text.
+    """
+    types: Any = metadata["tokenizer.ggml.token_type"]
+    spm = metadata["tokenizer.ggml.model"] == "llama"
+    ids = np.flatnonzero(types == TokenType.NORMAL if spm else types != TokenType.UNUSED)
+    texts = tokenizer.decode_batch([[int(token_id)] for token_id in ids], skip_special_tokens=False)
+    return [probe for text in texts for probe in (text, text + text.lstrip(), f"{text}\u01f0", f"\u2021{text}")]

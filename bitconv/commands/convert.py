@@ -1,0 +1,245 @@
+"""Writing a plan: one streaming engine for all sources and formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from os import PathLike
+from pathlib import Path
+
+from bitconv.checkpoint.dense import dense_values
+from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint, StoredTensor
+from bitconv.checkpoint.hub import local_model
+from bitconv.layouts.scales import Scale
+from bitconv.layouts.tiles import read_kernel_config
+from bitconv.models import families
+from bitconv.models.model import load_model
+from bitconv.models.quantization import rule_of, scale_convention_of
+from bitconv.models.ternary_floats import settle_scales
+from bitconv.models.trits import TritReader
+from bitconv.models.weights import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight
+from bitconv.planning.placement import TernaryPlace
+from bitconv.planning.plan import Options, Plan, PlannedTensor, make_plan
+from bitconv.system import jobs
+from bitconv.system.blocks import row_blocks
+from bitconv.system.errors import reports_system_errors
+from bitconv.system.jobs import KeepGoing, Progress
+from bitconv.system.output import check_no_model_file, check_output, replacing
+from bitconv.system.rawio import write_at
+
+# A job converts this many values of a dense tensor: large ones are split, for the threads to share.
+DENSE_JOB_VALUES = 1 << 22
+
+
+@dataclass(frozen=True)
+class ConvertedTensor:
+    """offset: in bytes from the start of the file.
+
+    scale: of a ternary matrix, as the model has it, None where there are several; scale_error: how far off the file's
+    is, relative, at worst of stacked experts; both None in a dry run. group: the columns of a row that share a scale,
+    where a matrix has several. was_ternary: of projections, whether they are stored in floats of nothing but -scale, 0
+    and +scale. fallback: why the tensor does not have the type asked for.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    scale: float | None
+    scale_error: float | None
+    group: int | None
+    was_ternary: bool | None
+    fallback: str | None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion wrote, or with dry_run would write. Sizes and offsets in bytes.
+
+    exact_scales: every scale is kept as it is. reason: why this type, where it was "auto". run: the command that
+    runs the file.
+    """
+
+    output: str
+    family: str
+    architecture: str
+    type: str
+    runner: str
+    exact_scales: bool
+    reason: str | None
+    size: int
+    dry_run: bool
+    run: str
+    tensors: tuple[ConvertedTensor, ...]
+
+
+@reports_system_errors
+def convert(
+    model: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    type: str = "i2_s",
+    runner: str | None = None,
+    embed_type: str = "f16",
+    fallback: str = "error",
+    tensor_types: Sequence[tuple[str, str]] = (),
+    kernel_config: str | PathLike[str] | None = None,
+    scale_in_blocks: bool = False,
+    scale_convention: str | None = None,
+    ternarize: str | None = None,
+    pre: str | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a Hugging Face model to a GGUF file.
+
+    model: a directory or an id on the Hub, of a revision, read with a token, as checkpoint.hub.local_model takes them.
+    type: of the ternary tensors: a packed layout, "auto", or f32, f16, bf16 for the unpacked ternary model in floats.
+    runner: a name of `bitconv.runners`; what it could not compute right is refused; None for the one that the type
+    implies. embed_type: of the token embedding and of an untied head. fallback: "error", "f16", "bf16", "f32" or
+    "q8_0", for tensors whose shape or scales the type cannot take. tensor_types: (regular expression, type) pairs that
+    overrule the type of tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that
+    the runner was built with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16.
+    scale_convention: "multiply" or "divide", overrules what config.json implies for weight_scale. ternarize: "absmean"
+    or "absmedian", the rule for float weights that are not ternary already, which a checkpoint without a marker needs.
+    pre: tokenizer.ggml.pre, overrules the recognised pre-tokenizer. threads: all cores where None; the bytes written do
+    not depend on it. force: overwrite output. progress: called with the bytes written so far and in all.
+
+    BitconvError on anything that cannot be converted right; then output is as it was before.
+    """
+    target = Path(output)
+    check_output(target, force=force, inputs=(kernel_config,))
+    options = Options(
+        type=type,
+        runner=runner,
+        embed_type=embed_type,
+        fallback=fallback,
+        overrides=tuple(tensor_types),
+        tiles=None if kernel_config is None else read_kernel_config(Path(kernel_config), type),
+        scale_in_blocks=scale_in_blocks,
+        pre=pre,
+    )
+    with Checkpoint(local_model(model, revision, token, accept=families.of_class)) as checkpoint:
+        check_no_model_file(target, checkpoint.path, b"GGUF")
+        convention = scale_convention_of(scale_convention)
+        understood = load_model(checkpoint, convention)
+        settled = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
+        plan = make_plan(checkpoint, settled, options)
+        scales: dict[str, list[Scale]] = {}
+        if not dry_run:
+            with replacing(target, plan.size, force=force) as descriptor:
+                scales = _write(checkpoint, plan, descriptor, threads, progress)
+    return Conversion(
+        output=str(target),
+        family=plan.model.family.name,
+        architecture=plan.model.family.architecture.name,
+        type=plan.type_name,
+        runner=plan.runner.name,
+        exact_scales=all(place.exact for t in plan.tensors for place in t.places),
+        reason=plan.reason,
+        size=plan.size,
+        dry_run=dry_run,
+        run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
+        tensors=tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors),
+    )
+
+
+def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> ConvertedTensor:
+    """scales: of the matrices of a ternary tensor, empty in a dry run."""
+    group = tensor.places[0].group if tensor.places else None
+    errors = [place.scale_error(scale) for place, scale in zip(tensor.places, scales, strict=bool(scales))]
+    matrices = tensor.weight.matrices if isinstance(tensor.weight, TernaryWeight | ExpertsWeight) else ()
+    return ConvertedTensor(
+        tensor.weight.name,
+        tensor.type_name,
+        tensor.weight.shape,
+        plan.data_offset + tensor.offset,
+        tensor.nbytes,
+        float(scales[0]) if len(scales) == 1 and group is None else None,
+        max(errors, default=None),
+        group,
+        all(matrix.was_ternary for matrix in matrices) if matrices else None,
+        tensor.fallback,
+    )
+
+
+def _write(
+    checkpoint: Checkpoint, plan: Plan, descriptor: int, threads: int | None, progress: Progress | None
+) -> dict[str, list[Scale]]:
+    """Write every byte of the plan. Returns the scales of the matrices of the ternary tensors by name."""
+    write_at(descriptor, plan.header, 0)
+    scales: dict[str, list[Scale]] = {}
+
+    def ternary(weight: TernaryWeight | ExpertsWeight, tensor: PlannedTensor, keep_going: KeepGoing) -> int:
+        scales[weight.name] = [
+            _write_ternary(checkpoint, plan, matrix, place, descriptor, keep_going)
+            for matrix, place in zip(weight.matrices, tensor.places, strict=True)
+        ]
+        return tensor.nbytes
+
+    work: list[Callable[[KeepGoing], int]] = []
+    for tensor in plan.tensors:
+        weight = tensor.weight
+        if isinstance(weight, TernaryWeight | ExpertsWeight):
+            work.append(partial(ternary, weight, tensor))
+        elif isinstance(weight, DenseWeight):
+            part = partial(_write_dense, checkpoint, plan, tensor, weight.stored, descriptor)
+            count = prod(weight.shape)
+            work += [partial(part, at, min(at + DENSE_JOB_VALUES, count)) for at in range(0, count, DENSE_JOB_VALUES)]
+        else:
+            work.append(partial(_write_computed, plan, tensor, weight, descriptor))
+
+    done = len(plan.header)
+    for written in jobs.run(work, threads):
+        done += written
+        if progress is not None:
+            progress(done, plan.size)
+    return scales
+
+
+def _write_ternary(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    weight: TernaryWeight,
+    place: TernaryPlace,
+    descriptor: int,
+    keep_going: KeepGoing,
+) -> Scale:
+    reader = TritReader(checkpoint, weight, keep_going)
+    obstacle = place.obstacle(reader.scale)
+    if obstacle is not None:
+        raise weight.stored.error(obstacle)
+    place.write(descriptor, plan.data_offset, reader.scale, reader.trits, reader.row_multiple, keep_going)
+    return reader.scale
+
+
+def _write_dense(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tensor: PlannedTensor,
+    stored: StoredTensor,
+    descriptor: int,
+    first: int,
+    last: int,
+    keep_going: KeepGoing,
+) -> int:
+    itemsize = ITEMSIZE[tensor.type_name]
+    for at, end in row_blocks(last - first, 1, 1):
+        keep_going()
+        data = dense_values(checkpoint, stored, tensor.type_name, first + at, first + end)
+        write_at(descriptor, data, plan.data_offset + tensor.offset + (first + at) * itemsize)
+    return (last - first) * itemsize
+
+
+def _write_computed(
+    plan: Plan, tensor: PlannedTensor, weight: ComputedWeight, descriptor: int, keep_going: KeepGoing
+) -> int:
+    write_at(descriptor, weight.values, plan.data_offset + tensor.offset)
+    return tensor.nbytes

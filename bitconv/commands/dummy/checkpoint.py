@@ -1,0 +1,172 @@
+"""Writing a made-up checkpoint: the right files, names, types and sizes, and random weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
+from bitconv.commands.dummy.noise import Noise, Stream
+from bitconv.commands.dummy.shapes import Shape, find_shape
+from bitconv.layouts import Bytes
+from bitconv.models.architectures import Role, Slot
+from bitconv.models.config_json import config_json
+from bitconv.models.quantization import ScaleConvention
+from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.jobs import KeepGoing, Progress
+from bitconv.system.output import replacing_directory
+from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
+
+STORED = ("bf16", "f32", "packed")
+_NORM_SPREAD = 0.1
+
+
+@dataclass(frozen=True)
+class Dummy:
+    """What was written. parameters: weights of the model, scales not counted. size: of all tensors, in bytes."""
+
+    directory: str
+    family: str
+    architecture: str
+    stored: str
+    parameters: int
+    size: int
+    files: tuple[str, ...]
+
+
+@reports_system_errors
+def dummy(
+    directory: str | os.PathLike[str],
+    *,
+    shape: str,
+    stored: str,
+    seed: int = 0,
+    layers: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Dummy:
+    """Write a model directory of a real model's exact sizes with random weights, a few blocks of them at a time.
+
+    shape: a key of SHAPES, or LAYERSxHIDDENxFFN[xHEADS[xKV_HEADS[xVOCAB]]]. stored: how the ternary matrices are:
+    "bf16" or "f32" master weights, or "packed"; all else is bf16 but for "f32". layers: in place of the shape's.
+    The bytes depend on these and the seed alone. progress: called with the bytes of tensors written so far and in all.
+
+    BitconvError where nothing stores such a model so, where `directory` holds anything, and where the disk has too
+    little room; then nothing is written.
+    """
+    target = Path(directory)
+    made = find_shape(shape, layers)
+    if stored not in STORED:
+        raise BitconvError(f"--stored {stored}: expected {', '.join(STORED)}")
+    if seed < 0:
+        raise BitconvError(f"--seed {seed}: expected 0 or more")
+    if stored == "packed" and made.convention is None:
+        sizes = made.sizes
+        numbers = (sizes.layers, sizes.hidden, sizes.ffn, sizes.heads, sizes.kv_heads, sizes.vocab)
+        raise BitconvError(
+            f"--shape {shape} --stored packed: no checkpoint of {made.family.name} is packed; take bf16 or f32, "
+            f"or a model of this size in another family: --shape {'x'.join(map(str, numbers))}"
+        )
+    tensors = _tensors(made, stored, Noise(seed))
+    size = sum(tensor.nbytes for tensor in tensors)
+    _check_target(target, size)
+    metadata = made.vocabulary()
+    files = tokenizer_files(metadata, target, None)
+    ids = token_ids(metadata, target)
+    files |= {"config.json": encode_json(_config(made, stored) | ids), "generation_config.json": encode_json(ids)}
+    with replacing_directory(target) as temporary:
+        write_tensors(temporary, tensors, threads, progress)
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        written = tuple(sorted(path.name for path in temporary.iterdir()))
+    slots = [slot for slot in made.family.architecture.slots(made.sizes) if _is_stored(slot, made)]
+    return Dummy(
+        directory=str(target),
+        family=made.family.name,
+        architecture=made.family.hf_architecture,
+        stored=stored,
+        parameters=sum(prod(slot.shape) for slot in slots),
+        size=size,
+        files=written,
+    )
+
+
+def _config(shape: Shape, stored: str) -> dict[str, Any]:
+    convention = shape.convention or ScaleConvention.MULTIPLY
+    dtype = "f32" if stored == "f32" else "bf16"
+    config = config_json(shape.family, shape.sizes, None, tied=shape.tied, dtype=dtype, convention=convention)
+    if shape.convention is None:
+        del config["quantization_config"]  # the class ternarises its weights by itself
+    elif stored != "packed":
+        config["quantization_config"] |= {"linear_class": "autobitlinear", "quantization_mode": "online"}
+    return config
+
+
+def _is_stored(slot: Slot, shape: Shape) -> bool:
+    if slot.role in (Role.SCALE, Role.ROPE_FACTORS):
+        return False
+    return not (shape.tied and slot.name == "output.weight")
+
+
+def _tensors(shape: Shape, stored: str, noise: Noise) -> list[NewTensor]:
+    dtype = "f32" if stored == "f32" else "bf16"
+    tensors = []
+    for number, slot in enumerate(shape.family.architecture.slots(shape.sizes)):
+        if not _is_stored(slot, shape):
+            continue
+        name, stream = shape.family.source_name(slot.name), partial(noise.stream, number)
+        if slot.role is Role.TERNARY and stored == "packed" and shape.convention is not None:
+            rows, columns = slot.shape
+            if rows % 4:
+                raise BitconvError(f"--stored packed: {name}: {rows} rows cannot be packed four to a byte")
+            data = partial(_packed, rows // 4 * columns, stream)
+            tensors.append(NewTensor(name, "u8", (rows // 4, columns), data))
+            scale = partial(_weight_scale, shape.convention, stream)
+            tensors.append(NewTensor(f"{name}_scale", "bf16", (1,), scale))
+        else:
+            make = _norm if slot.role is Role.NORM else _weights
+            tensors.append(NewTensor(name, dtype, slot.shape, partial(make, prod(slot.shape), dtype, stream)))
+    return tensors
+
+
+def _weights(count: int, dtype: str, stream: Callable[[], Stream], keep_going: KeepGoing) -> Iterator[Bytes]:
+    numbers = stream()
+    return _checked(numbers.floats(count, dtype, numbers.magnitude()), keep_going)
+
+
+def _norm(count: int, dtype: str, stream: Callable[[], Stream], keep_going: KeepGoing) -> Iterator[Bytes]:
+    return _checked(stream().floats(count, dtype, _NORM_SPREAD, center=1.0), keep_going)
+
+
+def _packed(count: int, stream: Callable[[], Stream], keep_going: KeepGoing) -> Iterator[Bytes]:
+    return _checked(stream().packed_trits(count), keep_going)
+
+
+def _weight_scale(convention: ScaleConvention, stream: Callable[[], Stream], keep_going: KeepGoing) -> Iterator[Bytes]:
+    scale = stream().magnitude()
+    stored = scale if convention is ScaleConvention.MULTIPLY else 1 / scale
+    return stream().floats(1, "bf16", 0.0, center=stored)
+
+
+def _checked(blocks: Iterator[Bytes], keep_going: KeepGoing) -> Iterator[Bytes]:
+    for block in blocks:
+        keep_going()
+        yield block
+
+
+def _check_target(path: Path, size: int) -> None:
+    if not path.parent.is_dir():
+        raise BitconvError(f"{path}: the directory {path.parent} does not exist")
+    if path.exists() and not path.is_dir():
+        raise BitconvError(f"{path}: is a file; name a directory")
+    if path.exists() and any(path.iterdir()):
+        raise BitconvError(f"{path}: is not empty; name another directory")
+    free = shutil.disk_usage(path if path.exists() else path.parent).free
+    if free < size:
+        raise BitconvError(f"{path}: would take {size:,} bytes, and the disk has {free:,} left")

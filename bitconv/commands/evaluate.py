@@ -1,0 +1,123 @@
+"""Perplexity of a GGUF file on a text, by its own tokenizer and its own packed bytes."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv.gguf import read_gguf
+from bitconv.inference.forward import Floats, ForwardPass
+from bitconv.inference.tokenizer import load_tokenizer
+from bitconv.layouts.tiles import read_kernel_config
+from bitconv.packed.structure import check_structure
+from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.jobs import Progress
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """tokens: of the text. scored: those that were predicted. nll: their mean negative log-likelihood in nats.
+
+    tokens_per_second: of those put in, reading the file not counted.
+    """
+
+    file: str
+    architecture: str
+    activations: str
+    window: int
+    tokens: int
+    scored: int
+    nll: float
+    perplexity: float
+    seconds: float
+    tokens_per_second: float
+
+
+@reports_system_errors
+def evaluate(
+    file: str | os.PathLike[str],
+    text: str | os.PathLike[str],
+    *,
+    window: int = 256,
+    batch: int = 256,
+    max_tokens: int | None = None,
+    float_activations: bool = False,
+    kernel_config: str | os.PathLike[str] | None = None,
+    i2_s_order: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Negative log-likelihood and perplexity of a text file under the model in a GGUF file.
+
+    The tokens of the text, without a begin token, in consecutive windows of `window`, each on its own, the last
+    partial one dropped; every token of a window but its first is predicted. batch: tokens computed at once; 1 is how
+    text is generated. max_tokens: of the text. float_activations: what a runner computes that does not round
+    activations to int8. kernel_config, i2_s_order: as `verify` takes them. threads: all cores where None.
+
+    BitconvError where the file is faulty or not supported, or the text too short.
+    """
+    if window < 2 or batch < 1:
+        raise BitconvError(f"--window {window} --batch {batch}: a window needs 2 tokens, a batch 1")
+    gguf = read_gguf(Path(file))
+    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
+    structure = check_structure(gguf, tiles, i2_s_order)
+    tokens = np.array(load_tokenizer(gguf.metadata, gguf.path).encode(read_text(text), add_special_tokens=False).ids)
+    tokens = tokens[:max_tokens]
+    windows = tokens[: len(tokens) // window * window].reshape(-1, window)
+    if not windows.size:
+        raise BitconvError(f"{os.fspath(text)}: {len(tokens)} tokens, less than a window of {window}; see --window")
+    with ForwardPass(gguf, structure, float_activations=float_activations, threads=threads) as model:
+        start = time.perf_counter()
+        total = 0.0
+        for number, ids in enumerate(windows):
+            cache = model.new_cache(window)
+            for first in range(0, window, batch):
+                logits = model.logits(ids[first : first + batch], cache)
+                # A row at a time: those of a whole batch do not fit a core's cache. Nothing follows the last token.
+                for row, target in zip(logits, ids[first + 1 : first + 1 + batch], strict=False):
+                    total -= float(log_probabilities(row)[target])
+                if progress is not None:
+                    progress(number * window + cache.used, windows.size)
+        seconds = time.perf_counter() - start
+    scored = windows.size - len(windows)
+    return Evaluation(
+        file=str(gguf.path),
+        architecture=structure.architecture_name,
+        activations="float32" if float_activations else "int8",
+        window=window,
+        tokens=len(tokens),
+        scored=scored,
+        nll=total / scored,
+        perplexity=perplexity(total / scored),
+        seconds=seconds,
+        tokens_per_second=windows.size / seconds,
+    )
+
+
+def perplexity(nll: float) -> float:
+    """Of a mean negative log-likelihood in nats; infinite where a float cannot hold it."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
+
+
+def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
+    """Natural logarithms of the probabilities of the next token, (..., vocabulary), from logits of that shape."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def read_text(text: str | os.PathLike[str]) -> str:
+    """A UTF-8 file, its line ends as they are. BitconvError where it is not."""
+    try:
+        return Path(text).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BitconvError(f"{os.fspath(text)}: not UTF-8: {error}") from None

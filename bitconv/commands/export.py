@@ -1,0 +1,313 @@
+"""The way back: a GGUF file as a packed Hugging Face checkpoint that transformers loads and `convert` takes again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from bitconv import _kernels
+from bitconv.checkpoint.directory import ITEMSIZE
+from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
+from bitconv.gguf import GGUFFile, TensorInfo, read_gguf, type_by_name
+from bitconv.layouts import Bytes, make_layout
+from bitconv.layouts.scales import describe
+from bitconv.layouts.tiles import read_kernel_config
+from bitconv.models.architectures import Role, scale_name
+from bitconv.models.config_json import config_json, rope_scaling
+from bitconv.models.families import llama, microsoft
+from bitconv.models.quantization import ScaleConvention
+from bitconv.packed.structure import Structure, check_structure
+from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.system.blocks import row_blocks
+from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.jobs import KeepGoing, Progress
+from bitconv.system.output import replacing, replacing_directory
+from bitconv.system.rawio import read_at, write_at
+from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
+
+# The names of the files that an export writes.
+_WRITTEN = re.compile(
+    r"config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|tokenizer\.json|tokenizer\.model|tokenizer_config\.json"
+)
+# By GGUF architecture: whose class in transformers computes its graph from packed weights.
+_FAMILIES = {family.architecture: family for family in (llama.FAMILY, microsoft.FAMILY, microsoft.SILU_FAMILY)}
+
+
+@dataclass(frozen=True)
+class ExportedTensor:
+    """A tensor of the checkpoint. dtype: as safetensors calls it. scale: what multiplies the trits of a packed one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    scale: float | None
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote. size: of all tensors, in bytes. dtype: that transformers runs the model in.
+
+    scale_convention: what it does with weight_scale, "multiply" or "divide". exact_scales: dtype holds every
+    weight_scale; where not they are stored in float32, and transformers rounds them when it loads the model.
+    """
+
+    directory: str
+    architecture: str
+    dtype: str
+    scale_convention: str
+    exact_scales: bool
+    size: int
+    files: tuple[str, ...]
+    tensors: tuple[ExportedTensor, ...]
+
+
+@reports_system_errors
+def export(
+    file: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    pre: str | None = None,
+    kernel_config: str | os.PathLike[str] | None = None,
+    i2_s_order: str | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Export:
+    """Write the model of a GGUF file as a Hugging Face model directory with packed ternary weights.
+
+    Trits, scales and all other weights are exactly those of the file, from any layout and from floats that are
+    nothing but -scale, 0 and +scale. transformers needs all floats in the type that it runs the model in: that is
+    bfloat16 where it holds every dense weight exactly, and else float32.
+    pre: name of the pre-tokenizer, overrules tokenizer.ggml.pre. kernel_config, i2_s_order: as `verify` takes them.
+    threads: all cores where None; the bytes written do not depend on it. force: replace a directory that holds
+    nothing but files of the names that an export writes. progress: called with the bytes of tensors written so far
+    and in all.
+
+    BitconvError on anything that cannot be exported right; then the directory is as it was before.
+    """
+    source, target = Path(file), Path(directory)
+    _check_target(target, force=force)
+    header = read_gguf(source)
+    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
+    structure = check_structure(header, tiles, i2_s_order)
+    for name, faults in structure.tensor_faults.items():
+        raise BitconvError(f"{source}: {name}: {faults[0]}")
+    files = tokenizer_files(header.metadata, source, pre)
+    ids = token_ids(header.metadata, source)
+    descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        checkpoint = _Source(header, structure, descriptor).checkpoint()
+        files |= {"config.json": encode_json(checkpoint.config | ids), "generation_config.json": encode_json(ids)}
+        with replacing_directory(target, force=force) as temporary:
+            write_tensors(temporary, checkpoint.tensors, threads, progress)
+            for name, data in files.items():
+                with replacing(temporary / name, len(data)) as output:
+                    write_at(output, data, 0)
+            written = tuple(sorted(path.name for path in temporary.iterdir()))
+    finally:
+        os.close(descriptor)
+    return Export(
+        directory=str(target),
+        architecture=checkpoint.config["architectures"][0],
+        dtype=checkpoint.dtype,
+        scale_convention=checkpoint.convention.value,
+        exact_scales=checkpoint.scale_dtype == checkpoint.dtype,
+        size=sum(tensor.nbytes for tensor in checkpoint.tensors),
+        files=written,
+        tensors=tuple(
+            ExportedTensor(t.name, t.dtype.upper(), t.shape, t.nbytes, checkpoint.scales.get(t.name))
+            for t in checkpoint.tensors
+        ),
+    )
+
+
+class _Checkpoint(NamedTuple):
+    """scales: by the names of the packed tensors."""
+
+    config: dict[str, Any]
+    dtype: str
+    convention: ScaleConvention
+    scale_dtype: str
+    tensors: list[NewTensor]
+    scales: dict[str, float]
+
+
+class _Source:
+    """An open GGUF file, read as the tensors of a checkpoint."""
+
+    def __init__(self, header: GGUFFile, structure: Structure, descriptor: int) -> None:
+        self.path = header.path
+        self.metadata = header.metadata
+        self.infos = {info.name: info for info in header.tensors}
+        self.structure = structure
+        self.descriptor = descriptor
+        if structure.architecture not in _FAMILIES:
+            known = ", ".join(sorted({architecture.name for architecture in _FAMILIES}))
+            raise BitconvError(
+                f"{header.path}: architecture {structure.architecture_name} cannot be exported, only {known}; take the "
+                "checkpoint that the file was made of"
+            )
+        self.family = _FAMILIES[structure.architecture]
+        self.sizes = structure.sizes
+        if self.sizes.experts:
+            raise BitconvError(
+                f"{header.path}: a mixture of experts cannot be exported; transformers has no such class"
+            )
+
+    def checkpoint(self) -> _Checkpoint:
+        """What there is to write. Reads the scales, and the dense weights to see which float type holds them."""
+        ternary: dict[str, tuple[TernaryTensor, np.float32]] = {}
+        dense: dict[str, TensorInfo] = {}
+        factors = None
+        architecture = self.structure.architecture
+        for slot in architecture.slots(self.sizes):
+            info = self.infos.get(slot.name)
+            if info is None:
+                if not slot.optional:
+                    raise BitconvError(f"{self.path}: tensor {slot.name} is missing")
+            elif slot.role is Role.TERNARY:
+                ternary[slot.name] = self.ternary(info)
+            elif slot.role is Role.ROPE_FACTORS:
+                factors = np.concatenate(list(self.values(info)))
+            elif slot.role is not Role.SCALE and (architecture.untied_head or slot.name != "output.weight"):
+                dense[slot.name] = info
+
+        dtype = "bf16" if all(_are_bf16(values) for info in dense.values() for values in self.values(info)) else "f32"
+        convention, scale_dtype = _scale_storage([scale for _, scale in ternary.values()], dtype)
+        tensors, scales = [], {}
+        for slot_name, (tensor, scale) in ternary.items():
+            name, (rows, columns) = (self.family.source_name(slot_name), tensor.info.shape)
+            tensors.append(NewTensor(name, "u8", (rows // 4, columns), partial(self.packed, tensor)))
+            stored = partial(self.weight_scale, slot_name, scale, scale_dtype, convention)
+            tensors.append(NewTensor(f"{name}_scale", scale_dtype, (1,), stored))
+            scales[name] = float(scale)
+        for slot_name, info in dense.items():
+            name = self.family.source_name(slot_name)
+            tensors.append(NewTensor(name, dtype, info.shape, partial(self.dense, info, dtype)))
+        scaling = rope_scaling(self.metadata, self.structure.architecture_name, self.sizes, factors, self.path)
+        tied = "output.weight" not in dense
+        config = config_json(self.family, self.sizes, scaling, tied=tied, dtype=dtype, convention=convention)
+        return _Checkpoint(config, dtype, convention, scale_dtype, tensors, scales)
+
+    def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
+        if info.shape[0] % 4:
+            raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte")
+        group = self.structure.groups.get(info.name)
+        if group is not None:
+            cause = "packed checkpoints that transformers loads have one a tensor"
+            raise self.error(info.name, f"has {describe(group, info.shape[1])}; {cause}")
+        with self.naming(info.name):
+            scale_info = self.infos.get(scale_name(info.name))
+            tensor = TernaryTensor(self.descriptor, info, self.structure.layouts[info.name], scale_info)
+            scale = tensor.find_scale(lambda: None)
+            assert not isinstance(scale, np.ndarray)
+            return tensor, scale
+
+    def values(self, info: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
+        """The values of a dense tensor in row order, a block at a time."""
+        *rows, columns = info.shape
+        row_bytes = type_by_name(self.structure.types[info.name]).nbytes((columns,))
+        for first, last in row_blocks(rows[0] if rows else 1, columns, 1):
+            raw = np.empty((last - first, row_bytes), np.uint8)
+            if not read_at(self.descriptor, raw, info.offset + first * row_bytes):
+                raise self.error(info.name, "the file has become shorter while it was read")
+            values: npt.NDArray[np.float32] = gguf.dequantize(raw, gguf.GGMLQuantizationType(info.type_id)).reshape(-1)
+            yield values
+
+    def dense(self, info: TensorInfo, dtype: str, keep_going: KeepGoing) -> Iterator[Bytes]:
+        for values in self.values(info):
+            keep_going()
+            yield self.encoded(info.name, values, dtype)
+
+    def weight_scale(
+        self, name: str, scale: np.float32, dtype: str, convention: ScaleConvention, keep_going: KeepGoing
+    ) -> Iterator[Bytes]:
+        stored = _stored_scale(scale, dtype, convention)
+        assert stored is not None
+        yield self.encoded(name, np.array([stored]), dtype)
+
+    def encoded(self, name: str, values: npt.NDArray[np.float32], dtype: str) -> Bytes:
+        data = np.empty(values.size * ITEMSIZE[dtype], np.uint8)
+        bad = _kernels.convert_floats(values.view(np.uint8), "f32", data, dtype)
+        if bad >= 0:
+            raise self.error(name, f"holds {values[bad]}; a weight must be finite")
+        return data
+
+    def packed(self, tensor: TernaryTensor, keep_going: KeepGoing) -> Iterator[Bytes]:
+        """Hugging Face's packing: byte [r, k] of R = rows/4 rows holds rows r, r+R, r+2R, r+3R, low bits first."""
+        quarter = tensor.rows // 4
+        packed = np.zeros((quarter, tensor.columns), np.uint8)
+        for first, last in row_blocks(tensor.rows, tensor.columns, tensor.layout.row_multiple):
+            keep_going()
+            with self.naming(tensor.info.name):
+                codes = (tensor.read(first, last).trits + 1).view(np.uint8)
+            rows = self.checkpoint_rows(tensor.info.name, first, last)
+            for position in range(4):
+                here = rows // quarter == position
+                packed[rows[here] % quarter] |= codes[here] << 2 * position
+        yield packed.reshape(-1)
+
+    def checkpoint_rows(self, name: str, first: int, last: int) -> npt.NDArray[np.intp]:
+        """Where the checkpoint has the rows first to last (exclusive) of the file."""
+        rows = np.arange(first, last)
+        if self.structure.architecture.interleaved_rope and name.endswith(("attn_q.weight", "attn_k.weight")):
+            # Neighbours of a head in the file are half a head apart in the checkpoint.
+            size = self.sizes.head_dim
+            head, row = np.divmod(rows, size)
+            rows = head * size + row // 2 + row % 2 * (size // 2)
+        return rows
+
+    @contextlib.contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FaultyTensor as fault:
+            raise self.error(name, str(fault)) from None
+
+    def error(self, name: str, cause: str) -> BitconvError:
+        return BitconvError(f"{self.path}: {name}: {cause}")
+
+
+def _stored_scale(scale: np.float32, dtype: str, convention: ScaleConvention) -> np.float32 | None:
+    """A weight_scale that `dtype` holds and that stands for exactly this scale; None where there is none."""
+    stored = make_layout(dtype).stored_scale(convention.scale(scale))
+    return stored if convention.scale(stored) == scale else None
+
+
+def _scale_storage(scales: Collection[np.float32], dtype: str) -> tuple[ScaleConvention, str]:
+    """Which way weight_scale works, and its type: `dtype` if that can be exact, else float32 to multiply by."""
+    for convention in ScaleConvention:
+        if all(_stored_scale(scale, dtype, convention) is not None for scale in scales):
+            return convention, dtype
+    return ScaleConvention.MULTIPLY, "f32"
+
+
+def _are_bf16(values: npt.NDArray[np.float32]) -> bool:
+    return not (values.view(np.uint32) & 0xFFFF).any()
+
+
+def _check_target(path: Path, *, force: bool) -> None:
+    if not path.parent.is_dir():
+        raise BitconvError(f"{path}: the directory {path.parent} does not exist")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise BitconvError(f"{path}: is a file; name a directory")
+    names = sorted(entry.name for entry in path.iterdir())
+    foreign = [name for name in names if not _WRITTEN.fullmatch(name)]
+    if foreign:
+        raise BitconvError(f"{path}: holds {foreign[0]}, which is no file of an export; name another directory")
+    if names and not force:
+        raise BitconvError(f"{path}: holds files; pass --force to replace them")

@@ -1,0 +1,133 @@
+"""What a user builds bitnet.cpp's TL1 or TL2 kernels with, for the shapes of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.hub import local_model
+from bitconv.layouts.tiles import SHIPPED, Shape, Tile, choose, kernel_config_text, shipped_tile
+from bitconv.models import families
+from bitconv.models.model import load_model
+from bitconv.models.quantization import ScaleConvention
+from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.output import check_no_model_file, check_output, replacing
+from bitconv.system.rawio import write_at
+
+# The option of bitnet.cpp's CMake build that compiles the kernels of a type.
+_BUILD_OPTIONS = {"tl1": "BITNET_ARM_TL1", "tl2": "BITNET_X86_TL2"}
+# A name for a model in the code generator's list, where it stands in for shapes that no model there has.
+_CUSTOM = "custom"
+
+
+@dataclass(frozen=True)
+class TiledShape:
+    """shipped: bitnet.cpp's own builds for some model have this tile for this shape."""
+
+    shape: Shape
+    tile: Tile
+    shipped: bool
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """A kernel_config.ini, and how to build a runner with kernels of its tiles.
+
+    left_out: why shapes are not in it, by "rows x columns". generator_entry: what must be added to ModelShapeDict in
+    the code generator first; None where the generator knows the shapes. generator, build: commands to run in the
+    directory of bitnet.cpp.
+    """
+
+    output: str
+    type: str
+    shapes: tuple[TiledShape, ...]
+    left_out: dict[str, str]
+    generator_entry: str | None
+    generator: str
+    build: tuple[str, ...]
+
+
+@reports_system_errors
+def kernel_config(
+    model: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    type: str,
+    revision: str | None = None,
+    token: str | None = None,
+    leave_out: bool = False,
+    force: bool = False,
+) -> KernelConfig:
+    """Write the kernel_config.ini for the projections of a Hugging Face model.
+
+    model, revision, token: as `convert` takes them. type: "tl1" or "tl2". leave_out: leave out shapes that have no
+    legal tile, which is an error otherwise. force: overwrite output.
+    """
+    if type not in _BUILD_OPTIONS:
+        raise BitconvError(f"type {type!r} has no tiles; tl1 and tl2 have")
+    target = Path(output)
+    check_output(target, force=force)
+    directory = local_model(model, revision, token, accept=families.of_class)
+    check_no_model_file(target, directory, b"[Kernels_")
+    tiles, left_out = _tiles(directory, type, leave_out)
+    entry, name = None, _generator_model(type, tiles)
+    if name is None:
+        entry, name = f'"{_CUSTOM}": {[list(shape) for shape in tiles]},', _CUSTOM
+    else:
+        tiles = {shape: tiles[shape] for shape in SHIPPED[type][name]}
+    text = kernel_config_text(tiles).encode()
+    with replacing(target, len(text), force=force) as descriptor:
+        write_at(descriptor, text, 0)
+    return KernelConfig(
+        output=str(target),
+        type=type,
+        shapes=tuple(TiledShape(shape, tile, shipped_tile(type, *shape) is not None) for shape, tile in tiles.items()),
+        left_out=left_out,
+        generator_entry=entry,
+        generator=_generator(type, name, tiles),
+        build=(
+            f"cmake -B build -D{_BUILD_OPTIONS[type]}=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++",
+            "cmake --build build --config Release",
+        ),
+    )
+
+
+def _tiles(model: Path, type_name: str, leave_out: bool) -> tuple[dict[Shape, Tile], dict[str, str]]:
+    """The tiles of a checkpoint's shapes in the order of its tensors, and why shapes have none."""
+    tiles: dict[Shape, Tile] = {}
+    left_out: dict[str, str] = {}
+    with Checkpoint(model) as checkpoint:
+        # The scales play no part here, and so neither does what config.json says about them.
+        loaded = load_model(checkpoint, ScaleConvention.MULTIPLY)
+    if loaded.sizes.experts:
+        raise BitconvError(f"{model}: a mixture of experts, which bitnet.cpp does not compute in {type_name}")
+    for weight in loaded.matrices:
+        try:
+            tiles[weight.shape] = choose(type_name, *weight.shape)
+        except BitconvError as error:
+            if not leave_out:
+                way_out = "pass --leave-out here and --fallback f16 to convert, and this tensor stays in floats"
+                raise weight.stored.error(f"{error}; {way_out}") from None
+            left_out["{}x{}".format(*weight.shape)] = str(error)
+    if not tiles:
+        raise BitconvError(f"{model}: no shape of this model has a legal tile of {type_name}")
+    return tiles, left_out
+
+
+def _generator_model(type_name: str, tiles: Mapping[Shape, Tile]) -> str | None:
+    """The name under which the code generator knows exactly these shapes."""
+    return next((name for name, shapes in SHIPPED[type_name].items() if shapes.keys() == tiles.keys()), None)
+
+
+def _generator(type_name: str, name: str, tiles: Mapping[Shape, Tile]) -> str:
+    """The code generator's command line. It takes the sizes in the order of the shapes that it has under the name."""
+    sizes = {
+        "BM": [tile.bm for tile in tiles.values()],
+        "BK": [tile.bk for tile in tiles.values()],
+        "bm": [tile.bmm for tile in tiles.values()],
+    }
+    options = " ".join(f"--{option} {','.join(map(str, values))}" for option, values in sizes.items())
+    return f"python utils/codegen_{type_name}.py --model {name} {options}"

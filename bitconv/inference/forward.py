@@ -1,0 +1,345 @@
+"""The forward pass of a GGUF file in exact BitNet arithmetic, over the packed bytes: what a right runner computes.
+
+Before a projection the activations of a token are rounded to int8 by their largest magnitude, the products with the
+trits are summed in int32, and the sum is multiplied once in float32 (activation_quant and BitLinear in transformers'
+integrations/bitnet.py). Where groups of columns have scales of their own, the sums of the groups are scaled and added.
+Embedding, norms, rotation, attention and output head are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+from typing import TypeAlias, TypeVar
+
+import gguf as gguf_package
+import numpy as np
+import numpy.typing as npt
+
+from bitconv import _kernels
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, tensor_type
+from bitconv.layouts import FLOATS, Bytes, Layout, Scales
+from bitconv.layouts.scales import Scale
+from bitconv.models.architectures import Role, scale_name
+from bitconv.packed.structure import Structure
+from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.system import jobs
+from bitconv.system.blocks import row_blocks
+from bitconv.system.errors import BitconvError
+from bitconv.system.jobs import KeepGoing
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Tokens: TypeAlias = npt.NDArray[np.int64]
+Result = TypeVar("Result")
+
+MAX_INT8 = np.float32(127)
+# The least magnitude that activations are divided by (clamp_(min=1e-5) in every implementation).
+MIN_MAGNITUDE = np.float32(1e-5)
+# Bytes of weights times vectors: a smaller product is done about when another thread has woken up.
+WORTH_WAKING = 8 << 20
+
+
+@dataclass
+class Cache:
+    """The keys and values of the `used` tokens seen so far, float32 (layers, kv_heads, capacity, head_dim)."""
+
+    keys: Floats
+    values: Floats
+    used: int = 0
+
+
+class Activations:
+    """Float32 (n, columns), and rounded: int8 of the same shape, and float32 (n, 1) that the int8 are divided by."""
+
+    def __init__(self, x: Floats) -> None:
+        self.x = x
+        # 127 times the inverse, as PyTorch divides a number by a tensor: activations at ties are common, since
+        # embeddings in bfloat16 are few different values, and 127 / magnitude would round some of them the other way.
+        self.divisor = 1 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), MIN_MAGNITUDE) * MAX_INT8
+        self.rounded = np.clip(np.rint(x * self.divisor), -128, 127).astype(np.int8)
+
+
+class Projection:
+    """A ternary matrix as the file holds it, in parts of whole rows, one for each thread."""
+
+    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: Scale, parts: int) -> None:
+        rows, self.columns = tensor.shape
+        self.nbytes = layout.nbytes(rows, self.columns)
+        self.layout = layout
+        regions = [(tensor.offset + region.offset, region.row_bytes) for region in layout.regions(rows, self.columns)]
+        shares = _shares(rows, layout.row_multiple, parts)
+        self.parts = [
+            [data[start + first * row_bytes : start + last * row_bytes] for start, row_bytes in regions]
+            for first, last in shares
+        ]
+        self.scales = [scale[first:last] if isinstance(scale, np.ndarray) else scale for first, last in shares]
+
+    def product(self, part: int, activations: Activations) -> Floats:
+        """Of the rows of one part with int8 activations, float32 (n, rows)."""
+        scale = self.scales[part]
+        if isinstance(scale, np.ndarray) and scale.shape[1] > 1:
+            return self._grouped_product(part, scale, activations)
+        sums = self.layout.matmul_rows(self.parts[part], activations.rounded)
+        product: Floats = sums.astype(np.float32) * (scale.T / activations.divisor)
+        return product
+
+    def _grouped_product(self, part: int, scales: Scales, activations: Activations) -> Floats:
+        trits, _ = self.layout.unpack_rows(self.parts[part], self.columns)
+        total = np.zeros((len(activations.x), len(trits)))
+        sums = np.empty(total.shape, np.int32)
+        group = self.columns // scales.shape[1]
+        for number, scale in enumerate(scales.T):
+            columns = slice(number * group, (number + 1) * group)
+            block, x = (np.ascontiguousarray(matrix[:, columns]) for matrix in (trits, activations.rounded))
+            _kernels.matmul(block, x, sums)
+            total += sums * scale.astype(np.float64)
+        product: Floats = total.astype(np.float32) / activations.divisor
+        return product
+
+    def float_product(self, part: int, activations: Activations) -> Floats:
+        """The same with activations that are not rounded."""
+        trits, _ = self.layout.unpack_rows(self.parts[part], self.columns)
+        scale = self.scales[part]
+        weights = trits.astype(np.float32)
+        if not isinstance(scale, np.ndarray):
+            return activations.x @ weights.T * scale
+        product: Floats = activations.x @ (weights * np.repeat(scale, self.columns // scale.shape[1], axis=1)).T
+        return product
+
+
+class Embedding:
+    """A matrix of floats (tokens, hidden) as the file holds it; one of another type is widened to float32 once."""
+
+    def __init__(self, data: Bytes, tensor: TensorInfo, nbytes: int, parts: int) -> None:
+        self.tokens, self.hidden = tensor.shape
+        stored_as = tensor_type(tensor.type_id)
+        if stored_as is not None and stored_as.name in FLOATS:
+            self.dtype, raw = stored_as.name, data[tensor.offset : tensor.offset + nbytes]
+        else:
+            self.dtype, raw = "f32", _dense(data, tensor, nbytes).view(np.uint8)
+        self.rows = raw.reshape(self.tokens, -1)
+        self.parts = _shares(self.tokens, 1, parts)
+
+    def of(self, tokens: Tokens) -> Floats:
+        """Their rows, float32 (n, hidden)."""
+        rows = np.empty((len(tokens), self.hidden), np.float32)
+        chosen = np.ascontiguousarray(self.rows[tokens])
+        bad = _kernels.convert_floats(chosen.reshape(-1), self.dtype, rows.view(np.uint8).reshape(-1), "f32")
+        if bad >= 0:
+            raise MalformedGGUF(f"the embedding of token {tokens[bad // self.hidden]} holds NaN or infinity")
+        return rows
+
+    def product(self, part: int, x: Floats) -> Floats:
+        """Of the rows of one part with x (n, hidden), float32 (n, rows)."""
+        first, last = self.parts[part]
+        product = np.empty((len(x), last - first), np.float32)
+        _kernels.float_matmul(self.rows[first:last].reshape(-1), self.dtype, x, product)
+        return product
+
+
+class ForwardPass:
+    """The model in a GGUF file without structural faults; a context manager, since it keeps threads.
+
+    Opening it reads every ternary tensor once and checks its codes and scales. float_activations: what a runner
+    computes that does not round them. BitconvError where the file is faulty.
+    """
+
+    def __init__(
+        self, gguf: GGUFFile, structure: Structure, *, float_activations: bool = False, threads: int | None = None
+    ) -> None:
+        _refuse_faults(gguf, structure)
+        if f"{structure.architecture_name}.pooling_type" in gguf.metadata:
+            raise BitconvError(f"{gguf.path}: an embedding model, which predicts no text; run llama-embedding")
+        self.file = gguf.path
+        self.architecture = structure.architecture
+        self.sizes = structure.sizes
+        if self.sizes.experts:
+            raise BitconvError(f"{gguf.path}: a mixture of experts, which eval and compare do not run; llama.cpp does")
+        self._float_activations = float_activations
+        self._threads = jobs.thread_count(threads)
+        self._data: Bytes = np.memmap(gguf.path, np.uint8, "r").view(np.ndarray)
+        infos = {tensor.name: tensor for tensor in gguf.tensors}
+        self._norms = {
+            name: _dense(self._data, infos[name], structure.nbytes[name])
+            for name, role in structure.roles.items()
+            if role not in (Role.TERNARY, Role.SCALE, Role.EMBEDDING)
+        }
+        self._embedding, self._head = self._read_embeddings(infos, structure)
+        self._projections = self._read_projections(infos, structure)
+        self._frequencies = self._rope_frequencies()
+        self._pool = ThreadPoolExecutor(self._threads)
+
+    def __enter__(self) -> ForwardPass:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def new_cache(self, capacity: int) -> Cache:
+        shape = (self.sizes.layers, self.sizes.kv_heads, capacity, self.sizes.head_dim)
+        return Cache(np.empty(shape, np.float32), np.empty(shape, np.float32))
+
+    @np.errstate(over="ignore", invalid="ignore")  # a damaged file may compute anything, and its results show it
+    def logits(self, tokens: Tokens, cache: Cache) -> Floats:
+        """Of the token after each of `tokens`, float32 (n, vocabulary). tokens: (n,), following those in the cache."""
+        x = self._embedding.of(tokens)
+        positions = np.arange(cache.used, cache.used + len(tokens))
+        angles = np.outer(positions, self._frequencies)
+        magnitude = self.sizes.rope_yarn.magnitude if self.sizes.rope_yarn else 1.0
+        rotation = (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
+        for layer in range(self.sizes.layers):
+            block = f"blk.{layer}"
+            x = x + self._attention(block, layer, self._norm(x, f"{block}.attn_norm"), rotation, cache)
+            x = x + self._feed_forward(block, self._norm(x, f"{block}.ffn_norm"))
+        cache.used += len(tokens)
+        normed = self._norm(x, "output_norm")
+        parts = self._on_all_threads(lambda part: self._head.product(part, normed), self._head.rows.size * len(x))
+        return np.concatenate(parts, axis=1)
+
+    def _attention(self, block: str, layer: int, x: Floats, rotation: tuple[Floats, Floats], cache: Cache) -> Floats:
+        count, sizes = len(x), self.sizes
+        q, k, v = (
+            y.reshape(count, -1, sizes.head_dim).swapaxes(0, 1)
+            for y in self._project(x, f"{block}.attn_q", f"{block}.attn_k", f"{block}.attn_v")
+        )
+        if self.architecture.qk_norms:
+            q, k = self._norm(q, f"{block}.attn_q_norm"), self._norm(k, f"{block}.attn_k_norm")
+        end = cache.used + count
+        cache.keys[layer, :, cache.used : end] = self._rotate(k, rotation)
+        cache.values[layer, :, cache.used : end] = v
+        # The heads that share keys and values stand together: (kv_heads, heads / kv_heads * n, head_dim).
+        queries = self._rotate(q, rotation).reshape(sizes.kv_heads, -1, sizes.head_dim)
+        scores = queries @ cache.keys[layer, :, :end].swapaxes(1, 2) * np.float32(sizes.head_dim**-0.5)
+        future = np.arange(end) > np.arange(cache.used, end)[:, None]
+        scores = np.where(future, np.float32(-np.inf), scores.reshape(sizes.heads, count, end))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = weights.reshape(sizes.kv_heads, -1, end) @ cache.values[layer, :, :end]
+        joined = mixed.reshape(sizes.heads, count, -1).swapaxes(0, 1).reshape(count, -1)
+        if self.architecture.sub_norms:
+            joined = self._norm(joined, f"{block}.attn_sub_norm")
+        return self._project(joined, f"{block}.attn_output")[0]
+
+    def _feed_forward(self, block: str, x: Floats) -> Floats:
+        gate, up = self._project(x, f"{block}.ffn_gate", f"{block}.ffn_up")
+        gated = _ACTIVATIONS[self.architecture.activation](gate) * up
+        if self.architecture.sub_norms:
+            gated = self._norm(gated, f"{block}.ffn_sub_norm")
+        return self._project(gated, f"{block}.ffn_down")[0]
+
+    def _project(self, x: Floats, *names: str) -> list[Floats]:
+        """The products of each of these projections with the same activations."""
+        if self.architecture.input_norms:
+            inputs = [Activations(self._norm(x, f"{name}_norm_in")) for name in names]
+        else:
+            inputs = [Activations(x)] * len(names)
+        work = [(self._projections[f"{name}.weight"], x) for name, x in zip(names, inputs, strict=True)]
+
+        def products(part: int) -> list[Floats]:
+            if self._float_activations:
+                return [projection.float_product(part, activations) for projection, activations in work]
+            return [projection.product(part, activations) for projection, activations in work]
+
+        size = sum(projection.nbytes for projection, _ in work) * len(x)
+        parts = zip(*self._on_all_threads(products, size), strict=True)
+        return [np.concatenate(of_one, axis=1) for of_one in parts]
+
+    def _on_all_threads(self, job: Callable[[int], Result], size: int) -> list[Result]:
+        """job(part) of every part, one of them in this thread. size: bytes of weights times vectors."""
+        if size < WORTH_WAKING:
+            return [job(part) for part in range(self._threads)]
+        others = [self._pool.submit(job, part) for part in range(1, self._threads)]
+        return [job(0), *(other.result() for other in others)]
+
+    def _norm(self, x: Floats, name: str) -> Floats:
+        variance = np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.sizes.rms_eps)
+        normed: Floats = x * (1 / np.sqrt(variance)) * self._norms[f"{name}.weight"]
+        return normed
+
+    def _rotate(self, x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
+        """Rotary embedding of (heads, n, head_dim): of neighbouring pairs, or of i with i + head_dim / 2."""
+        pairs = x.reshape(*x.shape[:2], -1, 2) if self.architecture.interleaved_rope else _halves(x)
+        cos, sin = rotation
+        a, b = pairs[..., 0], pairs[..., 1]
+        rotated = np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return (rotated if self.architecture.interleaved_rope else rotated.swapaxes(-1, -2)).reshape(x.shape)
+
+    def _rope_frequencies(self) -> npt.NDArray[np.float64]:
+        """Radians a position, float64 (head_dim / 2,)."""
+        dims = self.sizes.head_dim
+        frequencies = self.sizes.rope_base ** -(np.arange(0, dims, 2) / dims)
+        if self.sizes.rope_yarn:
+            frequencies /= self.sizes.rope_yarn.factors(self.sizes.rope_base, dims)
+        factors = self._norms.get("rope_freqs.weight", np.ones(1, np.float32))
+        return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
+
+    def _read_embeddings(self, infos: dict[str, TensorInfo], structure: Structure) -> tuple[Embedding, Embedding]:
+        """The token embedding and the output head, which may be the same."""
+
+        def read(name: str) -> Embedding:
+            return Embedding(self._data, infos[name], structure.nbytes[name], self._threads)
+
+        embedding = read("token_embd.weight")
+        untied = self.architecture.untied_head and "output.weight" in infos
+        return embedding, read("output.weight") if untied else embedding
+
+    def _read_projections(self, infos: dict[str, TensorInfo], structure: Structure) -> dict[str, Projection]:
+        names = [name for name, role in structure.roles.items() if role is Role.TERNARY]
+        with self.file.open("rb") as stream:
+
+            def read(name: str, keep_going: KeepGoing) -> Projection:
+                layout = structure.layouts[name]
+                group = structure.groups.get(name)
+                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)), group)
+                try:
+                    for first, last in row_blocks(tensor.rows, tensor.columns, layout.row_multiple):
+                        keep_going()
+                        tensor.read(first, last)
+                    scale = tensor.find_scale(keep_going)
+                except FaultyTensor as fault:
+                    raise BitconvError(f"{self.file}: {name}: {fault}; see bitconv verify") from None
+                return Projection(self._data, infos[name], layout, scale, self._threads)
+
+            work = [lambda keep_going, name=name: read(name, keep_going) for name in names]
+            return dict(zip(names, jobs.run(work, self._threads), strict=True))
+
+
+def _refuse_faults(gguf: GGUFFile, structure: Structure) -> None:
+    faults = [f"{name}: {fault}" for name, found in structure.tensor_faults.items() for fault in found]
+    for fault in [*structure.faults, *faults]:
+        raise MalformedGGUF(f"{gguf.path}: {fault}; see bitconv verify")
+
+
+def _shares(rows: int, multiple: int, parts: int) -> list[tuple[int, int]]:
+    """(first, last) of the rows of each part, multiples of `multiple`; some empty where rows are few."""
+    bounds = [rows // multiple * part // parts * multiple for part in range(parts + 1)]
+    return list(pairwise(bounds))
+
+
+def _dense(data: Bytes, tensor: TensorInfo, nbytes: int) -> Floats:
+    """A float tensor in float32, of its shape."""
+    raw = data[tensor.offset : tensor.offset + nbytes].reshape(tensor.shape[0] if len(tensor.shape) > 1 else 1, -1)
+    values = gguf_package.quants.dequantize(raw, gguf_package.GGMLQuantizationType(tensor.type_id))
+    return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)
+
+
+def _halves(x: Floats) -> Floats:
+    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)
+
+
+def _silu(x: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # exp(-x) of very negative x: the result is -0
+        result: Floats = x / (1 + np.exp(-x))
+    return result
+
+
+def _relu2(x: Floats) -> Floats:
+    return np.square(np.maximum(x, 0))
+
+
+_ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"silu": _silu, "relu2": _relu2}

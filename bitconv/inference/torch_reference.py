@@ -1,0 +1,173 @@
+"""The checkpoint's own logits and tokens, by PyTorch: what a converted file is compared with.
+
+transformers runs the Llama and Microsoft families. It has no class for 1bitLLM's, and loads such a checkpoint as a
+plain Llama without its sub-norms and without ternary weights, so that family is written out here: Llama with a norm
+on the input of o_proj and of down_proj, and every projection ternary and its input rounded to int8 a token. Needs
+torch, transformers and sentencepiece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.models import families
+from bitconv.models.families import llama_sub_norms, microsoft_gpu, onebitllm
+from bitconv.models.hyperparameters import from_config
+from bitconv.models.model import load_model
+from bitconv.models.quantization import ScaleConvention
+from bitconv.models.ternary_floats import find_scale
+from bitconv.models.trits import TritReader
+from bitconv.models.weights import TernaryWeight
+from bitconv.system.errors import BitconvError
+from bitconv.tokenizer.files import read_files
+from bitconv.tokenizer.pretokenizers import is_byte_level
+
+Logits = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+Encode = Callable[[list[str]], list[list[int]]]
+
+
+def load_logits(checkpoint: Checkpoint) -> Logits:
+    """From int64 tokens (n,) to the float32 logits (n, vocabulary) of the token after each."""
+    family = families.detect(checkpoint.config, checkpoint.path / "config.json", checkpoint.tensors)
+    if family in (microsoft_gpu.FAMILY, *llama_sub_norms.FAMILIES):
+        raise BitconvError(
+            f"{checkpoint.path}: {family.name}: told by its tensors, and transformers would run what config.json says; "
+            "verify --against proves the file"
+        )
+    if family is onebitllm.FAMILY:
+        return _run(OneBitLLM(checkpoint).logits)
+    _refuse_other_weights(checkpoint)
+    _hush()
+    torch.compiler.set_stance("force_eager")  # its quantization functions would be compiled, which takes longer
+    model_class = getattr(transformers, family.hf_architecture)
+    model = model_class.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
+    # With packed weights the rest is left in bfloat16, and transformers' own float() refuses quantized models.
+    torch.nn.Module.float(model)
+    return _run(lambda tokens: model(tokens[None]).logits[0])
+
+
+def _refuse_other_weights(checkpoint: Checkpoint) -> None:
+    """Refuse float weights that transformers would run as they are, or by the rule, where convert does the other."""
+    online = checkpoint.config.get("quantization_config") is not None
+    for weight in load_model(checkpoint, ScaleConvention.MULTIPLY).matrices:
+        if weight.has_scale:
+            continue
+        found = find_scale(checkpoint, weight, lambda: None)
+        if found is None and not online:
+            raise weight.stored.error(
+                "nothing marks this as a BitNet checkpoint, and transformers would run its weights as they are; "
+                "verify --against --ternarize proves the file"
+            )
+        if found is not None and online and np.any(found != TritReader(checkpoint, weight, lambda: None).scale):
+            raise weight.stored.error(
+                "is ternary already, and transformers would make another scale of it; verify --against proves the file"
+            )
+
+
+def _hush() -> None:
+    """Without transformers' progress bars and its notes on missing GPUs and long texts."""
+    logging: Any = transformers.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _run(model: Callable[[Tensor], Tensor]) -> Logits:
+    @torch.no_grad()
+    def logits(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        result: npt.NDArray[np.float32] = model(torch.from_numpy(tokens)).numpy()
+        return result
+
+    return logits
+
+
+def load_encode(checkpoint: Checkpoint) -> Encode:
+    """From texts to the tokens of prompts. A SentencePiece model is run by SentencePiece, others by transformers."""
+    files = read_files(checkpoint.path, checkpoint.config)
+    model = checkpoint.path / "tokenizer.model"
+    if not model.exists() or (files.json is not None and is_byte_level(files.json)):
+        _hush()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        return lambda texts: tokenizer(texts).input_ids
+    # transformers 5 leaves out the space before a text that starts with one. Its LlamaTokenizer adds bos by default.
+    processor = sentencepiece.SentencePieceProcessor(
+        model_file=str(model),
+        add_bos=files.tokenizer_config.get("add_bos_token", True),
+        add_eos=files.tokenizer_config.get("add_eos_token", False),
+    )
+    return lambda texts: processor.encode(texts)
+
+
+class OneBitLLM:
+    """The forward pass of one sequence in float32."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        config = checkpoint.config
+        self.sizes = from_config(config, checkpoint.path / "config.json")
+        model = load_model(checkpoint)
+        dense = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype != "u8"]
+        self.weights = {tensor.name: torch.from_numpy(checkpoint.values(tensor)) for tensor in dense}
+        self.weights |= {w.stored.name: _ternary(checkpoint, w) for w in model.matrices}
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        embedding = self.weights["model.embed_tokens.weight"]
+        x = embedding[tokens]
+        for number in range(self.sizes.layers):
+            layer = f"model.layers.{number}"
+            x = x + self._attention(f"{layer}.self_attn", self._norm(f"{layer}.input_layernorm", x))
+            x = x + self._feed_forward(f"{layer}.mlp", self._norm(f"{layer}.post_attention_layernorm", x))
+        return functional.linear(self._norm("model.norm", x), embedding)
+
+    def _attention(self, module: str, x: Tensor) -> Tensor:
+        q, k, v = (
+            self._project(f"{module}.{p}_proj", x).reshape(len(x), -1, self.sizes.head_dim).transpose(0, 1)
+            for p in "qkv"
+        )
+        mixed = functional.scaled_dot_product_attention(
+            self._rotate(q)[None], self._rotate(k)[None], v[None], is_causal=True, enable_gqa=True
+        )
+        joined = mixed[0].transpose(0, 1).flatten(1)
+        return self._project(f"{module}.o_proj", self._norm(f"{module}.inner_attn_ln", joined))
+
+    def _feed_forward(self, module: str, x: Tensor) -> Tensor:
+        gated = functional.silu(self._project(f"{module}.gate_proj", x)) * self._project(f"{module}.up_proj", x)
+        return self._project(f"{module}.down_proj", self._norm(f"{module}.ffn_layernorm", gated))
+
+    def _project(self, name: str, x: Tensor) -> Tensor:
+        divisor = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        rounded = (x * divisor).round().clamp(-128, 127)
+        return functional.linear(rounded / divisor, self.weights[f"{name}.weight"])
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        return self.weights[f"{name}.weight"] * (x * torch.rsqrt(x.square().mean(-1, True) + self.sizes.rms_eps))
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        """Row i of a head with row i + head_dim / 2. x: (heads, n, head_dim)."""
+        half = self.sizes.head_dim // 2
+        frequencies = 1.0 / self.sizes.rope_base ** (torch.arange(half).float() / half)
+        angles = torch.outer(torch.arange(x.shape[1]).float(), frequencies)
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+
+
+def _ternary(checkpoint: Checkpoint, weight: TernaryWeight) -> Tensor:
+    """In floats: packed trits times their scale, ternary floats as they are, others by the absmean rule."""
+    if isinstance(weight.scale, np.floating | np.ndarray):
+        packed = np.empty(weight.stored.shape, np.uint8)
+        checkpoint.read(weight.stored, 0, packed.reshape(-1))
+        trits = np.concatenate([packed >> 2 * quarter & 3 for quarter in range(4)]).astype(np.float32) - 1
+        return torch.from_numpy(trits * weight.scale)
+    values = torch.from_numpy(checkpoint.values(weight.stored))
+    if find_scale(checkpoint, weight, lambda: None) is not None:
+        return values
+    inverse = 1.0 / values.abs().double().mean().float().clamp(min=1e-5)
+    return (values * inverse).round().clamp(-1, 1) / inverse

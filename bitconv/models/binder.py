@@ -1,0 +1,142 @@
+"""The tensors of a checkpoint, bound to the slots of an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv.checkpoint.directory import FLOAT_DTYPES, ITEMSIZE, Checkpoint, StoredTensor
+from bitconv.layouts.scales import Scale, simplest
+from bitconv.models.architectures import Slot
+from bitconv.models.quantization import Rule, ScaleConvention, Storage
+from bitconv.models.weights import DenseWeight, ExpertsWeight, TernaryWeight
+from bitconv.system.errors import BitconvError
+
+
+class Binder:
+    """Finds the tensors of slots in a checkpoint, checks them, and keeps count of what was used.
+
+    modules: which projections each stored matrix holds, one after the other.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        stored_as: Storage,
+        convention: ScaleConvention,
+        modules: dict[str, list[Slot]],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.stored_as = stored_as
+        self.convention = convention
+        self.modules = modules
+        self.used: set[str] = set()
+        self.scales: list[Scale] = []
+
+    def find(self, name: str, shape: tuple[int, ...], dtypes: Iterable[str]) -> StoredTensor:
+        tensor = self.checkpoint.tensors.get(name)
+        if tensor is None:
+            raise BitconvError(f"{self.checkpoint.path}: {name}: missing; config.json asks for this tensor")
+        if tensor.dtype not in dtypes:
+            raise tensor.error(f"stored as {tensor.dtype}, expected {' or '.join(dtypes)} ({self.stored_as.value})")
+        if tensor.shape != shape:
+            raise tensor.error(f"has shape {tensor.shape}, config.json implies {shape}")
+        self.used.add(name)
+        return tensor
+
+    def dense(self, slot: Slot, name: str) -> DenseWeight:
+        return DenseWeight(slot.name, slot.shape, self.find(name, slot.shape, FLOAT_DTYPES), slot.role)
+
+    def experts(self, slot: Slot, name: str) -> ExpertsWeight:
+        count, *shape = slot.shape
+        matrix = Slot(slot.name, tuple(shape), slot.role)
+        names = [name.format(i) for i in range(count)]
+        self.modules.update({expert: [matrix] for expert in names})
+        return ExpertsWeight(slot.name, tuple(self.ternary(matrix, expert, 0, interleave=False) for expert in names))
+
+    def ternary(self, slot: Slot, name: str, rope_heads: int, interleave: bool) -> TernaryWeight:
+        rows, columns = slot.shape
+        if self.stored_as in (Storage.MASTER, Storage.UNMARKED):
+            stored = self.part(slot, name, columns, FLOAT_DTYPES)
+            rule = Rule.ABSMEAN if self.stored_as is Storage.MASTER else None
+            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave)
+        scale_name = name.removesuffix("weight") + "weight_scale"
+        if self.stored_as is Storage.INT2:
+            if rows % 16 or columns % 32:
+                raise BitconvError(f"{self.checkpoint.path}: {name}: {slot.name}, {rows}x{columns}, has no 16x32 tiles")
+            stored = self.part(slot, name, columns // 4, ["i8"])
+            scale = self.int2_scale(scale_name, self.modules[name].index(slot))
+        else:
+            if rows % 4:
+                raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
+            stored = self.find(name, (rows // 4, columns), ["u8"])
+            scale = self.scale(scale_name, rows)
+        return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads, interleave)
+
+    def part(self, slot: Slot, name: str, columns: int, dtypes: Iterable[str]) -> StoredTensor:
+        """The rows of a stored matrix that are those of a slot: all, unless it is fused with others."""
+        fused = self.modules[name]
+        ends = list(accumulate(other.shape[0] for other in fused))
+        stored = self.find(name, (ends[-1], columns), dtypes)
+        if len(fused) == 1:
+            return stored
+        end = ends[fused.index(slot)]
+        first = end - slot.shape[0]
+        offset = stored.offset + first * columns * ITEMSIZE[stored.dtype]
+        return replace(stored, name=f"{name}[{first}:{end}]", shape=(end - first, columns), offset=offset)
+
+    def scale(self, name: str, rows: int) -> Scale:
+        """Stored as a scalar, in shape (1,), or one a row in shape (rows,) or (rows, 1)."""
+        tensor = self.checkpoint.tensors.get(name)
+        possible = tensor is not None and tensor.shape in ((), (rows,), (rows, 1))
+        tensor = self.find(name, tensor.shape if tensor is not None and possible else (1,), FLOAT_DTYPES)
+        return self.multiplier(tensor, self.checkpoint.values(tensor).reshape(-1, 1))
+
+    def int2_scale(self, name: str, part: int) -> Scale:
+        """part: which of the fused projections; the GPU pipeline has room for four scales, unused ones are 0."""
+        tensor = self.find(name, (4,), FLOAT_DTYPES)
+        return self.multiplier(tensor, self.checkpoint.values(tensor)[part].reshape(1, 1))
+
+    def multiplier(self, tensor: StoredTensor, stored: npt.NDArray[np.float32]) -> Scale:
+        """What multiplies the trits, from the values (rows, 1) or (1, 1) of a weight_scale."""
+        bad = stored[~(np.isfinite(stored) & (stored > 0))]
+        if bad.size:
+            raise tensor.error(f"is {bad[0]}; a scale must be finite and positive")
+        scales = self.convention.scale(stored)
+        bad = stored[~np.isfinite(scales)]
+        if bad.size:
+            raise tensor.error(f"is {bad[0]}, whose inverse overflows float32")
+        scale = simplest(scales)
+        self.scales.append(scale)
+        return scale
+
+    def alias(self, name: str, of: str) -> None:
+        """A second copy of a tensor, which may be there: BitconvError where it is another.
+
+        transformers 5 does not tie an output head that differs from the embedding, whatever config.json says.
+        """
+        tensor, other = self.checkpoint.tensors.get(name), self.checkpoint.tensors[of]
+        if tensor is None:
+            return
+        self.find(name, other.shape, [other.dtype])
+        step = 1 << 20
+        for start in range(0, tensor.nbytes, step):
+            raw = np.empty((2, min(step, tensor.nbytes - start)), np.uint8)
+            self.checkpoint.read(tensor, start, raw[0])
+            self.checkpoint.read(other, start, raw[1])
+            if not np.array_equal(raw[0], raw[1]):
+                raise tensor.error(
+                    f"differs from {of}, though config.json ties them: if the model has this head, write "
+                    "tie_word_embeddings false; if not, remove the tensor"
+                )
+
+    def check_all_used(self) -> None:
+        """A tensor that nothing reads is a part of the model that would be lost in silence."""
+        for name, tensor in self.checkpoint.tensors.items():
+            # Buffers that older transformers saved carry nothing of their own.
+            if name not in self.used and not name.endswith("rotary_emb.inv_freq"):
+                raise tensor.error("is no part of this architecture as config.json describes it")

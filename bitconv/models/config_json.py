@@ -1,0 +1,115 @@
+"""config.json of a packed checkpoint: the way back of hyperparameters.from_config and of quantization.storage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv.gguf import Metadata
+from bitconv.models.families import Family
+from bitconv.models.hyperparameters import Hyperparameters, Llama3Rope
+from bitconv.models.quantization import ScaleConvention
+from bitconv.system.errors import BitconvError
+
+# 1bitLLM's own class is a Llama to transformers, which lacks it.
+_MODEL_TYPES = {"LlamaForCausalLM": "llama", "BitNetForCausalLM": "bitnet", "BitnetForCausalLM": "llama"}
+_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+# What does which to weight_scale in transformers' integrations/bitnet.py (5.23): BitLinear and AutoBitLinear.
+_LINEAR_CLASSES = {
+    ScaleConvention.DIVIDE: {"linear_class": "bitlinear"},
+    ScaleConvention.MULTIPLY: {"linear_class": "autobitlinear", "quantization_mode": "offline"},
+}
+
+
+def config_json(
+    family: Family,
+    sizes: Hyperparameters,
+    scaling: dict[str, Any] | None,
+    *,
+    tied: bool,
+    dtype: str,
+    convention: ScaleConvention,
+) -> dict[str, Any]:
+    """Everything but the token ids.
+
+    scaling: what rope_scaling gives. dtype: "bf16" or "f32", what transformers is to run the model in.
+    """
+    architecture = family.architecture
+    return {
+        "architectures": [family.hf_architecture],
+        "model_type": _MODEL_TYPES[family.hf_architecture],
+        "attention_bias": False,
+        **({"head_dim": sizes.head_dim} if architecture.free_head_dim else {}),
+        "hidden_act": architecture.activation,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.ffn,
+        "max_position_embeddings": sizes.context,
+        "num_attention_heads": sizes.heads,
+        "num_hidden_layers": sizes.layers,
+        "num_key_value_heads": sizes.kv_heads,
+        "quantization_config": {
+            "quant_method": "bitnet",
+            **_LINEAR_CLASSES[convention],
+            "modules_to_not_convert": ["lm_head"],
+        },
+        "rms_norm_eps": _decimal(sizes.rms_eps),
+        "rope_scaling": scaling,
+        "rope_theta": _decimal(sizes.rope_base),
+        "tie_word_embeddings": tied,
+        "torch_dtype": _DTYPES[dtype],
+        "vocab_size": sizes.vocab,
+    }
+
+
+def rope_scaling(
+    metadata: Metadata, architecture: str, sizes: Hyperparameters, factors: npt.NDArray[np.float32] | None, file: object
+) -> dict[str, Any] | None:
+    """rope_scaling of config.json, None where there is none. factors: the values of rope_freqs.weight if it is there.
+
+    BitconvError for what `convert` does not write either, and for factors that are not Llama 3's.
+    """
+    kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    factor = metadata.get(f"{architecture}.rope.scaling.factor")
+    if kind == "linear" and isinstance(factor, np.floating) and factor > 0 and factors is None:
+        return {"rope_type": "linear", "factor": _decimal(factor)}
+    if kind != "none":
+        raise BitconvError(f"{file}: {architecture}.rope.scaling.type {kind!r} cannot be exported (linear can)")
+    if factors is None or (factors == 1).all():
+        return None
+    rope = _llama3_rope(factors, sizes)
+    if rope is None:
+        raise BitconvError(f"{file}: rope_freqs.weight: its factors are not Llama 3's, and cannot be exported")
+    return {
+        "rope_type": "llama3",
+        "factor": rope.factor,
+        "low_freq_factor": rope.low_freq_factor,
+        "high_freq_factor": rope.high_freq_factor,
+        "original_max_position_embeddings": rope.original_context,
+    }
+
+
+def _llama3_rope(factors: npt.NDArray[np.float32], sizes: Hyperparameters) -> Llama3Rope | None:
+    """The scaling that makes these factors; None where none does.
+
+    Between the two ends the factors are those of a blend that is linear in the frequency, which tells the other
+    numbers up to one common multiple of low, high and original_context: low is 1, as in every published model.
+    """
+    factor = _decimal(factors[-1])
+    frequencies = sizes.rope_base ** -(np.arange(0, sizes.head_dim, 2) / sizes.head_dim) / (2 * np.pi)
+    between = (factors > 1) & (factors < factors[-1])
+    if factor <= 1 or not np.isfinite(factors).all() or between.sum() < 2:
+        return None
+    blend = (1 / factors[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+    slope, offset = np.polyfit(frequencies[between], blend, 1)
+    if slope <= 0 or offset >= 0:
+        return None
+    rope = Llama3Rope(factor, 1.0, round(1 - 1 / offset, 4), round(-slope / offset))
+    # llama.cpp's own converter computes them in float32.
+    return rope if np.allclose(rope.factors(sizes.rope_base, sizes.head_dim), factors, rtol=1e-5, atol=0) else None
+
+
+def _decimal(value: float | np.floating[Any]) -> float:
+    """The shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

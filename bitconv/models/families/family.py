@@ -1,0 +1,71 @@
+"""What a model family is: how its checkpoints name the tensors of a GGUF architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bitconv.models.architectures import Architecture
+
+# GGUF slot within a block -> module within a layer of transformers' Llama, which BitNet models extend.
+_LLAMA_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k": "self_attn.k_proj",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    # Mixtral's names; {} stands for the number of an expert.
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_TOP_LEVEL = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """name: as publishers call it. hf_architecture: the entry of config.json's "architectures".
+
+    native: the model class ternarises float weights itself, without a quantization_config.
+    checkpoints: those that are published, in words.
+    modules: slots of a block whose modules are not named as in Llama.
+    interleaved_rows: the rows of q and k are stored in the order of interleaved rotation.
+    tensor: the end of a name that tells the family from others of the same config.json. weights: how they may be
+    stored, in words, where that is not as transformers does.
+    Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots.
+    input_norm: the module within a projection that normalises its input.
+    embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.
+    experts: the feed-forward network is a mixture of them.
+    """
+
+    name: str
+    hf_architecture: str
+    architecture: Architecture
+    native: bool
+    checkpoints: str = ""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    interleaved_rows: bool = False
+    tensor: str = ""
+    weights: str = ""
+    input_norm: str = ""
+    embedding: bool = False
+    experts: bool = False
+
+    def source_name(self, slot_name: str) -> str:
+        """The checkpoint's name of a slot's tensor; of a stack of experts with {} for the number of one."""
+        prefix = "" if self.embedding else "model."
+        if slot_name == "output.weight":
+            return "lm_head.weight"
+        if not slot_name.startswith("blk."):
+            return prefix + _TOP_LEVEL[slot_name]
+        _, layer, slot, _ = slot_name.split(".")
+        module = (_LLAMA_MODULES | dict(self.modules))[slot.removesuffix("_norm_in")]
+        module += f".{self.input_norm}" if slot.endswith("_norm_in") else ""
+        return f"{prefix}layers.{layer}.{module}.weight"

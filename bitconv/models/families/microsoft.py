@@ -1,0 +1,23 @@
+"""microsoft/bitnet-b1.58-2B-4T: packed, or bfloat16 master weights (-bf16). Squared ReLU, sub-norms."""
+
+from dataclasses import replace
+
+from bitconv.models.architectures import BITNET, BITNET_B158
+from bitconv.models.families.family import Family
+
+FAMILY = Family(
+    name="Microsoft b1.58",
+    hf_architecture="BitNetForCausalLM",
+    architecture=BITNET_B158,
+    native=True,
+    checkpoints="microsoft bitnet-b1.58-2B-4T, -bf16",
+    modules={"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
+)
+# transformers' BitNetForCausalLM applies any hidden_act: with SiLU it computes what 1bitLLM's class does, which
+# transformers lacks. An exported 1bitLLM model is this.
+SILU_FAMILY = replace(
+    FAMILY,
+    name="1bitLLM b1.58 for transformers",
+    architecture=BITNET,
+    checkpoints="what bitconv export makes of 1bitLLM files",
+)

@@ -1,0 +1,13 @@
+"""1bitLLM/bitnet_b1_58-*: the reproduction of the b1.58 paper. Float32 master weights, SiLU, sub-norms."""
+
+from bitconv.models.architectures import BITNET
+from bitconv.models.families.family import Family
+
+FAMILY = Family(
+    name="1bitLLM b1.58",
+    hf_architecture="BitnetForCausalLM",
+    architecture=BITNET,
+    native=True,
+    checkpoints="1bitLLM bitnet_b1_58-large, -xl, -3B",
+    modules={"attn_sub_norm": "self_attn.inner_attn_ln", "ffn_sub_norm": "mlp.ffn_layernorm"},
+)

@@ -1,0 +1,324 @@
+"""The sizes of a model: read from config.json or from GGUF metadata, written as GGUF metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv.gguf import MalformedGGUF, Metadata
+from bitconv.system.errors import BitconvError
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """rope_type "llama3": the frequencies of long wavelengths are divided by `factor`, those between smoothly."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+    def factors(self, base: float, dims: int) -> npt.NDArray[np.float32]:
+        """Divisors of the dims/2 rotary frequencies, float32, as llama.cpp's rope_freqs.weight holds them."""
+        frequencies = base ** -(np.arange(0, dims, 2, dtype=np.float64) / dims)
+        wavelengths = 2 * math.pi / frequencies
+        smooth = (self.original_context / wavelengths - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        smooth = np.clip(smooth, 0.0, 1.0)
+        return (1 / ((1 - smooth) / self.factor + smooth)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class YarnRope:
+    """rope_type "yarn", with what transformers and runners take for its parameters where they are not stated.
+
+    The frequencies that make 32 turns or more in the original context stay, those with one turn or less are divided by
+    `factor`, those between smoothly. cos and sin are multiplied by `magnitude`.
+    """
+
+    factor: float
+    original_context: int
+
+    def factors(self, base: float, dims: int) -> npt.NDArray[np.float64]:
+        """Divisors of the dims/2 rotary frequencies."""
+        fast, slow = (
+            dims * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (32, 1)
+        )
+        low, high = max(math.floor(fast), 0), min(math.ceil(slow), dims - 1)
+        divided = np.clip((np.arange(dims // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+        return 1 / (divided / self.factor + 1 - divided)
+
+    @property
+    def magnitude(self) -> float:
+        return 0.1 * math.log(self.factor) + 1
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    rms_eps: float
+    rope_base: float
+    rope_linear_factor: float | None = None
+    rope_llama3: Llama3Rope | None = None
+    rope_yarn: YarnRope | None = None
+    experts: int = 0
+    experts_used: int = 0
+
+    @property
+    def rope_scaling(self) -> str | None:
+        """transformers' rope_type, None for "default"."""
+        kinds = {"linear": self.rope_linear_factor, "llama3": self.rope_llama3, "yarn": self.rope_yarn}
+        return next((kind for kind, scaling in kinds.items() if scaling is not None), None)
+
+    def metadata(self, architecture: str) -> Metadata:
+        """The `{architecture}.*` keys that runners read (llama.cpp's names and types)."""
+        keys: Metadata = {
+            "vocab_size": np.uint32(self.vocab),
+            "context_length": np.uint32(self.context),
+            "embedding_length": np.uint32(self.hidden),
+            "block_count": np.uint32(self.layers),
+            "feed_forward_length": np.uint32(self.ffn),
+            "attention.head_count": np.uint32(self.heads),
+            "attention.head_count_kv": np.uint32(self.kv_heads),
+            "attention.layer_norm_rms_epsilon": np.float32(self.rms_eps),
+            "rope.dimension_count": np.uint32(self.head_dim),
+            "rope.freq_base": np.float32(self.rope_base),
+        }
+        if self.head_dim * self.heads != self.hidden:
+            keys["attention.key_length"] = np.uint32(self.head_dim)
+            keys["attention.value_length"] = np.uint32(self.head_dim)
+        if self.experts:
+            keys["expert_count"] = np.uint32(self.experts)
+            keys["expert_used_count"] = np.uint32(self.experts_used)
+        if self.rope_linear_factor is not None:
+            keys["rope.scaling.type"] = "linear"
+            keys["rope.scaling.factor"] = np.float32(self.rope_linear_factor)
+        if self.rope_yarn is not None:
+            keys["rope.scaling.type"] = "yarn"
+            keys["rope.scaling.factor"] = np.float32(self.rope_yarn.factor)
+            keys["rope.scaling.original_context_length"] = np.uint32(self.rope_yarn.original_context)
+        return {f"{architecture}.{key}": value for key, value in keys.items()}
+
+
+# rope_scaling's keys that yarn may have, with what follows from the others in transformers: anything else is refused.
+_YARN = {
+    "attention_factor": None,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+}
+
+
+def _in_float32(value: float) -> bool:
+    """Whether a number stays positive and finite in float32, as GGUF stores it. Integers may have any size."""
+    return 2.0**-149 <= value < 2.0**128 - 2.0**103
+
+
+class Config:
+    """config.json with checked look-ups."""
+
+    def __init__(self, values: Mapping[str, Any], file: object) -> None:
+        self.values = values
+        self.file = file
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if type(value) is not int or not 0 < value < 2**31:
+            raise BitconvError(f"{self.file}: {key} is {value!r:.80}, expected a positive integer")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if isinstance(value, int | float) and not isinstance(value, bool) and _in_float32(value):
+            return float(value)
+        raise BitconvError(f"{self.file}: {key} is {value!r:.80}, expected a positive number that float32 can hold")
+
+    def boolean(self, key: str) -> bool:
+        """False where it is missing."""
+        value = self.values.get(key)
+        if not isinstance(value, bool | None):
+            raise BitconvError(f"{self.file}: {key} is {value!r}, expected true or false")
+        return bool(value)
+
+    def group(self, key: str) -> Config:
+        value = self.values.get(key)
+        if not isinstance(value, Mapping | None):
+            raise BitconvError(f"{self.file}: {key} is {value!r}, expected an object")
+        return Config(value or {}, f"{self.file}: {key}")
+
+
+def _linear(factor: float) -> float | None:
+    """llama.cpp's and bitnet.cpp's converters write a linear scaling of 1 for BitNet models, which is none."""
+    return None if factor == 1 else factor
+
+
+def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
+    """The sizes that config.json states (the keys of transformers' Llama-like configs)."""
+    config = Config(values, file)
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    head_dim = config.integer("head_dim", hidden // heads)
+    kv_heads = config.integer("num_key_value_heads", heads)
+    if heads % kv_heads or head_dim % 2:
+        raise BitconvError(f"{file}: {heads} heads of {head_dim} over {kv_heads} key-value heads cannot be divided")
+    context = config.integer("max_position_embeddings")
+    # transformers 5 writes rope_parameters, earlier releases rope_theta beside rope_scaling. Where both are there,
+    # transformers 5 takes rope_scaling, and with it another rope_theta than rope_parameters states.
+    spellings = [key for key in ("rope_parameters", "rope_scaling") if values.get(key)]
+    if len(spellings) == 2 and values["rope_parameters"] != values["rope_scaling"]:
+        raise BitconvError(f"{file}: rope_parameters and rope_scaling say different things; keep the one that holds")
+    rope = config.group(spellings[0] if spellings else "rope_scaling")
+    for key, value in rope.values.items():
+        if isinstance(value, Mapping):
+            raise BitconvError(f"{rope.file}: {key} has parameters of its own; all layers must have the same")
+    for holder in (config, rope):
+        if holder.values.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise BitconvError(f"{file}: partial_rotary_factor other than 1 is not supported")
+    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
+    linear, llama3, yarn = None, None, None
+    if rope.values.get("rope_theta") is None and config.values.get("rope_theta") is None:
+        raise BitconvError(
+            f"{file}: rope_theta is missing; what transformers takes then depends on the class and on its release: "
+            "write what the model was trained with (10000 for Llama's class)"
+        )
+    rope_base = (config if rope.values.get("rope_theta") is None else rope).number("rope_theta")
+    if kind == "linear":
+        linear = _linear(rope.number("factor"))
+    elif kind == "llama3":
+        llama3 = Llama3Rope(
+            rope.number("factor"),
+            rope.number("low_freq_factor"),
+            rope.number("high_freq_factor"),
+            rope.integer("original_max_position_embeddings"),
+        )
+        if llama3.high_freq_factor <= llama3.low_freq_factor:
+            raise BitconvError(f"{file}: rope scaling: high_freq_factor must be above low_freq_factor")
+    elif kind == "yarn":
+        for key, usual in _YARN.items():
+            if rope.values.get(key) not in (None, usual):
+                raise BitconvError(f"{file}: rope scaling 'yarn' with {key} {rope.values[key]!r} is not supported")
+        yarn = YarnRope(rope.number("factor"), rope.integer("original_max_position_embeddings", context))
+        if yarn.factor < 1:
+            raise BitconvError(f"{file}: rope scaling: factor must be 1 or more")
+        if rope_base <= 1:
+            raise BitconvError(f"{file}: rope_theta must be above 1 for rope scaling 'yarn'")
+    elif kind != "default":
+        raise BitconvError(f"{file}: rope scaling {kind!r} is not supported (default, linear, llama3 and yarn are)")
+    # Mixtral's keys.
+    experts = config.integer("num_local_experts") if "num_local_experts" in values else 0
+    experts_used = config.integer("num_experts_per_tok") if experts else 0
+    if experts_used > experts:
+        raise BitconvError(f"{file}: num_experts_per_tok is {experts_used}, there are {experts} experts")
+    return Hyperparameters(
+        layers=config.integer("num_hidden_layers"),
+        hidden=hidden,
+        ffn=config.integer("intermediate_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=config.integer("vocab_size"),
+        context=context,
+        rms_eps=config.number("rms_norm_eps"),
+        rope_base=rope_base,
+        rope_linear_factor=linear,
+        rope_llama3=llama3,
+        rope_yarn=yarn,
+        experts=experts,
+        experts_used=experts_used,
+    )
+
+
+# The keys after `{architecture}.` that from_metadata reads or checks: with any other, a runner may compute otherwise.
+METADATA_KEYS = frozenset(
+    {
+        "vocab_size",
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "expert_count",
+        "expert_used_count",
+    }
+)
+
+
+def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperparameters:
+    """The sizes that a GGUF file states, or that runners take where it does not.
+
+    MalformedGGUF where a key that runners require is missing, is no size or not of the type that they read it in
+    (llama.cpp refuses others), or contradicts another. BitconvError for a kind of rope scaling that is not known.
+    """
+
+    def positive(key: str, kind: type[np.uint32] | type[np.float32], default: float | None) -> float:
+        value = metadata.get(f"{architecture}.{key}", None if default is None else kind(default))
+        if not isinstance(value, kind) or not 0 < value < math.inf:
+            raise MalformedGGUF(f"{file}: {architecture}.{key} is {value!r}, expected a positive {kind.__name__}")
+        return float(value)
+
+    def size(key: str, default: int | None = None) -> int:
+        return int(positive(key, np.uint32, default))
+
+    def real(key: str, default: float | None = None) -> float:
+        return positive(key, np.float32, default)
+
+    hidden, heads = size("embedding_length"), size("attention.head_count")
+    head_dim = size("attention.key_length", hidden // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if size(key, head_dim) != head_dim:
+            raise MalformedGGUF(f"{file}: {architecture}.{key} is {size(key)}, a head has {head_dim} dimensions")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn"):
+        raise BitconvError(
+            f"{file}: {architecture}.rope.scaling.type is {scaling!r}, which is not supported (linear and yarn are)"
+        )
+    context = size("context_length")
+    original = size("rope.scaling.original_context_length", context)
+    rope_base = real("rope.freq_base", 10000.0)
+    if scaling == "yarn" and rope_base <= 1:
+        raise MalformedGGUF(f"{file}: {architecture}.rope.freq_base is {rope_base}, expected above 1 for yarn")
+    # Files of models without experts state 0 of them, or nothing.
+    stated = metadata.get(f"{architecture}.expert_count")
+    experts = 0 if stated is None or (isinstance(stated, np.uint32) and stated == 0) else size("expert_count")
+    return Hyperparameters(
+        layers=size("block_count"),
+        hidden=hidden,
+        ffn=size("feed_forward_length"),
+        heads=heads,
+        kv_heads=size("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        vocab=size("vocab_size", len(tokens) if isinstance(tokens, list) else None),
+        context=context,
+        rms_eps=real("attention.layer_norm_rms_epsilon"),
+        rope_base=rope_base,
+        rope_linear_factor=_linear(real("rope.scaling.factor")) if scaling == "linear" else None,
+        rope_yarn=YarnRope(real("rope.scaling.factor", 1.0), original) if scaling == "yarn" else None,
+        experts=experts,
+        experts_used=size("expert_used_count") if experts else 0,
+    )

@@ -1,0 +1,187 @@
+"""A checkpoint understood: every weight of the GGUF file with where its values come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bitconv.checkpoint import refusals
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.models import families, hyperparameters
+from bitconv.models.architectures import Role, Slot
+from bitconv.models.binder import Binder
+from bitconv.models.families import Family, microsoft_gpu
+from bitconv.models.hyperparameters import Hyperparameters
+from bitconv.models.quantization import ScaleConvention, Storage, check_plausible, gpu_storage, storage
+from bitconv.models.weights import ComputedWeight, Model, Weight
+from bitconv.system.errors import BitconvError
+
+
+def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None) -> Model:
+    """Understand an open checkpoint.
+
+    convention: overrules the one that config.json implies for weight_scale, and the check of its plausibility.
+    BitconvError where the checkpoint is not one that bitconv knows, or where its tensors are not exactly those that
+    its config asks for.
+    """
+    config, file = checkpoint.config, checkpoint.path / "config.json"
+    refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
+    family = families.detect(config, file, checkpoint.tensors)
+    sizes = hyperparameters.from_config(config, file)
+    # Before anything is made for each of them.
+    if sizes.layers * max(sizes.experts, 1) > len(checkpoint.tensors):
+        experts = f" of {sizes.experts} experts" if sizes.experts else ""
+        raise BitconvError(f"{file}: num_hidden_layers is {sizes.layers}{experts}, more than there are tensors")
+    tied = family.embedding or hyperparameters.Config(config, file).boolean("tie_word_embeddings")
+    head = checkpoint.tensors.get("lm_head.weight")
+    if head is not None and head.dtype == "u8":
+        raise refusals.TERNARY_HEAD.error(f"{head.file}: lm_head.weight")
+    _check_architecture(family, sizes, checkpoint, tied=tied)
+    if family is microsoft_gpu.FAMILY:
+        stored_as, implied = gpu_storage(checkpoint.tensors)
+    else:
+        stored_as, implied = storage(config, file, native=family.native)
+    llama3 = sizes.rope_llama3
+
+    slots = family.architecture.slots(sizes)
+    modules: dict[str, list[Slot]] = {}
+    for slot in slots:
+        if slot.role is Role.TERNARY:
+            modules.setdefault(family.source_name(slot.name), []).append(slot)
+    if stored_as is Storage.MASTER:
+        _check_converted(modules, config, file, head=not tied)
+    binder = Binder(checkpoint, stored_as, convention or implied, modules)
+    weights: list[Weight] = []
+    for slot in slots:
+        if slot.role is Role.ROPE_FACTORS:
+            if llama3 is not None:
+                weights.append(ComputedWeight(slot.name, llama3.factors(sizes.rope_base, sizes.head_dim)))
+        elif slot.role is Role.TERNARY and len(slot.shape) == 3:
+            weights.append(binder.experts(slot, family.source_name(slot.name)))
+        elif slot.role is Role.TERNARY:
+            interleave = family.architecture.interleaved_rope
+            heads = _rope_heads(slot, sizes) if interleave is not family.interleaved_rows else 0
+            weights.append(binder.ternary(slot, family.source_name(slot.name), heads, interleave))
+        elif slot.role is not Role.SCALE and not (tied and slot.name == "output.weight"):
+            weights.append(binder.dense(slot, family.source_name(slot.name)))
+    if tied:
+        binder.alias(family.source_name("output.weight"), family.source_name("token_embd.weight"))
+    binder.check_all_used()
+    if stored_as is Storage.PACKED and convention is None:
+        check_plausible(binder.scales, implied, file)
+    return Model(family, sizes, tuple(weights))
+
+
+def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Checkpoint, *, tied: bool) -> None:
+    """Refuse what no runner's graph of this architecture computes."""
+    config, file, architecture = checkpoint.config, checkpoint.path / "config.json", family.architecture
+    activation = config.get("hidden_act", architecture.activation)
+    if activation != architecture.activation:
+        raise BitconvError(
+            f"{file}: hidden_act is {activation!r}, but runners apply {architecture.activation} in the graph of "
+            f"{architecture.name}: the file would load and talk nonsense"
+        )
+    _check_norms(family, sizes, config, file)
+    _check_experts(family, sizes, config, file)
+    windows = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
+    if windows or config.get("layer_types") not in (None, ["full_attention"] * sizes.layers):
+        raise BitconvError(f"{file}: some layers attend to a sliding window, which no architecture here computes")
+    if not architecture.untied_head and not tied:
+        raise BitconvError(
+            f"{file}: tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by the "
+            "embedding: no runner can compute this model's own output head"
+        )
+    if sizes.rope_scaling not in (None, *architecture.rope_scaling):
+        raise BitconvError(
+            f"{file}: rope scaling {sizes.rope_scaling!r}, which no runner is known to apply in the graph of "
+            f"{architecture.graph}"
+        )
+    if not architecture.free_head_dim and sizes.head_dim * sizes.heads != sizes.hidden:
+        raise BitconvError(
+            f"{file}: head_dim {sizes.head_dim} is not hidden_size / num_attention_heads, which the "
+            f"{architecture.name} graph assumes"
+        )
+
+
+def _check_norms(family: Family, sizes: Hyperparameters, config: Mapping[str, Any], file: Path) -> None:
+    """Refuse norms on the inputs of projections that the graph lacks, or has and the checkpoint lacks."""
+    quantization = _quantization(config)
+    use_rms_norm = bool(quantization.get("use_rms_norm"))
+    if use_rms_norm and not family.architecture.input_norms:
+        raise refusals.INPUT_NORMS.error(f"{file}: quantization_config.use_rms_norm")
+    if family.architecture.input_norms and not (use_rms_norm or family.native):
+        raise BitconvError(
+            f"{file}: quantization_config.use_rms_norm is not true, but there are tensors *{family.tensor}"
+        )
+    if use_rms_norm and quantization.get("rms_norm_eps", 1e-6) != sizes.rms_eps:
+        raise BitconvError(
+            f"{file}: quantization_config.rms_norm_eps (1e-06 where it is missing) is not rms_norm_eps, and runners "
+            "have one for all norms"
+        )
+    if family.architecture.qk_norms and config.get("head_dim") is None:
+        raise BitconvError(f"{file}: head_dim is missing; transformers takes 128 for Qwen3, write what it is")
+
+
+def _check_experts(family: Family, sizes: Hyperparameters, config: Mapping[str, Any], file: Path) -> None:
+    """Refuse experts in other classes than those of mixtures, and a router that is ternary too."""
+    if bool(sizes.experts) != family.experts:
+        raise BitconvError(
+            f"{file}: num_local_experts is {config.get('num_local_experts')!r}; {family.hf_architecture} has "
+            f"{'experts' if family.experts else 'none'}"
+        )
+    kept = _quantization(config).get("modules_to_not_convert")
+    listed = kept if isinstance(kept, list) else []
+    if family.experts and not any(str(module).endswith("gate") for module in listed):
+        raise BitconvError(
+            f"{file}: quantization_config.modules_to_not_convert does not list gate: the router of the experts is "
+            "ternary too, with activations rounded to int8, and llama.cpp's is of floats"
+        )
+
+
+def _check_converted(modules: Iterable[str], config: Mapping[str, Any], file: Path, *, head: bool) -> None:
+    """Refuse projections that transformers leaves in floats, and a head that it ternarises, of master weights.
+
+    modules: the projections' tensors; {} stands for the number of an expert. head: the model has one of its own.
+    """
+    listed = _quantization(config).get("modules_to_not_convert")
+    if listed is None:  # then it is the head alone, where there is a quantization_config at all
+        return
+    if not isinstance(listed, list) or not all(isinstance(pattern, str) for pattern in listed):
+        raise BitconvError(
+            f"{file}: quantization_config.modules_to_not_convert is {listed!r}, expected a list of names"
+        )
+    for name in modules:
+        module = name.removesuffix(".weight").replace("{}", "0")
+        if _is_listed(module, listed):
+            raise BitconvError(
+                f"{file}: quantization_config.modules_to_not_convert lists {module}: it is a matrix of floats, whose "
+                "activations are not rounded, and runners have it ternary like the others"
+            )
+    if head and not _is_listed("lm_head", listed):
+        raise refusals.TERNARY_HEAD.error(f"{file}: quantization_config.modules_to_not_convert lacks lm_head")
+
+
+def _is_listed(module: str, patterns: Iterable[str]) -> bool:
+    """Whether transformers 5 keeps a module as it is (should_convert_module in quantizers/quantizers_utils.py)."""
+
+    def matches(pattern: str) -> bool:
+        try:
+            start = re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", module)
+        except re.error:
+            start = None
+        return start is not None or module.endswith(pattern)
+
+    return any(map(matches, patterns))
+
+
+def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = config.get("quantization_config")
+    return value if isinstance(value, Mapping) else {}
+
+
+def _rope_heads(slot: Slot, sizes: Hyperparameters) -> int:
+    if slot.name.endswith("attn_q.weight"):
+        return sizes.heads
+    return sizes.kv_heads if slot.name.endswith("attn_k.weight") else 0

@@ -1,0 +1,114 @@
+"""How a checkpoint stores its ternary matrices, decided from its own config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv.layouts import ScaleT
+from bitconv.system.errors import BitconvError
+
+# The geometric mean of a model's scales lies between 0.01 and 2.5 in every published checkpoint; their inverses,
+# which is what the wrong convention yields, lie above 5 wherever the right ones are below 0.2.
+MAX_PLAUSIBLE_SCALE = 4.0
+
+
+class Storage(Enum):
+    MASTER = "float master weights"
+    PACKED = "packed ternary weights"
+    INT2 = "packed ternary weights of the GPU pipeline"
+    UNMARKED = "float weights, since nothing marks this as a BitNet checkpoint with packed ones"
+
+
+class ScaleConvention(Enum):
+    """What the model's own runtime does with a stored weight_scale."""
+
+    MULTIPLY = "multiply"
+    DIVIDE = "divide"
+
+    def scale(self, stored: ScaleT) -> ScaleT:
+        """What multiplies the trits, from finite positive weight_scales. May overflow to infinity."""
+        if self is ScaleConvention.MULTIPLY:
+            return stored
+        with np.errstate(over="ignore"):
+            return np.float32(1) / stored
+
+
+class Rule(Enum):
+    """How float master weights W become trits: clip(round(W / scale), -1, 1), with what for a scale."""
+
+    ABSMEAN = "absmean"  # the mean of |W|: BitNet b1.58
+    ABSMEDIAN = "absmedian"  # the median of |W|: BitNet b1.58 Reloaded
+
+
+def rule_of(name: str | None) -> Rule | None:
+    """The rule that a user names, or None."""
+    if name is None:
+        return None
+    try:
+        return Rule(name)
+    except ValueError:
+        raise BitconvError(f"rule {name!r} to ternarize by is not known; absmean and absmedian are") from None
+
+
+def scale_convention_of(name: str | None) -> ScaleConvention | None:
+    """The convention that a user names, or None."""
+    if name is None:
+        return None
+    try:
+        return ScaleConvention(name)
+    except ValueError:
+        raise BitconvError(f"scale convention {name!r} is not known; multiply and divide are") from None
+
+
+def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[Storage, ScaleConvention]:
+    """How the projections are stored and which way a weight_scale works, in a checkpoint of quant_method bitnet.
+
+    native: the model class is BitNet's own, whose float weights are ternarised at run time without any
+    quantization_config. transformers' integrations/bitnet.py defines the rest: BitLinear (the default
+    linear_class) divides by weight_scale, AutoBitLinear multiplies by it, or with quantization_mode "online"
+    ternarises float weights itself.
+    """
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        if native:
+            return Storage.MASTER, ScaleConvention.MULTIPLY
+        return Storage.UNMARKED, ScaleConvention.MULTIPLY
+    if not isinstance(quantization, Mapping):
+        raise BitconvError(f"{file}: quantization_config is {quantization!r}, expected an object")
+    linear_class = quantization.get("linear_class") or "bitlinear"
+    mode = quantization.get("quantization_mode") or "offline"
+    if linear_class == "bitlinear":
+        if mode != "offline":
+            raise BitconvError(f"{file}: quantization_mode {mode!r} with linear_class bitlinear is not supported")
+        return Storage.PACKED, ScaleConvention.DIVIDE
+    if linear_class == "autobitlinear" and mode in ("offline", "online"):
+        return (Storage.PACKED if mode == "offline" else Storage.MASTER), ScaleConvention.MULTIPLY
+    raise BitconvError(
+        f"{file}: linear_class {linear_class!r} with quantization_mode {mode!r} is not known "
+        "(bitlinear, and autobitlinear offline or online, are)"
+    )
+
+
+def gpu_storage(names: Collection[str]) -> tuple[Storage, ScaleConvention]:
+    """How the GPU pipeline stores the projections. names: of the tensors; what config.json says is of the source."""
+    packed = any(name.endswith(".weight_scale") for name in names)
+    return Storage.INT2 if packed else Storage.MASTER, ScaleConvention.MULTIPLY
+
+
+def check_plausible(
+    scales: Sequence[np.float32 | npt.NDArray[np.float32]], convention: ScaleConvention, file: object
+) -> None:
+    """Stop where the convention and the numbers contradict each other: scales that look like their inverses."""
+    typical = float(np.exp(np.mean(np.log(np.concatenate([np.ravel(s) for s in scales]), dtype=np.float64))))
+    if typical > MAX_PLAUSIBLE_SCALE:
+        other = next(c for c in ScaleConvention if c is not convention)
+        raise BitconvError(
+            f"{file}: its convention is to {convention.value} by weight_scale, which makes a typical scale of "
+            f"{typical:.4g}; the inverse, {1 / typical:.4g}, is what trained models have. If the file is wrong, "
+            f"pass --scale-convention {other.value}; if it is right, --scale-convention {convention.value}"
+        )

@@ -1,0 +1,183 @@
+"""The ternary rules: from a checkpoint's bytes to trits, a block of rows at a time.
+
+A trit is an int8 of -1, 0 or +1; a block is an int8 array (rows, columns); a scale that a rule makes is one positive
+float32 for the whole tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bitconv import _kernels
+from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
+from bitconv.layouts.scales import Scale
+from bitconv.models.quantization import Rule
+from bitconv.models.weights import TernaryWeight
+from bitconv.system.blocks import row_blocks
+from bitconv.system.errors import BitconvError
+from bitconv.system.jobs import KeepGoing
+
+Trits = npt.NDArray[np.int8]
+Number = TypeVar("Number", np.int8, np.float32)
+
+# BitNet b1.58: the mean is clamped before it is inverted (clamp_(min=1e-5) in every implementation of the rule).
+MIN_MEAN = 1e-5
+
+
+class TritReader:
+    """Reads one projection of an open checkpoint as trits.
+
+    Its scratch memory is a few blocks. Where a rule makes the scale, making a reader reads all weights once, or twice
+    for the median of float32. keep_going: called for every block of that; it may raise to give up.
+    stored_scale, scale: those of the rows in the order of the checkpoint, and of the GGUF file.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, weight: TernaryWeight, keep_going: KeepGoing) -> None:
+        self.checkpoint = checkpoint
+        self.weight = weight
+        self.rows, self.columns = weight.shape
+        self._rows_of = {"u8": self._packed_rows, "i8": self._int2_rows}.get(weight.stored.dtype, self._master_rows)
+        # A head's rows are permuted among themselves, so a block must hold whole heads.
+        self.row_multiple = self.rows // weight.rope_heads if weight.rope_heads else 1
+        assert weight.scale is not None
+        scale = self._by_rule(weight.scale, keep_going) if isinstance(weight.scale, Rule) else weight.scale
+        self.stored_scale: Scale = scale
+        self.scale: Scale = self._reordered(scale) if isinstance(scale, np.ndarray) else scale
+        # Weights that have several scales are ternary already, and the least scale tells all of them from zeros.
+        self.inverse = np.float32(1) / (scale[scale > 0].min() if isinstance(scale, np.ndarray) else scale)
+
+    def stored_trits(self, first: int, last: int) -> Trits:
+        """Rows first to last (exclusive) in the order of the checkpoint."""
+        return self._rows_of(first, last)
+
+    def trits(self, first: int, last: int) -> Trits:
+        """Rows first to last (exclusive), both multiples of row_multiple, in the order of the GGUF file."""
+        return self._reordered(self.stored_trits(first, last))
+
+    def _reordered(self, block: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """Whole heads of rows, from the order of the checkpoint to that of the GGUF file."""
+        if self.weight.rope_heads:
+            # (head, half, pair) -> (head, pair, half): rows i and i + head_dim/2 become neighbours; or the way back.
+            half = self.row_multiple // 2
+            order = (2, half) if self.weight.interleave else (half, 2)
+            heads = block.reshape(-1, *order, block.shape[1])
+            block = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(block.shape)
+        return block
+
+    def _read(self, first: int, last: int, itemsize: int) -> npt.NDArray[np.uint8]:
+        stride = self.columns * itemsize
+        raw = np.empty((last - first) * stride, np.uint8)
+        self.checkpoint.read(self.weight.stored, first * stride, raw)
+        return raw
+
+    def _by_rule(self, rule: Rule, keep_going: KeepGoing) -> np.float32:
+        """The scale of master weights, clamped."""
+        scale = self._absmean(keep_going) if rule is Rule.ABSMEAN else self._absmedian(keep_going)
+        return max(scale, np.float32(MIN_MEAN))
+
+    def _absmean(self, keep_going: KeepGoing) -> np.float32:
+        """The mean magnitude, summed in float64, rounded to float32 once.
+
+        Blocks are summed in order, so that the scale does not depend on the number of threads.
+        """
+        dtype = self.weight.stored.dtype
+        total = 0.0
+        for first, last in row_blocks(self.rows, self.columns, 1):
+            keep_going()
+            block_sum = _kernels.abs_sum(self._read(first, last, ITEMSIZE[dtype]), dtype)
+            if not math.isfinite(block_sum):
+                raise self._not_finite(first, last)
+            total += block_sum
+        return np.float32(total / (self.rows * self.columns))
+
+    def _absmedian(self, keep_going: KeepGoing) -> np.float32:
+        """The median magnitude, of an even count the lower of the two in the middle, as torch.median takes it.
+
+        Magnitudes order as their bit patterns do: the highest 16 bits that it can have are counted, then in a second
+        pass over float32 the lowest 16 of those with the right highest.
+        """
+        dtype = self.weight.stored.dtype
+        bits = np.dtype(f"<u{ITEMSIZE[dtype]}")
+        shift = bits.itemsize * 8 - 16
+        infinity = {"f32": 0x7F80, "bf16": 0x7F80, "f16": 0x7C00}[dtype]
+        rank = (self.rows * self.columns - 1) // 2
+        counts = np.zeros(1 << 15, np.int64)
+        for first, last in row_blocks(self.rows, self.columns, 1):
+            keep_going()
+            high = self._read(first, last, bits.itemsize).view(bits) >> shift & 0x7FFF
+            block = np.bincount(high, minlength=counts.size)
+            if block[infinity:].any():
+                raise self._not_finite(first, last)
+            counts += block
+        pattern, rank = _at_rank(counts, rank)
+        if dtype == "f32":
+            counts = np.zeros(1 << 16, np.int64)
+            for first, last in row_blocks(self.rows, self.columns, 1):
+                keep_going()
+                patterns = self._read(first, last, bits.itemsize).view(bits) & 0x7FFFFFFF
+                counts += np.bincount(patterns[patterns >> shift == pattern] & 0xFFFF, minlength=counts.size)
+            pattern = pattern << 16 | _at_rank(counts, rank)[0]
+        median = np.empty(4, np.uint8)
+        _kernels.convert_floats(np.array([pattern], bits).view(np.uint8), dtype, median, "f32")
+        return np.float32(median.view("<f4")[0])
+
+    def _not_finite(self, first: int, last: int) -> BitconvError:
+        return self.weight.stored.error(f"holds NaN or infinity in rows {first} to {last - 1}")
+
+    def _master_rows(self, first: int, last: int) -> Trits:
+        """The rule: clip(round_half_even(W * (1 / scale)), -1, 1) in float32. Of several scales, all non-zeros."""
+        dtype = self.weight.stored.dtype
+        block = np.empty((last - first, self.columns), np.int8)
+        _kernels.ternarize(self._read(first, last, ITEMSIZE[dtype]), dtype, float(self.inverse), block.reshape(-1))
+        return block
+
+    def _int2_rows(self, first: int, last: int) -> Trits:
+        """The GPU pipeline's packing (gpu/pack_weight.py): tiles of 16 rows by 32 columns, one after the other by rows.
+
+        A tile is 32 words of 4 bytes, one for each (row / 8, half of its columns, row % 8); bits 2j and 2j + 1 of a
+        word's byte b hold trit + 2 of column 4j + b of that half.
+        """
+        top = first // 16 * 16
+        count = -(-(last - top) // 16) * 16
+        raw = np.empty(count * self.columns // 4, np.uint8)
+        self.checkpoint.read(self.weight.stored, top * self.columns // 4, raw)
+        words = raw.view("<u4").reshape(count // 16, self.columns // 32, 2, 2, 8).transpose(0, 2, 4, 1, 3)
+        codes = np.empty((*words.shape, 4), "<u4")
+        for j in range(4):
+            codes[..., j] = words >> np.uint32(2 * j) & np.uint32(0x03030303)
+        block = codes.view(np.int8).reshape(count, self.columns)[first - top : last - top]
+        if not block.all():
+            r, k = np.argwhere(block == 0)[0]
+            raise self.weight.stored.error(
+                f"row {first + r}, column {k} holds the code 0, which is no trit: corrupt, or not packed so"
+            )
+        return block - np.int8(2)
+
+    def _packed_rows(self, first: int, last: int) -> Trits:
+        """Hugging Face's packing: byte [r, k] of R = rows/4 rows holds rows r, r+R, r+2R, r+3R, low bits first."""
+        stored_rows = self.rows // 4
+        block = np.empty((last - first, self.columns), np.int8)
+        at = first
+        while at < last:
+            quarter, row = divmod(at, stored_rows)
+            count = min(last - at, stored_rows - row)
+            raw = self._read(row, row + count, 1)
+            bad = _kernels.unpack_hf(raw, quarter, block[at - first : at - first + count].reshape(-1))
+            if bad >= 0:
+                r, k = divmod(bad, self.columns)
+                raise self.weight.stored.error(
+                    f"byte [{row + r}, {k}] holds the code 3, which is no trit: corrupt, or not packed ternary weights"
+                )
+            at += count
+        return block
+
+
+def _at_rank(counts: npt.NDArray[np.int64], rank: int) -> tuple[int, int]:
+    """Which bin of a histogram holds the value of a rank, from 0, in ascending order, and its rank within the bin."""
+    ends = np.cumsum(counts)
+    place = int(np.searchsorted(ends, rank, side="right"))
+    return place, rank - int(ends[place] - counts[place])

@@ -1,0 +1,201 @@
+"""The structure of a GGUF file of a BitNet model: everything about it but the values of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
+from bitconv.layouts import FLOATS, I2_S_ORDERS, TERNARY_TYPES, TILED, Layout, make_layout
+from bitconv.layouts.scales import GROUPS_KEY, check_group, group_obstacle, groups_from_metadata
+from bitconv.layouts.tiles import Tile, tiles_from_metadata
+from bitconv.models import hyperparameters
+from bitconv.models.architectures import Architecture, Role, Slot, architecture, architecture_names, scale_name
+from bitconv.models.hyperparameters import Hyperparameters
+from bitconv.packed.vocabulary import vocabulary_faults
+from bitconv.runners import RUNNERS, file_types, layout_name
+from bitconv.system.errors import BitconvError
+
+_TERNARY = {*TERNARY_TYPES, "q8_0"}
+_STACKED = {name for runner in RUNNERS for name in runner.expert_types}
+# Which types runners load in each role. Those of norms depend on the architecture: bitnet.cpp to May 2026 aborts on
+# norms that are not F32.
+_ALLOWED = {
+    Role.TERNARY: _TERNARY,
+    Role.EMBEDDING: {*FLOATS, "q8_0", "q6_k"},
+    Role.ROUTER: {"f32"},
+    Role.SCALE: {"f32"},
+    Role.ROPE_FACTORS: {"f32"},
+}
+
+
+@dataclass
+class Structure:
+    """types, roles and nbytes: of every tensor listed. layouts: of the ternary ones. groups: the columns of a row that
+    share a scale, of ternary tensors that have several.
+
+    faults: of the set of tensors and their places; tensor_faults: by tensor name; metadata_faults: of the rest, which
+    a runner meets but which no tensor depends on.
+    """
+
+    architecture: Architecture
+    architecture_name: str
+    sizes: Hyperparameters
+    types: dict[str, str] = field(default_factory=dict)
+    roles: dict[str, Role] = field(default_factory=dict)
+    nbytes: dict[str, int] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    metadata_faults: list[str] = field(default_factory=list)
+    tensor_faults: dict[str, list[str]] = field(default_factory=dict)
+
+    def fault(self, tensor: TensorInfo, text: str) -> None:
+        self.tensor_faults.setdefault(tensor.name, []).append(text)
+
+
+def check_structure(
+    gguf: GGUFFile, tiles: Mapping[tuple[int, int], Tile] | None = None, i2_s_order: str | None = None
+) -> Structure:
+    """Check sizes, offsets, alignment, types, the architecture's tensor set, dimensions, and vocabulary counts.
+
+    tiles: of TL1 and TL2 by (rows, columns), in place of those that the file's metadata records. i2_s_order: a key of
+    I2_S_ORDERS for a file that is not in the published byte order, which nothing in it tells.
+
+    BitconvError where the architecture or a tensor's type is not one that bitconv knows; MalformedGGUF where the
+    metadata lacks what the rest is checked by.
+    """
+    name = gguf.metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise MalformedGGUF(f"{gguf.path}: general.architecture is missing")
+    known = architecture(name, [tensor.name for tensor in gguf.tensors])
+    if known is None:
+        raise BitconvError(
+            f"{gguf.path}: architecture {name!r} is not supported ({', '.join(architecture_names())} are)"
+        )
+    sizes = hyperparameters.from_metadata(gguf.metadata, name, gguf.path)
+    structure = Structure(known, name, sizes)
+    if sizes.layers > len(gguf.tensors):
+        raise MalformedGGUF(f"{gguf.path}: {name}.block_count is {sizes.layers}, more than there are tensors")
+    slots = {slot.name: slot for slot in known.slots(sizes)}
+    _check_types(gguf, structure)
+    _check_set(gguf, structure, slots)
+    _find_layouts(gguf, structure, tiles, i2_s_order)
+    _check_places(gguf, structure)
+    _check_file_type(gguf.metadata, structure)
+    structure.metadata_faults += vocabulary_faults(gguf.metadata, sizes.vocab)
+    return structure
+
+
+def _check_types(gguf: GGUFFile, structure: Structure) -> None:
+    file_type = gguf.metadata.get("general.file_type")
+    for tensor in gguf.tensors:
+        plain = tensor_type(tensor.type_id)
+        layout = layout_name(tensor.type_id, int(file_type) if isinstance(file_type, np.integer) else None)
+        name = plain.name if plain is not None else layout
+        if name is None:
+            raise BitconvError(f"{gguf.path}: {tensor.name}: tensor type {tensor.type_id} is not supported")
+        structure.types[tensor.name] = name
+        if plain is not None:
+            try:
+                structure.nbytes[tensor.name] = plain.nbytes(tensor.shape)
+            except ValueError as error:
+                raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {error}") from None
+
+
+def _check_places(gguf: GGUFFile, structure: Structure) -> None:
+    """Tensors follow each other in the order listed, with no gap but alignment padding: llama.cpp refuses others."""
+    end = gguf.data_offset
+    for tensor in gguf.tensors:
+        place = -(-end // gguf.alignment) * gguf.alignment
+        if tensor.offset != place:
+            structure.fault(tensor, f"lies at byte {tensor.offset}; after the tensor before it, it must be {place}")
+        end = tensor.offset + structure.nbytes[tensor.name]
+        if end > gguf.size:
+            structure.fault(tensor, f"truncated: it ends at byte {end}, the file at byte {gguf.size}")
+    if gguf.size > end and gguf.size != -(-end // gguf.alignment) * gguf.alignment:
+        structure.faults.append(f"{gguf.size - end} bytes follow the last tensor")
+
+
+def _check_set(gguf: GGUFFile, structure: Structure, slots: Mapping[str, Slot]) -> None:
+    for tensor in gguf.tensors:
+        slot = slots.get(tensor.name)
+        if slot is None:
+            # Its role does not matter any more: the tensor is a fault, and its data is not looked at.
+            structure.roles[tensor.name] = Role.EMBEDDING
+            structure.fault(tensor, f"is no tensor of the architecture {structure.architecture_name}")
+            continue
+        structure.roles[tensor.name] = slot.role
+        if tensor.shape != slot.shape:
+            structure.fault(tensor, f"has shape {tensor.shape}, the metadata implies {slot.shape}")
+        allowed = structure.architecture.norm_types if slot.role is Role.NORM else _ALLOWED[slot.role]
+        if structure.types[tensor.name] not in allowed:
+            structure.fault(tensor, f"is {structure.types[tensor.name]}, which no runner takes for a {slot.role.value}")
+    listed = {tensor.name for tensor in gguf.tensors}
+    for slot in slots.values():
+        if slot.name not in listed and not slot.optional:
+            structure.faults.append(f"tensor {slot.name} is missing")
+
+
+def _find_layouts(
+    gguf: GGUFFile, structure: Structure, tiles: Mapping[tuple[int, int], Tile] | None, i2_s_order: str | None
+) -> None:
+    """The layout of every ternary or packed tensor, its size, and whether it can take the tensor's shape."""
+    if i2_s_order is not None and i2_s_order not in I2_S_ORDERS:
+        raise BitconvError(f"I2_S byte order {i2_s_order!r} is not known; {' and '.join(I2_S_ORDERS)} are")
+    if tiles is None:
+        tiles = tiles_from_metadata(gguf.metadata, gguf.path)
+    groups = groups_from_metadata(gguf.metadata, gguf.path)
+    for tensor in gguf.tensors:
+        name = structure.types[tensor.name]
+        ternary = structure.roles[tensor.name] is Role.TERNARY
+        if tensor.name in structure.nbytes and not (ternary and name in _TERNARY):
+            continue
+        if len(tensor.shape) not in (2, 3):
+            raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {name} holds matrices, not shape {tensor.shape}")
+        *stack, rows, columns = tensor.shape
+        if stack and name not in _STACKED:
+            structure.fault(tensor, f"is {name}, in which no runner computes stacked experts")
+        if name in TILED and (rows, columns) not in tiles:
+            raise BitconvError(
+                f"{gguf.path}: {tensor.name}: the file does not say the {name} tile of {rows}x{columns}; pass "
+                "--kernel-config with the ini that its runner was built with"
+            )
+        group = groups.get(tensor.name)
+        if group is not None:
+            obstacle = check_group(group, columns)
+            if obstacle is not None:
+                raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {obstacle}")
+            structure.groups[tensor.name] = group
+        layout = (
+            I2_S_ORDERS[i2_s_order]
+            if name == "i2_s" and i2_s_order
+            else make_layout(name, (rows, columns), tiles, group)
+        )
+        obstacle = layout.obstacle(rows, columns) or group_obstacle(layout, columns, group)
+        if obstacle is not None:
+            structure.fault(tensor, obstacle)
+        if scale_name(tensor.name) in structure.roles and not any(
+            r.scale_tensors and name in r.computes for r in RUNNERS
+        ):
+            structure.fault(tensor, f"is {name} beside a .scale tensor, and no runner of {name} multiplies by one")
+        structure.nbytes[tensor.name] = prod(stack) * layout.nbytes(rows, columns)
+        structure.layouts[tensor.name] = layout
+    for name in groups.keys() - structure.groups.keys():
+        structure.faults.append(f"{GROUPS_KEY} names {name}, which is no ternary tensor of the file")
+
+
+def _check_file_type(metadata: Metadata, structure: Structure) -> None:
+    """general.file_type is what people see; a file of floats that says I2_S misleads them."""
+    number = metadata.get("general.file_type")
+    named = file_types(int(number)) if isinstance(number, np.integer) else set()
+    if number is not None and not named:
+        structure.metadata_faults.append(f"general.file_type is {number!r}, which is no runner's")
+    found = {structure.types[name] for name, role in structure.roles.items() if role is Role.TERNARY}
+    if named and found and not named & found:
+        structure.metadata_faults.append(
+            f"general.file_type says {' or '.join(sorted(named))}, the ternary tensors are {', '.join(sorted(found))}"
+        )

@@ -1,0 +1,108 @@
+"""The metadata of a GGUF file that bitconv writes."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import tempfile
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.hub import model_name
+from bitconv.checkpoint.pooling import pooling_metadata
+from bitconv.gguf import Metadata, Value
+from bitconv.models.weights import ComputedWeight, Model
+from bitconv.system.errors import BitconvError
+from bitconv.tokenizer import tokenizer_metadata
+
+# GGML_QNT_VERSION: which encoding of ggml's quantized blocks the file uses.
+QUANTIZATION_VERSION = 2
+
+# What the gguf package reads of a model directory.
+_CARD_FILES = ("README.md", "config.json", "generation_config.json")
+
+_NUMBERS = {
+    gguf.GGUFValueType.UINT8: np.uint8,
+    gguf.GGUFValueType.INT8: np.int8,
+    gguf.GGUFValueType.UINT16: np.uint16,
+    gguf.GGUFValueType.INT16: np.int16,
+    gguf.GGUFValueType.UINT32: np.uint32,
+    gguf.GGUFValueType.INT32: np.int32,
+    gguf.GGUFValueType.FLOAT32: np.float32,
+    gguf.GGUFValueType.UINT64: np.uint64,
+    gguf.GGUFValueType.INT64: np.int64,
+    gguf.GGUFValueType.FLOAT64: np.float64,
+}
+
+
+def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: str | None) -> Metadata:
+    """All metadata of the file: general keys, the architecture's sizes, the tokenizer."""
+    architecture, embedding = model.family.architecture.name, model.family.embedding
+    parameters = sum(prod(w.shape) for w in model.weights if not isinstance(w, ComputedWeight))
+    # First, since it names the file that is no JSON object, where the gguf package below does not.
+    tokenizer = tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre, embedding=embedding)
+    return {
+        "general.architecture": architecture,
+        "general.type": "model",
+        **_authorship(checkpoint.path, architecture, parameters),
+        "general.file_type": np.uint32(file_type),
+        "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
+        **model.sizes.metadata(architecture),
+        **(pooling_metadata(checkpoint.path, architecture) if embedding else {}),
+        **tokenizer,
+    }
+
+
+def _authorship(directory: Path, architecture: str, parameters: int) -> Metadata:
+    """Name, basename, size label, license, source and what else the model card says, by the gguf package's rules."""
+    name = model_name(directory)
+    with tempfile.TemporaryDirectory() as parent:
+        # The package takes the name of the directory for the model's. In the Hub's cache, that is a commit.
+        named = Path(parent, "model", name)
+        named.mkdir(parents=True)
+        for file in _CARD_FILES:
+            if (directory / file).exists():
+                shutil.copyfile(directory / file, named / file)
+        try:
+            card = gguf.Metadata.load(None, named, total_params=parameters)
+        except Exception as error:  # whatever a malformed front matter makes the library raise
+            cause = " ".join(str(error).split())
+            what = "README.md's front matter, or _name_or_path in config.json"
+            raise BitconvError(f"{directory}: {what}, cannot be read: {cause}") from None
+    card.name = card.name or name
+    card.basename = card.basename or card.name
+    card.size_label = gguf.size_label(parameters, 0, 0, 0)
+    writer = gguf.GGUFWriter(None, architecture)
+    if isinstance(card.license, list):
+        card.license = ",".join(_texts(card.license))
+    card.set_gguf_meta_model(writer)
+    values = {key: _value(field) for key, field in writer.kv_data[0].items() if key != "general.architecture"}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _value(field: Any) -> Value | None:
+    """A value of the gguf package in the form of bitconv.gguf; None where the model's files have none for this key.
+
+    The package takes it from them as it is, whatever its type.
+    """
+    if field.type is gguf.GGUFValueType.STRING:
+        return next(iter(_texts([field.value])), None)
+    if field.type is gguf.GGUFValueType.ARRAY:
+        return _texts(field.value) or None
+    try:
+        with np.errstate(over="ignore"):
+            number: Any = _NUMBERS[field.type](field.value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+    return number if np.ndim(number) == 0 and np.isfinite(number) else None
+
+
+def _texts(values: list[object]) -> list[str]:
+    """Those that are texts, or that YAML makes numbers and dates of, without surrogates, which are no text."""
+    scalars = [str(value) for value in values if isinstance(value, str | int | float | datetime.date)]
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in scalars]

@@ -1,0 +1,126 @@
+"""The data section of a file as it is laid out, tensor after tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from bitconv.gguf import Metadata, TensorEntry, align, encode_header
+from bitconv.layouts import BLOCK_SCALED, EXACT_SCALE, Layout, ScaleT, Trits
+from bitconv.layouts.scales import Scale, block_scales, group_metadata, scale_obstacle
+from bitconv.layouts.tiles import Tile, tile_metadata
+from bitconv.models.architectures import scale_name
+from bitconv.runners import Runner
+from bitconv.system.blocks import row_blocks
+from bitconv.system.jobs import KeepGoing
+from bitconv.system.rawio import write_at
+
+
+class TernaryPlace(NamedTuple):
+    """Where a ternary tensor goes: offset, and that of its `.scale` tensor if it has one, count from the data section.
+
+    With a `.scale` tensor the scales in the layout's own blocks are 1. group: the columns of a row that share a scale,
+    None where the whole tensor has one.
+    """
+
+    layout: Layout
+    shape: tuple[int, int]
+    offset: int
+    nbytes: int
+    scale_offset: int | None
+    group: int | None
+
+    def stored_scale(self, scale: ScaleT) -> ScaleT:
+        """A scale as the file will hold it."""
+        return scale if self.scale_offset is not None else self.layout.stored_scale(scale)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every scale is kept in float32, or as one of several, which are never rounded."""
+        return self.scale_offset is not None or self.layout.name in EXACT_SCALE or self.group is not None
+
+    def scale_error(self, scale: Scale) -> float:
+        """How far off the file's scale is, relative."""
+        return 0.0 if isinstance(scale, np.ndarray) else abs(float(self.stored_scale(scale)) / float(scale) - 1)
+
+    def obstacle(self, scale: Scale) -> str | None:
+        """Why the tensor cannot have such scales; None where it can."""
+        if not isinstance(scale, np.ndarray) and not 0 < self.stored_scale(scale) < np.inf:
+            return f"{self.layout.name} cannot hold its scale of {scale}"
+        return scale_obstacle(self.layout, scale, self.shape[1])
+
+    def write(
+        self,
+        descriptor: int,
+        data_offset: int,
+        scale: Scale,
+        read: Callable[[int, int], Trits],
+        row_multiple: int,
+        keep_going: KeepGoing,
+    ) -> None:
+        """Write the tensor block by block. read: rows first to last, multiples of row_multiple, as trits."""
+        start = data_offset + self.offset
+        if self.scale_offset is not None:
+            write_at(descriptor, scale.tobytes(), data_offset + self.scale_offset)
+            scale = np.float32(1)
+        regions = self.layout.regions(*self.shape)
+        for first, last in row_blocks(*self.shape, int(np.lcm(self.layout.row_multiple, row_multiple))):
+            keep_going()
+            scales = block_scales(self.layout, scale, first, last, self.shape[1])
+            packed = self.layout.pack_rows(read(first, last), scales)
+            for region, data in zip(regions, packed, strict=True):
+                write_at(descriptor, data, start + region.offset + first * region.row_bytes)
+        if not isinstance(scale, np.ndarray):
+            tail = self.layout.tail(scale)
+            write_at(descriptor, tail, start + self.nbytes - len(tail))
+
+
+class DataSection:
+    """Tensors placed for a runner. scale_in_blocks: no `.scale` tensors, even where the runner takes them."""
+
+    def __init__(self, runner: Runner, *, scale_in_blocks: bool) -> None:
+        self.runner = runner
+        self.scale_in_blocks = scale_in_blocks
+        self.entries: list[TensorEntry] = []
+        self.tiles: dict[tuple[int, int], Tile] = {}
+        self.groups: dict[str, int] = {}
+        self.size = 0
+
+    def place(self, name: str, shape: tuple[int, ...], type_id: int, nbytes: int) -> int:
+        """Place a tensor after those before it. Returns its offset."""
+        self.entries.append(TensorEntry(name, shape, type_id, self.size))
+        self.size += align(nbytes)
+        return self.entries[-1].offset
+
+    def place_ternary(self, name: str, shape: tuple[int, int], layout: Layout, group: int | None) -> TernaryPlace:
+        """Place a ternary tensor, with a `.scale` tensor where it has one scale and layout and runner allow for it."""
+        if layout.tile is not None:
+            self.tiles[shape] = layout.tile
+        if group is not None:
+            self.groups[name] = group
+        return self._place_matrices(name, shape, shape, 1, layout, group)[0]
+
+    def place_experts(self, name: str, shape: tuple[int, int, int], layout: Layout) -> list[TernaryPlace]:
+        """Place a stack of ternary matrices: one after the other, and their scales in one `.scale` tensor."""
+        experts, *matrix = shape
+        return self._place_matrices(name, shape, (matrix[0], matrix[1]), experts, layout, None)
+
+    def _place_matrices(
+        self, name: str, shape: tuple[int, ...], matrix: tuple[int, int], count: int, layout: Layout, group: int | None
+    ) -> list[TernaryPlace]:
+        nbytes = layout.nbytes(*matrix)
+        offset = self.place(name, shape, self.runner.type_id(layout.name), count * nbytes)
+        scales: list[int | None] = [None] * count
+        beside = layout.name in BLOCK_SCALED and self.runner.scale_tensors and not self.scale_in_blocks
+        if beside and group is None:
+            first = self.place(scale_name(name), (count,), self.runner.type_id("f32"), 4 * count)
+            scales = [first + 4 * i for i in range(count)]
+        return [TernaryPlace(layout, matrix, offset + i * nbytes, nbytes, scales[i], group) for i in range(count)]
+
+    def header(self, metadata: Metadata) -> bytes:
+        """The file's header, which records tiles and groups where there are any. The data section follows."""
+        tiles = tile_metadata(self.tiles) if self.tiles else {}
+        groups = group_metadata(self.groups) if self.groups else {}
+        return encode_header(metadata | tiles | groups, self.entries)

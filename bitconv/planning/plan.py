@@ -1,0 +1,260 @@
+"""Every tensor of the file with its type, size and place, known before a byte of weights is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitconv import runners
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.gguf import type_by_name
+from bitconv.layouts import (
+    BLOCK_SCALED,
+    EXACT_SCALE,
+    FLOATS,
+    TERNARY_TYPES,
+    TILED,
+    Layout,
+    check_has_tiles,
+    make_layout,
+)
+from bitconv.layouts.scales import group_of, scale_obstacle
+from bitconv.layouts.tiles import Tile
+from bitconv.models.architectures import Role
+from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
+from bitconv.planning.metadata import build_metadata
+from bitconv.planning.placement import DataSection, TernaryPlace
+from bitconv.runners import Runner
+from bitconv.system.errors import BitconvError
+
+EMBED_TYPES = ("f16", "f32", "bf16")
+FALLBACKS = ("error", "f16", "bf16", "f32", "q8_0")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user chooses about a file.
+
+    type: of the ternary tensors, or "auto". runner: None for the one that the type implies. embed_type: of the
+    embedding and an untied head. fallback: for a tensor whose shape or scales the type cannot take. overrides: (regular
+    expression, type) for names of tensors; the first that is found in a name decides. tiles: of TL1 and TL2 by
+    (rows, columns); None for bitconv's choice. scale_in_blocks: the classic form of llama.cpp's layouts, even where
+    the runner takes exact scales. pre: tokenizer.ggml.pre, None for the one recognised.
+    """
+
+    type: str = "i2_s"
+    runner: str | None = None
+    embed_type: str = "f16"
+    fallback: str = "error"
+    overrides: tuple[tuple[str, str], ...] = ()
+    tiles: Mapping[tuple[int, int], Tile] | None = None
+    scale_in_blocks: bool = False
+    pre: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """offset: in bytes from the start of the data section.
+
+    places: of the matrices of a ternary tensor, one or one an expert. fallback: why it does not have the type asked
+    for.
+    """
+
+    weight: Weight
+    type_name: str
+    offset: int
+    nbytes: int
+    places: tuple[TernaryPlace, ...] = ()
+    fallback: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """header: the bytes before the data section. size: of the whole file, in bytes. reason: why this type, if auto."""
+
+    model: Model
+    runner: Runner
+    type_name: str
+    header: bytes
+    tensors: tuple[PlannedTensor, ...]
+    size: int
+    reason: str | None
+
+    @property
+    def data_offset(self) -> int:
+        """Where the data section starts in the file."""
+        return len(self.header)
+
+
+def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
+    """Lay out the file. BitconvError where the runner would not load it or would compute it wrong."""
+    _check(options)
+    _check_patterns(model, options)
+    type_name, target, reason = _type_and_runner(model, options)
+    section = DataSection(target, scale_in_blocks=options.scale_in_blocks)
+    tensors: list[PlannedTensor] = []
+    for weight in model.weights:
+        if isinstance(weight, TernaryWeight):
+            layout, fallback = _layout(weight, type_name, target, options)
+            place = section.place_ternary(weight.name, weight.shape, layout, group_of(weight.scale, weight.shape[1]))
+            tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, (place,), fallback))
+        elif isinstance(weight, ExpertsWeight):
+            # All have the same shape, and that with several scales, if there is one, is the one to be refused.
+            matrix = max(weight.matrices, key=lambda matrix: isinstance(matrix.scale, np.ndarray))
+            layout, fallback = _layout(matrix, type_name, target, options, len(weight.matrices))
+            places = section.place_experts(weight.name, weight.shape, layout)
+            nbytes = sum(place.nbytes for place in places)
+            tensors.append(PlannedTensor(weight, layout.name, places[0].offset, nbytes, tuple(places), fallback))
+        else:
+            name = _dense_type(weight, options)
+            nbytes = type_by_name(name).nbytes(weight.shape)
+            offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
+            tensors.append(PlannedTensor(weight, name, offset, nbytes))
+    ternary = {tensor.type_name for tensor in tensors if tensor.places}
+    # Where every tensor fell back, the file is of what they fell back to.
+    file_type = target.file_type(type_name if type_name in ternary else min(ternary))
+    header = section.header(build_metadata(checkpoint, model, file_type, options.pre))
+    return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason)
+
+
+def _check(options: Options) -> None:
+    for what, name, known in (
+        ("type", options.type, (*TERNARY_TYPES, "auto")),
+        ("embedding type", options.embed_type, EMBED_TYPES),
+        ("fallback", options.fallback, FALLBACKS),
+        *(("type", name, (*TERNARY_TYPES, "q8_0")) for _, name in options.overrides),
+    ):
+        if name not in known:
+            raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are")
+    types = {options.type, *(name for _, name in options.overrides)}
+    if options.tiles is not None:
+        check_has_tiles(types)
+    if {"tl1", "tl2"} <= types:
+        raise BitconvError("tl1 and tl2 in one file: no build of a runner computes both")
+    for pattern, _ in options.overrides:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BitconvError(f"--tensor-type {pattern!r} is not a regular expression: {error}") from None
+
+
+def _check_patterns(model: Model, options: Options) -> None:
+    choices = [weight.name for weight in model.weights if _has_choice(weight)]
+    for pattern, _ in options.overrides:
+        if not any(re.search(pattern, name) for name in choices):
+            raise BitconvError(
+                f"--tensor-type {pattern!r} is found in the name of no tensor whose type can be chosen: a projection, "
+                "the embedding or an untied head"
+            )
+
+
+def _has_choice(weight: Weight) -> bool:
+    if isinstance(weight, DenseWeight):
+        return weight.role is Role.EMBEDDING  # norms are f32: bitnet.cpp aborts on others
+    return isinstance(weight, TernaryWeight | ExpertsWeight)
+
+
+def _type_and_runner(model: Model, options: Options) -> tuple[str, Runner, str | None]:
+    architecture = model.family.architecture
+    if options.type == "auto":
+        return _smallest_exact(model, options)
+    if options.runner is None:
+        target = runners.default_runner(options.type, architecture.graph)
+        if options.type in FLOATS:  # the reference of all comparisons, whatever computes it
+            return options.type, target, None
+    else:
+        target = runners.runner(options.runner)
+    obstacle = runners.graph_obstacle(target, architecture.graph, architecture.activation, options.type)
+    if obstacle is not None:
+        raise BitconvError(obstacle)
+    return options.type, target, None
+
+
+def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
+    """The layout of the fewest bytes that keeps every scale exact, in the runner asked for or in any.
+
+    TL1 and TL2 are left out: they run only in a build made for the model's shapes.
+    """
+    architecture = model.family.architecture
+    weights = model.matrices
+    shapes = [weight.shape for weight in weights]
+    candidates = []
+    for target in runners.RUNNERS if options.runner is None else [runners.runner(options.runner)]:
+        for name in TERNARY_TYPES:
+            beside = name in BLOCK_SCALED and target.scale_tensors and not options.scale_in_blocks
+            if name in (*TILED, *FLOATS):
+                continue
+            if runners.graph_obstacle(target, architecture.graph, architecture.activation, name):
+                continue
+            if model.sizes.experts and name not in target.expert_types:
+                continue
+            one_exact = beside or name in EXACT_SCALE
+            if any(
+                _obstacle(weight, target, make_layout(name))
+                or not (one_exact or group_of(weight.scale, weight.shape[1]))
+                for weight in weights
+            ):
+                continue
+            candidates.append((sum(make_layout(name).nbytes(*shape) for shape in shapes), name, target))
+    if not candidates:
+        raise BitconvError(
+            f"--type auto: no packed layout of {options.runner or 'any runner'} takes every tensor of this model with "
+            "its exact scale; name a --type, with --fallback for the tensors that it cannot take"
+        )
+    size, name, target = min(candidates, key=lambda candidate: candidate[0])
+    count = sum(rows * columns for rows, columns in shapes)
+    reason = f"{name}: {size * 8 / count:.4g} bits a weight, the smallest exact layout that {target.name} computes"
+    return name, target, f"{reason} for these shapes"
+
+
+def _dense_type(weight: Weight, options: Options) -> str:
+    if not _has_choice(weight):
+        return "f32"
+    name = _override(weight.name, options) or options.embed_type
+    if name not in EMBED_TYPES:
+        raise BitconvError(f"{weight.name}: type {name} is for ternary tensors; {', '.join(EMBED_TYPES)} are possible")
+    return name
+
+
+def _override(name: str, options: Options) -> str | None:
+    return next((type_name for pattern, type_name in options.overrides if re.search(pattern, name)), None)
+
+
+def _layout(
+    weight: TernaryWeight, type_name: str, target: Runner, options: Options, experts: int = 0
+) -> tuple[Layout, str | None]:
+    """The layout of one ternary tensor, or of a stack of so many, and why it is not the one asked for."""
+    override = _override(weight.name, options)
+    name = override or type_name
+    if override is not None and name not in FLOATS and name not in target.computes:
+        raise BitconvError(f"{weight.name}: {target.name} does not compute {name}")
+    group = group_of(weight.scale, weight.shape[1])
+    try:
+        layout = make_layout(name, weight.shape, options.tiles, group)
+        obstacle = _obstacle(weight, target, layout, experts)
+    except BitconvError as error:
+        obstacle = str(error)
+    if obstacle is None:
+        return layout, None
+
+    def usable(fallback: str) -> bool:
+        return _obstacle(weight, target, make_layout(fallback, group=group), experts) is None
+
+    if options.fallback == "error" or not usable(options.fallback):
+        ways_out = [f"; --fallback {name} keeps it in floats" for name in ("f16", "bf16", "f32") if usable(name)][:1]
+        if group is not None:
+            packed = (name for name in target.types if name not in (*TILED, *FLOATS))
+            ways_out += [f"; --type {name} holds its scales" for name in packed if usable(name)][:1]
+        raise weight.stored.error(obstacle + "".join(ways_out))
+    return make_layout(options.fallback, group=group), obstacle
+
+
+def _obstacle(weight: TernaryWeight, target: Runner, layout: Layout, experts: int = 0) -> str | None:
+    """Why the layout cannot take the weight's shape or its scales in a runner, alone or in a stack of experts."""
+    if experts and isinstance(weight.scale, np.ndarray):
+        return "it has several scales, and of stacked experts each has one"
+    shape = runners.shape_obstacle(target, layout, *weight.shape, experts)
+    return shape or scale_obstacle(layout, weight.scale, weight.shape[1])

@@ -1,0 +1,22 @@
+"""JSON files that must hold an object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bitconv.system.errors import BitconvError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold an object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BitconvError(f"{path}: missing") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or an integer of thousands of digits
+        raise BitconvError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BitconvError(f"{path}: holds no JSON object")
+    return value
