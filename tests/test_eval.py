@@ -100,7 +100,7 @@ def test_types_with_exact_scales_agree_to_the_last_bit(tmp_path: Path, checkpoin
     assert np.array_equal(i2_s, other)
 
 
-@pytest.mark.parametrize("model", REFERENCE.keys() - {"bitnet-b1.58-2B-4T-tiny-bf16"})
+@pytest.mark.parametrize("model", [m for m in REFERENCE if m != "bitnet-b1.58-2B-4T-tiny-bf16"])
 def test_the_likeliest_tokens_are_pytorch_s(tmp_path: Path, model: str) -> None:
     reference = REFERENCE[model]
     file = convert(FIXTURES / model, tmp_path / "out.gguf", "i2_s", embed_type="f32")
@@ -113,16 +113,13 @@ def test_the_likeliest_tokens_are_pytorch_s(tmp_path: Path, model: str) -> None:
 def test_tokens_one_at_a_time_and_in_batches_are_the_same(good: Path) -> None:
     tokens = np.arange(100, 160)
     whole = logits_of(good, tokens)
-    for batch in (1, 7):
-        differences = np.abs(logits_of(good, tokens, batch) - whole)
-        # Sums of floats in another order round an activation the other way now and then.
-        assert np.median(differences) < 1e-4 and differences.mean() < 0.02
+    assert all(np.array_equal(logits_of(good, tokens, batch), whole) for batch in (1, 7))
 
 
 def test_the_batch_does_not_change_what_is_scored(good: Path) -> None:
     once, parts = (evaluate(good, TEXT, max_tokens=300, window=100, batch=batch) for batch in (100, 33))
     assert once.scored == parts.scored == 297
-    assert parts.nll == pytest.approx(once.nll, rel=1e-3)
+    assert parts.nll == once.nll
 
 
 def test_threads_do_not_change_a_bit(good: Path) -> None:

@@ -214,12 +214,17 @@ class ForwardPass:
         cache.values[layer, :, cache.used : end] = v
         # The heads that share keys and values stand together: (kv_heads, heads / kv_heads * n, head_dim).
         queries = self._rotate(q, rotation).reshape(sizes.kv_heads, -1, sizes.head_dim)
-        scores = queries @ cache.keys[layer, :, :end].swapaxes(1, 2) * np.float32(sizes.head_dim**-0.5)
-        future = np.arange(end) > np.arange(cache.used, end)[:, None]
-        scores = np.where(future, np.float32(-np.inf), scores.reshape(sizes.heads, count, end))
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        mixed = weights.reshape(sizes.kv_heads, -1, end) @ cache.values[layer, :, :end]
+        future = np.tile(np.arange(end) > np.arange(cache.used, end)[:, None], (sizes.heads // sizes.kv_heads, 1))
+
+        def attend(head: int) -> Floats:
+            scores = _float_product(cache.keys[layer, head, :end], queries[head]) * np.float32(sizes.head_dim**-0.5)
+            scores = np.where(future, np.float32(-np.inf), scores)
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            total = _float_product(np.ones((1, end), np.float32), weights)
+            return _float_product(np.ascontiguousarray(cache.values[layer, head, :end].T), weights) / total
+
+        worth_waking = queries.nbytes * end >= WORTH_WAKING
+        mixed = np.stack(list((self._pool.map if worth_waking else map)(attend, range(sizes.kv_heads))))
         joined = mixed.reshape(sizes.heads, count, -1).swapaxes(0, 1).reshape(count, -1)
         if self.architecture.sub_norms:
             joined = self._norm(joined, f"{block}.attn_sub_norm")
@@ -330,6 +335,14 @@ def _dense(data: Bytes, tensor: TensorInfo, nbytes: int) -> Floats:
 
 def _halves(x: Floats) -> Floats:
     return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)
+
+
+def _float_product(matrix: Floats, x: Floats) -> Floats:
+    """Of the rows of a contiguous matrix with x (n, columns), float32 (n, rows). Each sum is added in one order,
+    whatever n is, and zeros at its end leave it as it is: a token computes the same bits in every batch."""
+    product = np.empty((len(x), len(matrix)), np.float32)
+    _kernels.float_matmul(matrix.reshape(-1).view(np.uint8), "f32", x, product)
+    return product
 
 
 def _silu(x: Floats) -> Floats:
