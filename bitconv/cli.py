@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 if TYPE_CHECKING:
     from bitconv.commands.convert import Conversion
@@ -38,12 +38,22 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except BitconvError as error:
-        _fail(str(error))
+        _fail(error.line(_as_option))
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "bitconv"
         _fail(f"{error.format_message().removesuffix('.')}; see {command} --help")
     except KeyboardInterrupt:
         _fail("interrupted")
+
+
+# The parameters of the Python API that the command line calls otherwise.
+_NAMES = {"tensor_types": "tensor-type"}
+
+
+def _as_option(name: str, value: Any) -> str:
+    """How users of the command line write a parameter."""
+    flag = f"--{_NAMES.get(name, name.replace('_', '-'))}"
+    return flag if value is None or value is True else f"{flag} {shlex.quote(str(value))}"
 
 
 class _Group(TyperGroup):
@@ -525,7 +535,7 @@ def families(as_json: JsonOption = False) -> None:
     """List the model families with the types and runners of each, and what is refused and why."""
     from bitconv.commands.families import catalogue
 
-    listed = catalogue()
+    listed = catalogue(_as_option)
     if as_json:
         _print_json(dataclasses.asdict(listed))
         return
@@ -545,7 +555,7 @@ def families(as_json: JsonOption = False) -> None:
 def _pair(text: str) -> tuple[str, str]:
     pattern, equals, type_name = text.rpartition("=")
     if not (pattern and equals):
-        raise BitconvError(f"--tensor-type {text}: expected PATTERN=TYPE")
+        raise BitconvError(f"{option('tensor_types', text)}: expected PATTERN=TYPE", code=Code.USAGE)
     return pattern, type_name
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from bitconv.gguf import type_by_name
 from bitconv.layouts import Layout
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ _BY_NAME = {runner.name: runner for runner in RUNNERS}
 def runner(name: str) -> Runner:
     """The runner of a name. BitconvError where there is none."""
     if name not in _BY_NAME:
-        raise BitconvError(f"runner {name!r} is not known; {', '.join(_BY_NAME)} are")
+        raise BitconvError(f"runner {name!r} is not known; {', '.join(_BY_NAME)} are", code=Code.USAGE)
     return _BY_NAME[name]
 
 
@@ -147,6 +147,11 @@ def graph_obstacle(target: Runner, architecture: str, activation: str, type_name
         cause = f"{target.name} does not compute {type_name}"
     else:
         return None
+    return cause
+
+
+def nearest(target: Runner, architecture: str, activation: str, type_name: str) -> str:
+    """The way out where graph_obstacle finds one: a type and a runner that work, as near as there are."""
     able = [
         (name, r.name)
         for r in RUNNERS
@@ -154,19 +159,24 @@ def graph_obstacle(target: Runner, architecture: str, activation: str, type_name
         for name in r.types
         if name not in FLOAT_FILE_TYPES
     ]
-    nearest = min(able, key=lambda option: (option[0] != type_name, option[1] != target.name))
-    return f"{cause}; the nearest that works: --type {nearest[0]} --runner {nearest[1]}"
+    name, runner_name = min(able, key=lambda one: (one[0] != type_name, one[1] != target.name))
+    return f"the nearest that works: {option('type', name)} {option('runner', runner_name)}"
 
 
 def shape_obstacle(target: Runner, packing: Layout, rows: int, columns: int, experts: int = 0) -> str | None:
     """Why a tensor of this shape, or a stack of so many, cannot have this format in this runner; None where it can."""
     if experts and packing.name not in target.expert_types:
-        able = [f"--type {name} --runner {r.name}" for r in RUNNERS for name in r.types if name in r.expert_types]
-        return f"{target.name} does not compute stacked experts in {packing.name}; what works: {able[0]}"
+        return f"{target.name} does not compute stacked experts in {packing.name}"
     least = target.min_columns.get(packing.name, 0)
     if columns < least:
         return f"{target.name} needs {least} columns or more for {packing.name}, and these are {columns}"
     return packing.obstacle(rows, columns)
+
+
+def experts_way_out() -> str:
+    """A type and a runner that compute stacked experts."""
+    name, runner_name = next((name, r.name) for r in RUNNERS for name in r.types if name in r.expert_types)
+    return f"what works: {option('type', name)} {option('runner', runner_name)}"
 
 
 def layout_name(type_id: int, file_type: int | None) -> str | None:

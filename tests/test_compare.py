@@ -187,7 +187,9 @@ def test_refuses_a_checkpoint_that_transformers_would_run_as_another(tmp_path: P
 def test_refuses_weights_that_transformers_would_ternarise_again(tmp_path: Path, kind: str) -> None:
     model = make_checkpoint(tmp_path / "model", kind, packed=False, ternary_floats=True)
     bitconv.convert(model.path, tmp_path / "out.gguf")
-    with pytest.raises(BitconvError, match=r"q_proj\.weight: is ternary already, .*; verify --against proves the file"):
+    with pytest.raises(
+        BitconvError, match=r"q_proj\.weight: is ternary already, .*; verify against='MODEL' proves the file"
+    ):
         bitconv.compare(tmp_path / "out.gguf", model.path)
 
 

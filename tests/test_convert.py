@@ -286,7 +286,7 @@ def test_the_embedding_and_an_untied_head_take_the_embedding_type(tmp_path: Path
 def test_the_scale_convention_can_be_overruled(tmp_path: Path, convention: str, stored: float) -> None:
     family = "llama" if convention == "multiply" else "microsoft"
     model = make_checkpoint(tmp_path / "model", family, packed=True, convention=convention)
-    with pytest.raises(bitconv.BitconvError, match=f"--scale-convention {convention}"):
+    with pytest.raises(bitconv.BitconvError, match=f"scale_convention={convention!r}"):
         bitconv.convert(model.path, tmp_path / "out.gguf")
     result = bitconv.convert(model.path, tmp_path / "out.gguf", scale_convention=convention)
     scales = {tensor.name: tensor.scale for tensor in result.tensors if tensor.scale}

@@ -56,7 +56,7 @@ def test_what_every_family_stores_converts_and_verifies(
 ) -> None:
     shape = shrink(monkeypatch, name)
     if (name, stored) == ("large", "packed"):
-        with pytest.raises(bitconv.BitconvError, match=r"no checkpoint of 1bitLLM.*--shape 1x256x512x4x1x640$"):
+        with pytest.raises(bitconv.BitconvError, match=r"no checkpoint of 1bitLLM.*shape='1x256x512x4x1x640'$"):
             dummy(tmp_path / "model", shape=shape, stored=stored)
         return
     result = dummy(tmp_path / "model", shape=shape, stored=stored)
@@ -200,15 +200,15 @@ def test_layers_replace_those_of_the_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": "7b"}, r"--shape 7b: expected 2b-4t, .* or LAYERSxHIDDENxFFN"),
+        ({"shape": "7b"}, r"shape='7b': expected 2b-4t, .* or LAYERSxHIDDENxFFN"),
         ({"shape": "2x256"}, "expected"),
         ({"shape": "2x256x384x5"}, "256 cannot be divided into 5 heads"),
         ({"shape": "2x256x384x4x3"}, "3 key-value heads"),
         ({"shape": "2x256x384x4x2x511"}, "at least 512 tokens"),
         ({"shape": "2x250x384x5", "stored": "packed"}, "250 rows cannot be packed four to a byte"),
-        ({"stored": "int4"}, "--stored int4: expected bf16, f32, packed"),
+        ({"stored": "int4"}, "stored='int4': expected bf16, f32, packed"),
         ({"layers": 0}, "at least 1"),
-        ({"seed": -1}, "--seed -1"),
+        ({"seed": -1}, "seed=-1: "),
     ],
 )
 def test_refuses_what_nothing_stores(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -209,12 +209,12 @@ def test_the_line_ends_of_a_text_are_kept(good: Path, tmp_path: Path) -> None:
 
 
 def test_refuses_no_threads(good: Path) -> None:
-    with pytest.raises(BitconvError, match="--threads 0: at least 1 is needed"):
+    with pytest.raises(BitconvError, match="threads=0: at least 1 is needed"):
         evaluate(good, TEXT, threads=0)
 
 
 def test_refuses_a_text_shorter_than_a_window(good: Path) -> None:
-    with pytest.raises(BitconvError, match="100 tokens, less than a window of 256; see --window"):
+    with pytest.raises(BitconvError, match="100 tokens, less than a window of 256; pass window=100"):
         evaluate(good, TEXT, max_tokens=100)
 
 

@@ -10,7 +10,6 @@ import bitconv
 import numpy as np
 import pytest
 import torch
-from bitconv.checkpoint.refusals import REFUSALS
 from bitconv.cli import app
 from bitconv.commands.families import catalogue, markdown
 from bitconv.models.families import FAMILIES
@@ -92,7 +91,7 @@ def test_what_is_no_b158_checkpoint_is_refused_by_name(
 ) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", dtype="f32")
     change(model)
-    refusal = next(refusal for refusal in REFUSALS if refusal.name == name)
+    refusal = next(refusal for refusal in catalogue().refusals if refusal.name == name)
     with pytest.raises(bitconv.BitconvError) as error:
         bitconv.convert(model.path, tmp_path / "out.gguf")
     message = str(error.value)
@@ -117,7 +116,7 @@ def test_olmo_bitnet_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_every_refusal_is_tested() -> None:
-    assert {name for _, name, _ in NOT_TERNARY} == {refusal.name for refusal in REFUSALS}
+    assert {name for _, name, _ in NOT_TERNARY} == {refusal.name for refusal in catalogue().refusals}
 
 
 def test_a_gguf_file_as_model_is_told_what_to_do_with_it(tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_a_gguf_beside_a_checkpoint_and_the_usual_input_bits_disturb_nothing(tmp
 def test_the_families_are_printed_with_the_types_that_their_runners_compute() -> None:
     listed = json.loads(CliRunner().invoke(app, ["families", "--json"]).stdout)
     assert [entry["name"] for entry in listed["families"]] == [family.name for family in FAMILIES]
-    assert [entry["name"] for entry in listed["refusals"]] == [refusal.name for refusal in REFUSALS]
+    assert [entry["name"] for entry in listed["refusals"]] == [refusal.name for refusal in catalogue().refusals]
     by_name = {entry["name"]: entry for entry in listed["families"]}
     # Squared ReLU: not llama.cpp, not bitnet.cpp from July 2026.
     assert by_name["Microsoft b1.58"]["types"] == {

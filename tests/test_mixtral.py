@@ -189,7 +189,7 @@ def test_a_mixture_that_makes_no_sense_is_refused(tmp_path: Path, model: Synthet
 @pytest.mark.parametrize("type_name", ["i2_s", "tl1", "iq2_bn"])
 def test_layouts_in_which_no_runner_computes_stacked_experts_are_refused(tmp_path: Path, type_name: str) -> None:
     model = make_checkpoint(tmp_path / "model", "mixtral", hidden=512, ffn=512, layers=1)
-    with pytest.raises(BitconvError, match=r"experts\.0\.w1.*stacked experts.*--type tq1_0 --runner llama\.cpp"):
+    with pytest.raises(BitconvError, match=r"experts\.0\.w1.*stacked experts.*type='tq1_0' runner='llama\.cpp'"):
         bitconv.convert(model.path, tmp_path / "out.gguf", type=type_name)
     result = bitconv.convert(model.path, tmp_path / "out.gguf", type="auto")
     assert (result.type, result.runner) == ("tq1_0", "llama.cpp")

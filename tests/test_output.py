@@ -58,7 +58,7 @@ def test_a_file_that_appears_during_the_conversion_is_kept(tmp_path: Path) -> No
     def appear(done: int, total: int) -> None:
         (tmp_path / "out.gguf").write_text("precious")
 
-    with pytest.raises(BitconvError, match="exists; pass --force"):
+    with pytest.raises(BitconvError, match="exists; pass force=True"):
         bitconv.convert(MODEL, tmp_path / "out.gguf", progress=appear)
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
     assert (tmp_path / "out.gguf").read_text() == "precious"

@@ -57,16 +57,16 @@ def test_groups_are_exact_in_q2_0_and_rows_stay_in_order(tmp_path: Path, groups:
 
 def test_groups_go_nowhere_that_they_do_not_fit(tmp_path: Path, groups: Synthetic) -> None:
     out = tmp_path / "out.gguf"
-    with pytest.raises(BitconvError, match=r"bitnet\.cpp does not know .* qwen3; .* --runner llama\.cpp"):
+    with pytest.raises(BitconvError, match=r"bitnet\.cpp does not know .* qwen3; .* runner='llama\.cpp'"):
         bitconv.convert(groups.path, out)
-    with pytest.raises(BitconvError, match=r"q_proj\.weight: tq1_0 has a scale for each 256 .*; --type q2_0 holds"):
+    with pytest.raises(BitconvError, match=r"q_proj\.weight: tq1_0 has a scale for each 256 .*; type='q2_0' holds"):
         bitconv.convert(groups.path, out, type="tq1_0")
-    with pytest.raises(BitconvError, match=r"iq2_bn has a scale for each 512 columns.*--fallback f16"):
+    with pytest.raises(BitconvError, match=r"iq2_bn has a scale for each 512 columns.*fallback='f16'"):
         bitconv.convert(groups.path, out, type="iq2_bn")
     result = bitconv.convert(groups.path, out, type="auto")
     assert (result.type, result.runner) == ("q2_0", "llama.cpp")
     model = qwen3(tmp_path / "small", **IN_GROUPS | {"group": 32})
-    with pytest.raises(BitconvError, match=r"q2_0 has a scale for each 64 .* each 32 columns; --fallback f16 keeps"):
+    with pytest.raises(BitconvError, match=r"q2_0 has a scale for each 64 .* each 32 columns; fallback='f16' keeps"):
         bitconv.convert(model.path, out, type="q2_0", force=True)
     bitconv.convert(model.path, out, type="q2_0", fallback="f16", force=True)
     assert bitconv.verify(out, against=model.path).right

@@ -258,7 +258,7 @@ def test_1bitllm_checkpoints_in_all_layouts_that_their_shapes_allow(tmp_path: Pa
     assert {name for name in ALL if tensors[name].fallback is not None} == expected
     assert {name: tensors[name].type for name in ALL} == {n: "f16" if n in expected else type_name for n in ALL}
     if expected:
-        with pytest.raises(bitconv.BitconvError, match="--fallback f16"):
+        with pytest.raises(bitconv.BitconvError, match="fallback='f16'"):
             bitconv.convert(model, tmp_path / "out.gguf", type=type_name, dry_run=True)
 
 

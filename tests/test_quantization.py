@@ -43,5 +43,5 @@ def test_scales_of_published_models_are_plausible_and_small_ones_inverted_are_no
     scales = [np.float32(typical * factor) for factor in (0.5, 1, 1, 2)]
     check_plausible(scales, ScaleConvention.MULTIPLY, "config.json")
     if typical <= 0.2:
-        with pytest.raises(BitconvError, match="--scale-convention divide"):
+        with pytest.raises(BitconvError, match="scale_convention='divide'"):
             check_plausible([1 / scale for scale in scales], ScaleConvention.MULTIPLY, "config.json")

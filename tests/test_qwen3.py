@@ -202,7 +202,7 @@ def test_a_repacked_embedding_model_runs_as_one(tmp_path: Path) -> None:
 def test_runners_without_the_norms_are_refused(tmp_path: Path, options: dict) -> None:
     model = make_checkpoint(tmp_path / "model", "qwen3", head_dim=128)
     with pytest.raises(
-        BitconvError, match=r"does not know .* qwen3 with input norms; .* --type i2_s --runner bitnet\.cpp-2026"
+        BitconvError, match=r"does not know .* qwen3 with input norms; .* type='i2_s' runner='bitnet\.cpp-2026'"
     ):
         bitconv.convert(model.path, tmp_path / "out.gguf", **options)
 

@@ -70,15 +70,15 @@ def test_floats_of_an_architecture_that_llama_cpp_lacks_are_for_bitnet_cpp() -> 
 
 
 REFUSED = [
-    ("microsoft", {"type": "tq2_0"}, ["llama.cpp does not know the architecture bitnet-b1.58", "--runner bitnet.cpp"]),
-    ("microsoft", {"type": "q2_0"}, ["bitnet-b1.58", "--type i2_s --runner bitnet.cpp"]),
+    ("microsoft", {"type": "tq2_0"}, ["llama.cpp does not know the architecture bitnet-b1.58", "runner='bitnet.cpp'"]),
+    ("microsoft", {"type": "q2_0"}, ["bitnet-b1.58", "type='i2_s' runner='bitnet.cpp'"]),
     ("microsoft", {"type": "f16", "runner": "llama.cpp"}, ["does not know the architecture bitnet-b1.58"]),
-    ("microsoft", {"type": "i2_s", "runner": "bitnet.cpp-2026"}, ["applies silu", "--runner bitnet.cpp"]),
-    ("llama", {"type": "i2_s", "runner": "ik_llama.cpp"}, ["does not compute i2_s", "--runner bitnet.cpp"]),
+    ("microsoft", {"type": "i2_s", "runner": "bitnet.cpp-2026"}, ["applies silu", "runner='bitnet.cpp'"]),
+    ("llama", {"type": "i2_s", "runner": "ik_llama.cpp"}, ["does not compute i2_s", "runner='bitnet.cpp'"]),
     ("llama", {"type": "i2_s", "runner": "llama.cpp"}, ["does not compute i2_s"]),
-    ("llama", {"type": "q2_0", "runner": "bitnet.cpp"}, ["does not compute q2_0", "--runner llama.cpp"]),
-    ("llama", {"type": "iq2_bn"}, ["needs 512 columns", "256", "--fallback f16"]),
-    ("llama", {"type": "tq1_0", "kv_heads": 2}, ["multiples of 256", "384", "--fallback f16"]),
+    ("llama", {"type": "q2_0", "runner": "bitnet.cpp"}, ["does not compute q2_0", "runner='llama.cpp'"]),
+    ("llama", {"type": "iq2_bn"}, ["needs 512 columns", "256", "fallback='f16'"]),
+    ("llama", {"type": "tq1_0", "kv_heads": 2}, ["multiples of 256", "384", "fallback='f16'"]),
     ("1bitllm", {"type": "i2_s", "runner": "nothing.cpp"}, ["'nothing.cpp'", "bitnet.cpp"]),
     ("1bitllm", {"type": "q4_0"}, ["'q4_0'", "i2_s"]),
 ]
@@ -109,10 +109,10 @@ def test_every_way_out_that_is_named_works(tmp_path: Path) -> None:
                         model.path, tmp_path / "x.gguf", type=type_name, runner=target.name, dry_run=True, force=True
                     )
                 except bitconv.BitconvError as error:
-                    words = str(error).split("works: ")[1].split()
-                    bitconv.convert(
-                        model.path, tmp_path / "x.gguf", type=words[1], runner=words[3], dry_run=True, force=True
-                    )
+                    assert error.way_out is not None
+                    named = dict(re.findall(r"(type|runner)='(.*?)'", error.way_out))
+                    assert len(named) == 2
+                    bitconv.convert(model.path, tmp_path / "x.gguf", **named, dry_run=True, force=True)
 
 
 @pytest.mark.parametrize("fallback", ["f16", "q8_0"])
@@ -161,7 +161,7 @@ def test_a_pattern_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> 
 @pytest.mark.parametrize("pattern", ["ffn_dwn", "norm", "^ffn"])
 def test_a_pattern_that_sets_no_type_is_named(tmp_path: Path, pattern: str) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", ffn=512)
-    with pytest.raises(BitconvError, match=f"--tensor-type {re.escape(repr(pattern))} is found in .* no tensor"):
+    with pytest.raises(BitconvError, match=f"tensor_types={re.escape(repr(pattern))} is found in .* no tensor"):
         bitconv.convert(model.path, tmp_path / "out.gguf", tensor_types=[("attn", "f16"), (pattern, "f16")])
 
 

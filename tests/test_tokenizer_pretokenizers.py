@@ -287,5 +287,5 @@ def test_normalizer_is_refused(tmp_path: Path) -> None:
 def test_pre_overrules_the_structure(tmp_path: Path) -> None:
     directory = directory_with(tmp_path, [split(r"\w+"), BYTES], False, True)
     assert convert(directory, 257, pre="falcon3")["tokenizer.ggml.pre"] == "falcon3"
-    with pytest.raises(BitconvError, match=r"--pre falcon4: .* it has a\.x-4\.0, .*qwen2"):
+    with pytest.raises(BitconvError, match=r"pre='falcon4': .* it has a\.x-4\.0, .*qwen2"):
         convert(directory, 257, pre="falcon4")

@@ -197,7 +197,7 @@ def test_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path, content:
 
 
 def test_pre_is_refused_for_sentencepiece() -> None:
-    with pytest.raises(BitconvError, match="--pre llama-bpe is for byte-level vocabularies"):
+    with pytest.raises(BitconvError, match="pre='llama-bpe' is for byte-level vocabularies"):
         convert(FIXTURE, 1024, pre="llama-bpe")
 
 

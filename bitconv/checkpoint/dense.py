@@ -7,6 +7,7 @@ import numpy as np
 from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.layouts import Bytes
+from bitconv.system.errors import Code, option
 
 
 def dense_values(checkpoint: Checkpoint, stored: StoredTensor, type_name: str, first: int, last: int) -> Bytes:
@@ -26,7 +27,9 @@ def dense_values(checkpoint: Checkpoint, stored: StoredTensor, type_name: str, f
         where = list(map(int, np.unravel_index(first + bad, stored.shape)))
         if np.isfinite(number):
             raise stored.error(
-                f"element {where} is {number:g}, which {type_name} cannot hold; pass --embed-type f32 or bf16"
+                f"element {where} is {number:g}, which {type_name} cannot hold",
+                code=Code.LAYOUT,
+                way_out=f"pass {option('embed_type', 'f32')} or {option('embed_type', 'bf16')}",
             )
-        raise stored.error(f"element {where} is {number}; a weight must be finite")
+        raise stored.error(f"element {where} is {number}; a weight must be finite", code=Code.TENSOR_VALUE)
     return data

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from bitconv.checkpoint import refusals, torch_files
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.system.json_files import read_json
 from bitconv.system.rawio import read_at
 
@@ -59,8 +59,8 @@ class StoredTensor:
     def nbytes(self) -> int:
         return prod(self.shape) * ITEMSIZE[self.dtype]
 
-    def error(self, cause: str) -> BitconvError:
-        return BitconvError(f"{self.file}: {self.name}: {cause}")
+    def error(self, cause: str, *, code: Code, way_out: str | None = None) -> BitconvError:
+        return BitconvError(cause, code=code, file=self.file, tensor=self.name, way_out=way_out)
 
 
 class Checkpoint:
@@ -72,9 +72,11 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         refusals.check_path(path)
         if path.is_file():
-            raise BitconvError(f"{path}: is a file; name the model directory, {path.parent}")
+            raise BitconvError(
+                "is a file", code=Code.FILE_KIND, file=path, way_out=f"name the model directory, {path.parent}"
+            )
         if not path.is_dir():
-            raise BitconvError(f"{path}: no such model directory")
+            raise BitconvError("no such model directory", code=Code.NOT_FOUND, file=path)
         self.path = path
         self.config = _config(path)
         self.tensors = _index(path)
@@ -95,7 +97,7 @@ class Checkpoint:
     def read(self, tensor: StoredTensor, start: int, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out` with the tensor's bytes from byte `start` of it on."""
         if not read_at(self._descriptors[tensor.file], out, tensor.offset + start):
-            raise tensor.error("the file has become shorter while it was read")
+            raise tensor.error("the file has become shorter while it was read", code=Code.CHANGED)
 
     def values(self, tensor: StoredTensor) -> npt.NDArray[np.float32]:
         """A small float tensor (a scale, a norm) whole, in float32. Shape as stored."""
@@ -106,7 +108,7 @@ class Checkpoint:
         elif tensor.dtype in ("f32", "f16"):
             values = raw.view(f"<f{ITEMSIZE[tensor.dtype]}").astype(np.float32)
         else:
-            raise tensor.error(f"stored as {tensor.dtype}; expected bf16, f16 or f32")
+            raise tensor.error(f"stored as {tensor.dtype}; expected bf16, f16 or f32", code=Code.TENSOR_FORM)
         return values.reshape(tensor.shape)
 
 
@@ -114,8 +116,11 @@ def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.exists() and any((path / name).exists() for name in _GPU_FILES):
         raise BitconvError(
-            f"{file}: missing; a file of the GPU pipeline holds weights alone: put config.json and the tokenizer's "
-            "files of the checkpoint that it was made of beside it (microsoft/bitnet-b1.58-2B-4T)"
+            "missing; a file of the GPU pipeline holds weights alone",
+            code=Code.INCOMPLETE,
+            file=file,
+            way_out="put config.json and the tokenizer's files of the checkpoint that it was made of beside it "
+            "(microsoft/bitnet-b1.58-2B-4T)",
         )
     return read_json(file)
 
@@ -124,7 +129,7 @@ def _index(path: Path) -> dict[str, StoredTensor]:
     """All tensors of the directory by name. Of several files the first of WEIGHT_FILES wins."""
     file = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
     if file is None:
-        raise BitconvError(f"{path}: holds no weights: none of {', '.join(WEIGHT_FILES)}")
+        raise BitconvError(f"holds no weights: none of {', '.join(WEIGHT_FILES)}", code=Code.INCOMPLETE, file=path)
     return _read_indexed(file) if file.suffix == ".json" else _read_header(file)
 
 
@@ -135,11 +140,18 @@ def _read_indexed(index: Path) -> dict[str, StoredTensor]:
     for shard in sorted(set(shards.values())):
         for name, tensor in _read_header(shard).items():
             if name in tensors:
-                raise BitconvError(f"{shard}: {name}: stored a second time, {tensors[name].file} holds it too")
+                raise BitconvError(
+                    f"stored a second time, {tensors[name].file} holds it too",
+                    code=Code.CONTRADICTION,
+                    file=shard,
+                    tensor=name,
+                )
             tensors[name] = tensor
     for name, shard in shards.items():
         if name not in tensors or tensors[name].file != shard:
-            raise BitconvError(f"{shard}: {name}: missing, though {index.name} says it is there")
+            raise BitconvError(
+                f"missing, though {index.name} says it is there", code=Code.INCOMPLETE, file=shard, tensor=name
+            )
     return tensors
 
 
@@ -147,12 +159,17 @@ def read_shards(index: Path) -> dict[str, Path]:
     """The file beside `index` that each tensor is in, by the tensor's name. The files need not be there."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BitconvError(f"{index}: has no weight_map")
+        raise BitconvError("has no weight_map", code=Code.MALFORMED, file=index)
     shards = {}
     for name, shard_name in weight_map.items():
         # A shard is a plain file name: an index from a stranger must not make us read files elsewhere.
         if not isinstance(shard_name, str) or shard_name in ("", ".", "..") or {"/", "\\", "\0"} & set(shard_name):
-            raise BitconvError(f"{index}: {name}: its file {shard_name!r} is not in the model directory")
+            raise BitconvError(
+                f"its file {shard_name!r} is not in the model directory",
+                code=Code.CONTRADICTION,
+                file=index,
+                tensor=name,
+            )
         shards[name] = index.parent / shard_name
     return shards
 
@@ -160,7 +177,7 @@ def read_shards(index: Path) -> dict[str, Path]:
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     """Where each tensor of one file lies."""
     if not file.is_file():
-        raise BitconvError(f"{file}: missing; download the checkpoint again")
+        raise BitconvError("missing", code=Code.INCOMPLETE, file=file, way_out="download the checkpoint again")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     return {
@@ -178,11 +195,13 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
             stored = [(name, header.get_slice(name)) for name in header.offset_keys()]
             entries = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in stored]
     except SafetensorError as error:
-        raise BitconvError(f"{file}: truncated or not a safetensors file: {error}") from None
+        raise BitconvError(f"truncated or not a safetensors file: {error}", code=Code.DAMAGED, file=file) from None
     tensors = {}
     for name, dtype, shape in entries:
         if dtype not in _DTYPES:
-            raise BitconvError(f"{file}: {name}: stored as {dtype}, which no BitNet checkpoint uses")
+            raise BitconvError(
+                f"stored as {dtype}, which no BitNet checkpoint uses", code=Code.TENSOR_FORM, file=file, tensor=name
+            )
         tensors[name] = StoredTensor(name, file, _DTYPES[dtype][0], shape, start)
         start += tensors[name].nbytes
     return tensors

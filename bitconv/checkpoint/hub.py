@@ -14,7 +14,7 @@ from typing import Any
 from bitconv.checkpoint import refusals
 from bitconv.checkpoint.directory import WEIGHT_FILES, read_shards
 from bitconv.checkpoint.pooling import MODULES, pooling_config
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.json_files import read_json
 from bitconv.tokenizer.files import FILES as TOKENIZER_FILES
 
@@ -53,12 +53,16 @@ def local_model(
     model_id = os.fspath(model)
     if path.exists() or not _ID.fullmatch(model_id):
         if revision is not None:
-            raise BitconvError(f"{path}: is no model on the Hub, and only such a model has a --revision")
+            raise BitconvError(
+                f"is no model on the Hub, and only such a model has a {option('revision')}",
+                code=Code.OPTIONS,
+                file=path,
+            )
         return path
     if revision == "":
-        raise BitconvError("--revision: is empty")
+        raise BitconvError(f"{option('revision')}: is empty", code=Code.USAGE)
     if token is not None and not _TOKEN.fullmatch(token):
-        raise BitconvError("--token: is empty, or has characters that no token has")
+        raise BitconvError(f"{option('token')}: is empty, or has characters that no token has", code=Code.USAGE)
     return _download(model_id, revision, token, accept)
 
 
@@ -82,7 +86,7 @@ def _download(
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    where = model_id
+    inside = ""
     verbosity = get_verbosity()
     set_verbosity(logging.ERROR)  # it logs and warns of every retry, and of what ends in an error anyway
     try:
@@ -100,12 +104,13 @@ def _download(
             listed = {entry.path for entry in huggingface_hub.get_cached_repo_tree(model_id, revision=snapshot.name)}
             # One at a time, in this thread, which an interrupt stops at once; a large file is split by hf_xet.
             for file in _choose(model_id, listed, snapshot, accept):
-                where = f"{model_id}: {file}"
+                inside = f"{file}: "
                 huggingface_hub.hf_hub_download(model_id, file, revision=snapshot.name, token=token)
     except BitconvError:
         raise
     except Exception as error:  # httpx's, httpx2's (since 2.0) and hf_xet's too
-        raise BitconvError(f"{where}: {_explain(error, model_id, revision)}") from None
+        cause, way_out = _explain(error, model_id, revision)
+        raise BitconvError(f"{inside}{cause}", code=Code.HUB, file=model_id, way_out=way_out) from None
     finally:
         set_verbosity(verbosity)
     return snapshot
@@ -119,7 +124,7 @@ def _choose(
     if weights is None or _CONFIG not in listed:
         missing = f"no {_CONFIG}" if weights else f"none of {', '.join(WEIGHT_FILES)}"
         hint = "; it holds GGUF files" if any(name.endswith(".gguf") for name in listed) else ""
-        raise BitconvError(f"{model_id}: is no checkpoint: holds {missing}{hint}")
+        raise BitconvError(f"is no checkpoint: holds {missing}{hint}", code=Code.INCOMPLETE, file=model_id)
     config = read_json(snapshot / _CONFIG)
     refusals.check_checkpoint(config, (), snapshot)  # what config.json tells needs no weights
     accept(config, snapshot / _CONFIG)
@@ -128,50 +133,50 @@ def _choose(
         yield MODULES
         pooling = pooling_config(snapshot)
         if pooling not in listed:
-            raise BitconvError(f"{model_id}: {pooling}: missing, though {MODULES} names it")
+            raise BitconvError(f"{pooling}: missing, though {MODULES} names it", code=Code.INCOMPLETE, file=model_id)
         yield pooling
     yield weights
     if weights.endswith(_INDEX):
         shards = {shard.name for shard in read_shards(snapshot / weights).values()}
         if not shards <= listed:
-            raise BitconvError(f"{model_id}: {min(shards - listed)}: missing, though {weights} names it")
+            raise BitconvError(
+                f"{min(shards - listed)}: missing, though {weights} names it", code=Code.INCOMPLETE, file=model_id
+            )
         yield from sorted(shards)
 
 
-def _explain(error: Exception, model_id: str, revision: str | None) -> str:
+def _explain(error: Exception, model_id: str, revision: str | None) -> tuple[str, str | None]:
     """The cause and the way out."""
     from huggingface_hub import constants, errors
 
     offline = constants.is_offline_mode()
     if isinstance(error, errors.GatedRepoError):
-        return (
-            f"is gated: accept its terms at {constants.ENDPOINT}/{model_id}, then pass --token (or set HF_TOKEN) of "
-            "the account that did"
-        )
+        terms = f"{constants.ENDPOINT}/{model_id}"
+        token = option("token")
+        return "is gated", f"accept its terms at {terms}, then pass {token} (or set HF_TOKEN) of the account that did"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such directory, and no such model on the Hub; if it is private, pass --token or set HF_TOKEN"
+        way_out = f"if it is private, pass {option('token')} or set HF_TOKEN"
+        return "no such directory, and no such model on the Hub", way_out
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"has no revision {revision}"
+        return f"has no revision {revision}", None
     if isinstance(error, errors.CachedRepoTreeNotFoundError):
-        return (
-            f"the cache in {constants.HF_HUB_CACHE} does not say which files it has; unset HF_HUB_OFFLINE once, or "
-            "name the directory"
-        )
+        way_out = "unset HF_HUB_OFFLINE once, or name the directory"
+        return f"the cache in {constants.HF_HUB_CACHE} does not say which files it has", way_out
     if offline and isinstance(error, errors.LocalEntryNotFoundError):
-        return f"not in the cache in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it"
+        return f"not in the cache in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it", None
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status == 401:
-            return "the Hub does not know this token; pass another with --token or HF_TOKEN"
-        return f"the Hub refuses it with status {status}: {error.server_message or error.response.reason_phrase}"
+            way_out = f"pass another with {option('token')} or HF_TOKEN"
+            return "the Hub does not know this token", way_out
+        reason = error.server_message or error.response.reason_phrase
+        return f"the Hub refuses it with status {status}: {reason}", None
     if isinstance(error, UserWarning):  # before a download, of a disk too small for it
-        return f"cannot be stored in {constants.HF_HUB_CACHE}: {error}"
+        return f"cannot be stored in {constants.HF_HUB_CACHE}: {error}", None
     if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError):
-        return f"cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}"
+        return f"cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}", None
     cause = re.sub(r"\?\S+|Bearer .*", "", str(error))  # a URL's signature, a header's token
-    return (
-        f"cannot be downloaded from {constants.ENDPOINT}: {type(error).__name__}: {cause}; run it again to go on, or "
-        "with HF_HUB_OFFLINE=1 to take what is in the cache"
-    )
+    cause = f"cannot be downloaded from {constants.ENDPOINT}: {type(error).__name__}: {cause}"
+    return cause, "run it again to go on, or with HF_HUB_OFFLINE=1 to take what is in the cache"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitconv.gguf import Metadata
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.system.json_files import read_json
 
 # The flag in sentence-transformers' Pooling config -> llama.cpp's number.
@@ -29,7 +29,9 @@ def pooling_metadata(directory: Path, architecture: str) -> Metadata:
         config = directory / pooling_config(directory)
         flags = [key for key, value in read_json(config).items() if key.startswith("pooling_mode_") and value is True]
         if len(flags) != 1 or flags[0] not in _TYPES:
-            raise BitconvError(f"{config}: pools by {flags}; runners have one of {', '.join(_TYPES)}")
+            raise BitconvError(
+                f"pools by {flags}; runners have one of {', '.join(_TYPES)}", code=Code.UNSUPPORTED, file=config
+            )
         pooling_type = _TYPES[flags[0]]
     return {f"{architecture}.pooling_type": np.uint32(pooling_type)}
 
@@ -41,9 +43,11 @@ def pooling_config(directory: Path) -> str:
         modules: Any = json.loads(path.read_bytes())
         module = next(str(module["path"]) for module in modules if module["type"].endswith("Pooling"))
     except (AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError):
-        raise BitconvError(f"{path}: lists no Pooling module with its path") from None
+        raise BitconvError("lists no Pooling module with its path", code=Code.MALFORMED, file=path) from None
     within = PurePosixPath(module)
     # A list from a stranger must not make us read files elsewhere.
     if within.is_absolute() or {"..", "\\", ":", "\0"} & {*within.parts, *module}:
-        raise BitconvError(f"{path}: its Pooling module's path {module!r} is not in the model directory")
+        raise BitconvError(
+            f"its Pooling module's path {module!r} is not in the model directory", code=Code.MALFORMED, file=path
+        )
     return str(within / "config.json")

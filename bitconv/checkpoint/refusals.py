@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Refusal:
         )
         return " or ".join(filter(None, signs))
 
-    def error(self, where: object) -> BitconvError:
-        """where: the file, and the key or tensor in it that shows this."""
-        return BitconvError(f"{where}: {self.name}: {self.reason}; {self.way_out}")
+    def error(self, file: object, sign: str | None = None, tensor: str | None = None) -> BitconvError:
+        """sign: the key in the file that shows this; tensor: or the tensor."""
+        cause = ": ".join(filter(None, (sign, self.name, self.reason)))
+        return BitconvError(cause, code=Code.REFUSED, file=file, tensor=tensor, way_out=self.way_out)
 
 
 _GROUPS = "its codes have a scale and an offset a group of weights, and are not ternary"
@@ -75,8 +76,8 @@ UNMARKED_MASTER = Refusal(
     "unmarked master weights",
     "nothing marks this as a BitNet checkpoint (no quantization_config with quant_method bitnet), and its weights are "
     "not ternary already",
-    "if it was trained with ternary weights, pass the rule that it was trained with: --ternarize absmean (BitNet "
-    "b1.58) or absmedian (b1.58 Reloaded)",
+    f"if it was trained with ternary weights, pass the rule that it was trained with: {option('ternarize', 'absmean')} "
+    f"(BitNet b1.58) or {option('ternarize', 'absmedian')} (b1.58 Reloaded)",
     sign="a class that is not BitNet's own, no quantization_config, floats other than -scale, 0 and +scale",
 )
 INPUT_NORMS = Refusal(
@@ -161,13 +162,13 @@ def check_checkpoint(config: Mapping[str, Any], tensors: Collection[str], path: 
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else "bitnet"
     for refusal in REFUSALS:
         if refusal.quant_method is not None and method == refusal.quant_method:
-            raise refusal.error(f"{file}: quantization_config.quant_method {method!r}")
+            raise refusal.error(file, f"quantization_config.quant_method {method!r}")
         if refusal.model_type is not None and config.get("model_type") == refusal.model_type:
-            raise refusal.error(f"{file}: model_type {refusal.model_type!r}")
+            raise refusal.error(file, f"model_type {refusal.model_type!r}")
         for name in tensors if refusal.tensor is not None else ():
             if name.endswith(str(refusal.tensor)):
-                raise refusal.error(f"{path}: {name}")
+                raise refusal.error(path, tensor=name)
     if method != "bitnet":
-        raise OTHER_QUANTIZATION.error(f"{file}: quantization_config.quant_method {method!r}")
+        raise OTHER_QUANTIZATION.error(file, f"quantization_config.quant_method {method!r}")
     if config.get("input_bits") not in (None, 8):
-        raise LOW_BIT_ACTIVATIONS.error(f"{file}: input_bits {config['input_bits']!r}")
+        raise LOW_BIT_ACTIVATIONS.error(file, f"input_bits {config['input_bits']!r}")

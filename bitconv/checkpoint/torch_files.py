@@ -19,7 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 # torch's storage classes -> (our dtype, bytes).
 _DTYPES = {
@@ -58,16 +58,23 @@ def read_index(file: Path) -> list[TorchTensor]:
         try:
             start = stream.read(4)
             if start[:1] == pickle.PROTO:
-                raise BitconvError(f"{file}: is in the format of torch before 1.6, without an index; {_SAVE_AGAIN}")
+                raise BitconvError(
+                    "is in the format of torch before 1.6, without an index",
+                    code=Code.FORMAT,
+                    file=file,
+                    way_out=_SAVE_AGAIN,
+                )
             if start != b"PK\x03\x04":
-                raise BitconvError(f"{file}: is not a file that torch.save wrote")
+                raise BitconvError("is not a file that torch.save wrote", code=Code.FORMAT, file=file)
             with zipfile.ZipFile(stream) as archive:
                 return _Reader(file, stream, archive).tensors()
         except BitconvError:
             raise
         except Exception as error:  # whatever damage makes zipfile and pickle raise, and seek to where no file reaches
             cause = " ".join(f"{type(error).__name__}: {error}".split())
-            raise BitconvError(f"{file}: truncated or damaged ({cause}); download the checkpoint again") from None
+            raise BitconvError(
+                f"truncated or damaged ({cause})", code=Code.DAMAGED, file=file, way_out="download the checkpoint again"
+            ) from None
 
 
 class _Storage(NamedTuple):
@@ -129,26 +136,38 @@ class _Reader:
 
     def tensors(self) -> list[TorchTensor]:
         if self.member("byteorder") is not None and self.read("byteorder") != b"little":
-            raise BitconvError(f"{self.file}: is big-endian; {_SAVE_AGAIN} on a little-endian machine")
+            raise BitconvError(
+                "is big-endian", code=Code.FORMAT, file=self.file, way_out=f"{_SAVE_AGAIN} on a little-endian machine"
+            )
         state = _Unpickler(self.file, self.read("data.pkl")).load()
         if not isinstance(state, dict) or not state:
-            raise BitconvError(f"{self.file}: holds no state dict (tensors by name)")
+            raise BitconvError("holds no state dict (tensors by name)", code=Code.FORMAT, file=self.file)
         return [self.place(name, value) for name, value in state.items()]
 
     def place(self, name: object, value: object) -> TorchTensor:
         """Where a tensor's bytes are, if they are as they must be."""
         if not (isinstance(value, _Tensor) and isinstance(name, str) and name.isprintable()):
-            raise BitconvError(f"{self.file}: {name!r:.80}: holds no tensor, so this is no state dict")
+            raise BitconvError(
+                f"{name!r:.80}: holds no tensor, so this is no state dict", code=Code.FORMAT, file=self.file
+            )
         storage, offset, shape, strides = value
         if not _is_row_major(shape, strides):
             raise BitconvError(
-                f"{self.file}: {name}: not contiguous (shape {shape}, strides {strides}); save it again with "
-                "tensor.contiguous()"
+                f"not contiguous (shape {shape}, strides {strides})",
+                code=Code.TENSOR_FORM,
+                file=self.file,
+                tensor=name,
+                way_out="save it again with tensor.contiguous()",
             )
         member = f"data/{storage.key}"
         start, size = self.span(member)
         if size != storage.length * storage.itemsize or offset + prod(shape) > storage.length:
-            raise BitconvError(f"{self.file}: {name}: damaged: it does not fit into its {size} bytes ({member})")
+            raise BitconvError(
+                f"damaged: it does not fit into its {size} bytes ({member})",
+                code=Code.DAMAGED,
+                file=self.file,
+                tensor=name,
+            )
         return TorchTensor(name, storage.dtype, shape, start + offset * storage.itemsize)
 
     def member(self, name: str) -> zipfile.ZipInfo | None:
@@ -157,7 +176,9 @@ class _Reader:
     def read(self, name: str) -> bytes:
         start, size = self.span(name)
         if size > _MAX_PICKLE:
-            raise BitconvError(f"{self.file}: {name} takes {size} bytes, more than that of any checkpoint")
+            raise BitconvError(
+                f"{name} takes {size} bytes, more than that of any checkpoint", code=Code.TOO_LARGE, file=self.file
+            )
         self.stream.seek(start)
         return self.stream.read(size)
 
@@ -165,10 +186,15 @@ class _Reader:
         """Offset in the file and size of a member, in bytes."""
         member = self.member(name)
         if member is None:
-            raise BitconvError(f"{self.file}: holds no {name}: not a file that torch.save wrote, or damaged")
+            raise BitconvError(
+                f"holds no {name}: not a file that torch.save wrote, or damaged", code=Code.DAMAGED, file=self.file
+            )
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise BitconvError(
-                f"{self.file}: {name} is compressed or encrypted, which torch does not do; {_SAVE_AGAIN}"
+                f"{name} is compressed or encrypted, which torch does not do",
+                code=Code.FORMAT,
+                file=self.file,
+                way_out=_SAVE_AGAIN,
             )
         # The header before the data repeats the name and pads to 64 bytes, of which the directory knows nothing.
         at = member.header_offset
@@ -176,7 +202,12 @@ class _Reader:
         header = self.stream.read(30)
         start = at + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
         if header[:4] != b"PK\x03\x04" or start + member.file_size > self.size:
-            raise BitconvError(f"{self.file}: truncated or damaged at {name}; download the checkpoint again")
+            raise BitconvError(
+                f"truncated or damaged at {name}",
+                code=Code.DAMAGED,
+                file=self.file,
+                way_out="download the checkpoint again",
+            )
         return start, member.file_size
 
 
@@ -204,7 +235,9 @@ class _Unpickler(pickle._Unpickler):
         if known is None:
             asked = ascii(f"{module}.{name}")
             raise BitconvError(
-                f"{self.file}: its pickle asks for {asked:.200}, which no plain state dict needs; it was not run"
+                f"its pickle asks for {asked:.200}, which no plain state dict needs; it was not run",
+                code=Code.UNSAFE,
+                file=self.file,
             )
         return known
 

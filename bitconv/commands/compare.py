@@ -19,7 +19,7 @@ from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
 from bitconv.packed.structure import check_structure
-from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import Progress
 from bitconv.tokenizer.vocabulary import TokenType
 
@@ -118,11 +118,13 @@ def compare(
     BitconvError where torch, transformers or sentencepiece is missing, and where the file cannot be evaluated.
     """
     if window < 2:
-        raise BitconvError(f"--window {window}: a window needs 2 tokens")
+        raise BitconvError(f"{option('window', window)}: a window needs 2 tokens", code=Code.USAGE)
     try:
         from bitconv.inference.torch_reference import load_encode, load_logits
     except ImportError as error:
-        raise BitconvError(f"{error.name} is missing, which compare needs: pip install 'bitconv[torch]'") from None
+        raise BitconvError(
+            f"{error.name} is missing, which compare needs", code=Code.PACKAGE, way_out="pip install 'bitconv[torch]'"
+        ) from None
     gguf = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(gguf, tiles, i2_s_order)
@@ -135,7 +137,7 @@ def compare(
         expected, found = encode(texts), [encoding.ids for encoding in tokenizer.encode_batch(texts)]
         tokens = np.array(expected[0])
         if len(tokens) < 2:
-            raise BitconvError(f"the text has {len(tokens)} tokens; 2 at least are needed")
+            raise BitconvError(f"the text has {len(tokens)} tokens; 2 at least are needed", code=Code.USAGE)
         if progress is not None:
             progress(0, len(tokens))  # loading may take longer than a window
         reference = load_logits(checkpoint)
@@ -145,8 +147,10 @@ def compare(
             logits = reference(ids)
             if logits.shape[1] != forward.sizes.vocab:
                 raise BitconvError(
-                    f"{gguf.path}: has {forward.sizes.vocab} tokens, {checkpoint.path} has {logits.shape[1]}: "
-                    "they are different models"
+                    f"has {forward.sizes.vocab} tokens, {checkpoint.path} has {logits.shape[1]}: they are "
+                    "different models",
+                    code=Code.CONTRADICTION,
+                    file=gguf.path,
                 )
             windows.append(_compare_window(forward.logits(ids, forward.new_cache(len(ids))), logits, ids))
             if progress is not None:

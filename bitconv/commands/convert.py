@@ -24,7 +24,7 @@ from bitconv.planning.placement import TernaryPlace
 from bitconv.planning.plan import Options, Plan, PlannedTensor, make_plan
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import reports_system_errors
+from bitconv.system.errors import Code, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import check_no_model_file, check_output, replacing
 from bitconv.system.rawio import write_at
@@ -215,7 +215,7 @@ def _write_ternary(
     reader = TritReader(checkpoint, weight, keep_going)
     obstacle = place.obstacle(reader.scale)
     if obstacle is not None:
-        raise weight.stored.error(obstacle)
+        raise weight.stored.error(obstacle, code=Code.LAYOUT)
     place.write(descriptor, plan.data_offset, reader.scale, reader.trits, reader.row_multiple, keep_going)
     return reader.scale
 

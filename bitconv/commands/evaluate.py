@@ -16,7 +16,7 @@ from bitconv.inference.forward import Floats, ForwardPass
 from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.packed.structure import check_structure
-from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import Progress
 
 
@@ -63,7 +63,9 @@ def evaluate(
     BitconvError where the file is faulty or not supported, or the text too short.
     """
     if window < 2 or batch < 1:
-        raise BitconvError(f"--window {window} --batch {batch}: a window needs 2 tokens, a batch 1")
+        raise BitconvError(
+            f"{option('window', window)} {option('batch', batch)}: a window needs 2 tokens, a batch 1", code=Code.USAGE
+        )
     gguf = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(gguf, tiles, i2_s_order)
@@ -71,7 +73,12 @@ def evaluate(
     tokens = tokens[:max_tokens]
     windows = tokens[: len(tokens) // window * window].reshape(-1, window)
     if not windows.size:
-        raise BitconvError(f"{os.fspath(text)}: {len(tokens)} tokens, less than a window of {window}; see --window")
+        raise BitconvError(
+            f"{len(tokens)} tokens, less than a window of {window}",
+            code=Code.USAGE,
+            file=os.fspath(text),
+            way_out=f"pass {option('window', len(tokens))}" if len(tokens) > 1 else "take a longer text",
+        )
     with ForwardPass(gguf, structure, float_activations=float_activations, threads=threads) as model:
         start = time.perf_counter()
         total = 0.0
@@ -120,4 +127,4 @@ def read_text(text: str | os.PathLike[str]) -> str:
     try:
         return Path(text).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BitconvError(f"{os.fspath(text)}: not UTF-8: {error}") from None
+        raise BitconvError(f"not UTF-8: {error}", code=Code.MALFORMED, file=os.fspath(text)) from None

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE
 from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
-from bitconv.gguf import GGUFFile, TensorInfo, read_gguf, type_by_name
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import Bytes, make_layout
 from bitconv.layouts.scales import describe
 from bitconv.layouts.tiles import read_kernel_config
@@ -29,7 +29,7 @@ from bitconv.models.quantization import ScaleConvention
 from bitconv.packed.structure import Structure, check_structure
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import replacing, replacing_directory
 from bitconv.system.rawio import read_at, write_at
@@ -103,7 +103,7 @@ def export(
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(header, tiles, i2_s_order)
     for name, faults in structure.tensor_faults.items():
-        raise BitconvError(f"{source}: {name}: {faults[0]}")
+        raise BitconvError(f"{name}: {faults[0]}", code=Code.FAULTY, file=source)
     files = tokenizer_files(header.metadata, source, pre)
     ids = token_ids(header.metadata, source)
     descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -156,14 +156,18 @@ class _Source:
         if structure.architecture not in _FAMILIES:
             known = ", ".join(sorted({architecture.name for architecture in _FAMILIES}))
             raise BitconvError(
-                f"{header.path}: architecture {structure.architecture_name} cannot be exported, only {known}; take the "
-                "checkpoint that the file was made of"
+                f"architecture {structure.architecture_name} cannot be exported, only {known}",
+                code=Code.GGUF_UNSUPPORTED,
+                file=header.path,
+                way_out="take the checkpoint that the file was made of",
             )
         self.family = _FAMILIES[structure.architecture]
         self.sizes = structure.sizes
         if self.sizes.experts:
             raise BitconvError(
-                f"{header.path}: a mixture of experts cannot be exported; transformers has no such class"
+                "a mixture of experts cannot be exported; transformers has no such class",
+                code=Code.GGUF_UNSUPPORTED,
+                file=header.path,
             )
 
     def checkpoint(self) -> _Checkpoint:
@@ -176,7 +180,7 @@ class _Source:
             info = self.infos.get(slot.name)
             if info is None:
                 if not slot.optional:
-                    raise BitconvError(f"{self.path}: tensor {slot.name} is missing")
+                    raise MalformedGGUF("missing", file=self.path, tensor=slot.name)
             elif slot.role is Role.TERNARY:
                 ternary[slot.name] = self.ternary(info)
             elif slot.role is Role.ROPE_FACTORS:
@@ -203,11 +207,11 @@ class _Source:
 
     def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
         if info.shape[0] % 4:
-            raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte")
+            raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte", Code.LAYOUT)
         group = self.structure.groups.get(info.name)
         if group is not None:
             cause = "packed checkpoints that transformers loads have one a tensor"
-            raise self.error(info.name, f"has {describe(group, info.shape[1])}; {cause}")
+            raise self.error(info.name, f"has {describe(group, info.shape[1])}; {cause}", Code.LAYOUT)
         with self.naming(info.name):
             scale_info = self.infos.get(scale_name(info.name))
             tensor = TernaryTensor(self.descriptor, info, self.structure.layouts[info.name], scale_info)
@@ -222,7 +226,7 @@ class _Source:
         for first, last in row_blocks(rows[0] if rows else 1, columns, 1):
             raw = np.empty((last - first, row_bytes), np.uint8)
             if not read_at(self.descriptor, raw, info.offset + first * row_bytes):
-                raise self.error(info.name, "the file has become shorter while it was read")
+                raise self.error(info.name, "the file has become shorter while it was read", Code.CHANGED)
             values: npt.NDArray[np.float32] = gguf.dequantize(raw, gguf.GGMLQuantizationType(info.type_id)).reshape(-1)
             yield values
 
@@ -242,7 +246,7 @@ class _Source:
         data = np.empty(values.size * ITEMSIZE[dtype], np.uint8)
         bad = _kernels.convert_floats(values.view(np.uint8), "f32", data, dtype)
         if bad >= 0:
-            raise self.error(name, f"holds {values[bad]}; a weight must be finite")
+            raise self.error(name, f"holds {values[bad]}; a weight must be finite", Code.FAULTY)
         return data
 
     def packed(self, tensor: TernaryTensor, keep_going: KeepGoing) -> Iterator[Bytes]:
@@ -274,10 +278,10 @@ class _Source:
         try:
             yield
         except FaultyTensor as fault:
-            raise self.error(name, str(fault)) from None
+            raise fault.at(self.path, name) from None
 
-    def error(self, name: str, cause: str) -> BitconvError:
-        return BitconvError(f"{self.path}: {name}: {cause}")
+    def error(self, name: str, cause: str, code: Code) -> BitconvError:
+        return BitconvError(cause, code=code, file=self.path, tensor=name)
 
 
 def _stored_scale(scale: np.float32, dtype: str, convention: ScaleConvention) -> np.float32 | None:
@@ -300,14 +304,21 @@ def _are_bf16(values: npt.NDArray[np.float32]) -> bool:
 
 def _check_target(path: Path, *, force: bool) -> None:
     if not path.parent.is_dir():
-        raise BitconvError(f"{path}: the directory {path.parent} does not exist")
+        raise BitconvError(f"the directory {path.parent} does not exist", code=Code.NOT_FOUND, file=path)
     if not path.exists():
         return
     if not path.is_dir():
-        raise BitconvError(f"{path}: is a file; name a directory")
+        raise BitconvError("is a file", code=Code.FILE_KIND, file=path, way_out="name a directory")
     names = sorted(entry.name for entry in path.iterdir())
     foreign = [name for name in names if not _WRITTEN.fullmatch(name)]
     if foreign:
-        raise BitconvError(f"{path}: holds {foreign[0]}, which is no file of an export; name another directory")
+        raise BitconvError(
+            f"holds {foreign[0]}, which is no file of an export",
+            code=Code.EXISTS,
+            file=path,
+            way_out="name another directory",
+        )
     if names and not force:
-        raise BitconvError(f"{path}: holds files; pass --force to replace them")
+        raise BitconvError(
+            "holds files", code=Code.EXISTS, file=path, way_out=f"pass {option('force')} to replace them"
+        )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bitconv.checkpoint.refusals import REFUSALS
 from bitconv.models.families import FAMILIES, Family
 from bitconv.runners import FLOAT_FILE_TYPES, RUNNERS, Runner
+from bitconv.system.errors import Written, in_python, rendered
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Catalogue:
     refusals: tuple[RefusalEntry, ...]
 
 
-def catalogue() -> Catalogue:
-    refusals = (RefusalEntry(r.name, r.recognised, r.reason, r.way_out) for r in REFUSALS)
+def catalogue(written: Written = in_python) -> Catalogue:
+    """written: how a parameter is written where the ways out are read."""
+    refusals = (RefusalEntry(r.name, r.recognised, r.reason, rendered(r.way_out, written)) for r in REFUSALS)
     return Catalogue(tuple(map(_entry, FAMILIES)), tuple(refusals))
 
 
@@ -62,7 +64,7 @@ def _entry(family: Family) -> FamilyEntry:
     weights = (
         "float master, ternary floats, or packed with quant_method bitnet"
         if family.native
-        else "packed, float master (online), ternary floats; with no quant_method ternary floats, or --ternarize"
+        else "packed, float master (online), ternary floats; with no quant_method ternary floats, or a rule for others"
     )
     return FamilyEntry(
         family.name,

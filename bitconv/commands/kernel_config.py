@@ -13,7 +13,7 @@ from bitconv.layouts.tiles import SHIPPED, Shape, Tile, choose, kernel_config_te
 from bitconv.models import families
 from bitconv.models.model import load_model
 from bitconv.models.quantization import ScaleConvention
-from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.output import check_no_model_file, check_output, replacing
 from bitconv.system.rawio import write_at
 
@@ -67,7 +67,7 @@ def kernel_config(
     legal tile, which is an error otherwise. force: overwrite output.
     """
     if type not in _BUILD_OPTIONS:
-        raise BitconvError(f"type {type!r} has no tiles; tl1 and tl2 have")
+        raise BitconvError(f"type {type!r} has no tiles; tl1 and tl2 have", code=Code.USAGE)
     target = Path(output)
     check_output(target, force=force)
     directory = local_model(model, revision, token, accept=families.of_class)
@@ -103,17 +103,21 @@ def _tiles(model: Path, type_name: str, leave_out: bool) -> tuple[dict[Shape, Ti
         # The scales play no part here, and so neither does what config.json says about them.
         loaded = load_model(checkpoint, ScaleConvention.MULTIPLY)
     if loaded.sizes.experts:
-        raise BitconvError(f"{model}: a mixture of experts, which bitnet.cpp does not compute in {type_name}")
+        raise BitconvError(
+            f"a mixture of experts, which bitnet.cpp does not compute in {type_name}", code=Code.RUNNER, file=model
+        )
     for weight in loaded.matrices:
         try:
             tiles[weight.shape] = choose(type_name, *weight.shape)
         except BitconvError as error:
             if not leave_out:
-                way_out = "pass --leave-out here and --fallback f16 to convert, and this tensor stays in floats"
-                raise weight.stored.error(f"{error}; {way_out}") from None
+                way_out = (
+                    f"pass {option('leave_out')} here and {option('fallback', 'f16')} to convert, and this tensor "
+                )
+                raise weight.stored.error(error.cause, code=error.code, way_out=f"{way_out}stays in floats") from None
             left_out["{}x{}".format(*weight.shape)] = str(error)
     if not tiles:
-        raise BitconvError(f"{model}: no shape of this model has a legal tile of {type_name}")
+        raise BitconvError(f"no shape of this model has a legal tile of {type_name}", code=Code.TILES, file=model)
     return tiles, left_out
 
 

@@ -22,7 +22,7 @@ from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.planning.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
 from bitconv.system import jobs
-from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import check_output, replacing
 from bitconv.system.rawio import read_at, write_at
@@ -101,7 +101,7 @@ def repack(
     source, target = Path(file), Path(output)
     check_output(target, force=force, inputs=(source, kernel_config, from_kernel_config))
     if type not in TERNARY_TYPES:
-        raise BitconvError(f"type {type!r} is not known; {', '.join(TERNARY_TYPES)} are")
+        raise BitconvError(f"type {type!r} is not known; {', '.join(TERNARY_TYPES)} are", code=Code.USAGE)
     if kernel_config is not None:
         check_has_tiles([type])
     gguf = read_gguf(source)
@@ -113,19 +113,25 @@ def repack(
     chosen = runners.default_runner(type, known.graph) if runner is None else runners.runner(runner)
     obstacle = runners.graph_obstacle(chosen, known.graph, known.activation, type)
     if obstacle is not None:
-        raise BitconvError(obstacle)
+        way_out = runners.nearest(chosen, known.graph, known.activation, type)
+        raise BitconvError(obstacle, code=Code.RUNNER, way_out=way_out)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config), type)
     section = DataSection(chosen, scale_in_blocks=scale_in_blocks)
     planned = _plan(gguf, structure, section, type, tiles)
     metadata = _metadata(gguf.metadata, structure, chosen, type)
     if pre is not None:
         if metadata.get("tokenizer.ggml.model") == "llama":
-            raise BitconvError(f"{source}: --pre {pre} is for byte-level vocabularies, and this is none")
+            raise BitconvError(
+                f"{option('pre', pre)} is for byte-level vocabularies, and this is none", code=Code.OPTIONS, file=source
+            )
         metadata["tokenizer.ggml.pre"] = check_name(pre)
     elif metadata.get("tokenizer.ggml.pre") in BITNET_CPP_NAMES and chosen.name != "bitnet.cpp":
         raise BitconvError(
-            f"{source}: tokenizer.ggml.pre is {metadata['tokenizer.ggml.pre']}, which {chosen.name} does not know or "
-            "takes for another; --pre falcon splits text as Falcon3 and Falcon-E do"
+            f"tokenizer.ggml.pre is {metadata['tokenizer.ggml.pre']}, which {chosen.name} does not know or "
+            "takes for another",
+            code=Code.RUNNER,
+            file=source,
+            way_out=f"{option('pre', 'falcon')} splits text as Falcon3 and Falcon-E do",
         )
     header = section.header(metadata)
     size = len(header) + section.size
@@ -143,7 +149,7 @@ def _check_input(gguf: GGUFFile, structure: Structure) -> None:
     ]
     faults += [f"{t.name}: stacked experts cannot be repacked" for t in gguf.tensors if len(t.shape) == 3]
     if faults:
-        raise BitconvError(f"{gguf.path}: {faults[0]}; bitconv verify lists all faults")
+        raise BitconvError(faults[0], code=Code.FAULTY, file=gguf.path, way_out="bitconv verify lists all faults")
 
 
 def _architecture_name(structure: Structure, runner: Runner) -> str:
@@ -168,7 +174,7 @@ def _plan(
             obstacle = runners.shape_obstacle(section.runner, layout, rows, columns)
             obstacle = obstacle or group_obstacle(layout, columns, group)
             if obstacle is not None:
-                raise BitconvError(f"{gguf.path}: {info.name}: {obstacle}")
+                raise BitconvError(obstacle, code=Code.LAYOUT, file=gguf.path, tensor=info.name)
             place = section.place_ternary(info.name, (rows, columns), layout, group)
             planned.append(_Planned(info, place.offset, place.nbytes, place))
         elif role is not Role.SCALE:
@@ -211,11 +217,11 @@ def _write(
             scale = file.find_scale(keep_going)
             obstacle = place.obstacle(scale)
             if obstacle is not None:
-                raise FaultyTensor(obstacle)
+                raise FaultyTensor(obstacle, code=Code.LAYOUT)
             multiple = file.layout.row_multiple
             place.write(descriptor, len(header), scale, lambda *rows: file.read(*rows).trits, multiple, keep_going)
         except FaultyTensor as fault:
-            raise BitconvError(f"{gguf.path}: {name}: {fault}") from None
+            raise fault.at(gguf.path, name) from None
         one = None if isinstance(scale, np.ndarray) else float(scale)
         error = place.scale_error(scale)
         from_type = structure.types[name]
@@ -227,7 +233,12 @@ def _write(
             keep_going()
             piece = np.empty(min(COPY_PIECE_BYTES, last - at), np.uint8)
             if not read_at(source, piece, tensor.info.offset + at):
-                raise BitconvError(f"{gguf.path}: {tensor.info.name}: the file has become shorter while it was read")
+                raise BitconvError(
+                    "the file has become shorter while it was read",
+                    code=Code.CHANGED,
+                    file=gguf.path,
+                    tensor=tensor.info.name,
+                )
             write_at(descriptor, piece, len(header) + tensor.offset + at)
         return last - first
 

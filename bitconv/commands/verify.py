@@ -33,7 +33,7 @@ from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, matrices
 from bitconv.planning.metadata import build_metadata
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.rawio import read_at
 from bitconv.tokenizer.special import runner_default
@@ -104,15 +104,17 @@ def verify(
 
     BitconvError where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
     """
-    for option, value in (
-        ("--revision", revision),
-        ("--token", token),
-        ("--scale-convention", scale_convention),
-        ("--ternarize", ternarize),
-        ("--pre", pre),
+    for name, value in (
+        ("revision", revision),
+        ("token", token),
+        ("scale_convention", scale_convention),
+        ("ternarize", ternarize),
+        ("pre", pre),
     ):
         if against is None and value is not None:
-            raise BitconvError(f"{option} is for --against MODEL, which is missing")
+            raise BitconvError(
+                f"{option(name)} is for {option('against', 'MODEL')}, which is missing", code=Code.OPTIONS
+            )
     path = Path(file)
     try:
         gguf = read_gguf(path)
@@ -283,7 +285,7 @@ class _Verifier:
             except FaultyTensor as fault:
                 if len(files) == 1:
                     raise
-                raise FaultyTensor(f"expert {i}: {fault}") from None
+                raise FaultyTensor(f"expert {i}: {fault.cause}", code=fault.code) from None
         return files[0].scale if len(files) == 1 else None
 
     def _matrix(
@@ -310,7 +312,7 @@ class _Verifier:
             assert not isinstance(reader.scale, np.ndarray)
             wanted = reader.scale if exact else layout.stored_scale(reader.scale)
             if file.scale != wanted:
-                raise FaultyTensor(f"its scale is {file.scale!r}, the checkpoint's is {wanted!r}")
+                raise FaultyTensor(f"its scale is {file.scale}, the checkpoint's is {wanted}")
 
     def _redundant_head(self, head: TensorInfo, keep_going: KeepGoing) -> None:
         """A head on a graph that multiplies by the embedding is right only where it is the embedding, byte for byte."""
@@ -429,7 +431,7 @@ def _compare_scales(reader: TritReader, trits: Trits, scales: Scales, first: int
         row, group = np.argwhere(wrong)[0]
         raise FaultyTensor(
             f"row {first + row}, columns from {group * (trits.shape[1] // groups)}: its scale is "
-            f"{scales[row, group]!r}, the checkpoint's is {wanted[row, group]!r}"
+            f"{scales[row, group]}, the checkpoint's is {wanted[row, group]}"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitconv.gguf.values import ARRAY, BOOL, NUMBER_DTYPES, STRING, Metadata, Value
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
@@ -19,6 +19,9 @@ MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 
 class MalformedGGUF(BitconvError):  # noqa: N818 - it is a BitconvError
     """The file says it is GGUF and is not sound: truncated, or its header contradicts itself."""
+
+    def __init__(self, cause: str, *, code: Code = Code.MALFORMED_GGUF, **where: Any) -> None:
+        super().__init__(cause, code=code, **where)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class _Cursor:
 
     def bytes(self, count: int, what: str) -> bytes:
         if count > len(self.data) - self.at:
-            raise MalformedGGUF(f"{self.path}: truncated: the file ends inside {what}")
+            raise MalformedGGUF(f"truncated: the file ends inside {what}", file=self.path)
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -61,7 +64,7 @@ class _Cursor:
         try:
             return self.bytes(length, what).decode("utf-8")
         except UnicodeDecodeError:
-            raise MalformedGGUF(f"{self.path}: {what} is not UTF-8") from None
+            raise MalformedGGUF(f"{what} is not UTF-8", file=self.path) from None
 
     def value(self, type_id: int, what: str) -> Value:
         if type_id == STRING:
@@ -71,7 +74,7 @@ class _Cursor:
         if type_id == BOOL:
             (byte,) = self.bytes(1, what)
             if byte > 1:
-                raise MalformedGGUF(f"{self.path}: {what} is a boolean of value {byte}")
+                raise MalformedGGUF(f"{what} is a boolean of value {byte}", file=self.path)
             return bool(byte)
         number: Value = self.numbers(type_id, 1, what)[0]
         return number
@@ -80,7 +83,7 @@ class _Cursor:
         type_id, count = self.unpack("<IQ", what)
         if type_id == STRING:
             if count > (len(self.data) - self.at) // 8:  # each string takes 8 bytes at least
-                raise MalformedGGUF(f"{self.path}: truncated: the file ends inside {what}")
+                raise MalformedGGUF(f"truncated: the file ends inside {what}", file=self.path)
             return [self.string(what) for _ in range(count)]
         if type_id == BOOL:
             return self.numbers(0, count, what).astype(np.bool_)
@@ -89,7 +92,7 @@ class _Cursor:
     def numbers(self, type_id: int, count: int, what: str) -> np.ndarray[Any, Any]:
         dtype = NUMBER_DTYPES.get(type_id)
         if dtype is None:
-            raise MalformedGGUF(f"{self.path}: {what} has the value type {type_id}, which GGUF does not define")
+            raise MalformedGGUF(f"{what} has the value type {type_id}, which GGUF does not define", file=self.path)
         return np.frombuffer(self.bytes(count * dtype.itemsize, what), dtype)
 
 
@@ -102,10 +105,12 @@ def read_gguf(path: Path) -> GGUFFile:
     with path.open("rb") as stream:
         magic = stream.read(8)
         if magic[:4] != b"GGUF" or len(magic) < 8:
-            raise BitconvError(f"{path}: not a GGUF file")
+            raise BitconvError("not a GGUF file", code=Code.FORMAT, file=path)
         (version,) = struct.unpack("<I", magic[4:])
         if version not in (2, 3):
-            raise BitconvError(f"{path}: GGUF version {version} is not supported (2 and 3 in little endian are)")
+            raise BitconvError(
+                f"GGUF version {version} is not supported (2 and 3 in little endian are)", code=Code.FORMAT, file=path
+            )
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read_header(path, data)
 
@@ -120,12 +125,12 @@ def _read_header(path: Path, data: mmap.mmap) -> GGUFFile:
         key = cursor.string("a metadata key")
         (type_id,) = cursor.unpack("<I", f"the value of {key!r}")
         if key in metadata:
-            raise MalformedGGUF(f"{path}: the metadata key {key!r} stands twice")
+            raise MalformedGGUF(f"the metadata key {key!r} stands twice", file=path)
         metadata[key] = cursor.value(type_id, f"the value of {key!r}")
 
     alignment = metadata.get("general.alignment", np.uint32(32))
     if not isinstance(alignment, np.uint32) or alignment < 8 or alignment & (alignment - 1):
-        raise MalformedGGUF(f"{path}: general.alignment is {alignment!r}, not a power of two from 8 on in uint32")
+        raise MalformedGGUF(f"general.alignment is {alignment!r}, not a power of two from 8 on in uint32", file=path)
 
     listed: dict[str, TensorInfo] = {}
     for _ in range(tensor_count):
@@ -133,15 +138,15 @@ def _read_header(path: Path, data: mmap.mmap) -> GGUFFile:
         what = f"the entry of tensor {name!r}"
         (dims,) = cursor.unpack("<I", what)
         if not 1 <= dims <= MAX_DIMS:
-            raise MalformedGGUF(f"{path}: tensor {name!r} has {dims} dimensions (1 to {MAX_DIMS} are possible)")
+            raise MalformedGGUF(f"tensor {name!r} has {dims} dimensions (1 to {MAX_DIMS} are possible)", file=path)
         shape = cursor.unpack(f"<{dims}Q", what)[::-1]
         type_id, offset = cursor.unpack("<IQ", what)
         if name in listed:
-            raise MalformedGGUF(f"{path}: tensor {name!r} is listed twice")
+            raise MalformedGGUF(f"tensor {name!r} is listed twice", file=path)
         if not 1 <= len(name.encode()) < MAX_NAME:
-            raise MalformedGGUF(f"{path}: the name of tensor {name!r} is not 1 to {MAX_NAME - 1} bytes long")
+            raise MalformedGGUF(f"the name of tensor {name!r} is not 1 to {MAX_NAME - 1} bytes long", file=path)
         if 0 in shape:
-            raise MalformedGGUF(f"{path}: tensor {name!r} has a dimension of 0")
+            raise MalformedGGUF(f"tensor {name!r} has a dimension of 0", file=path)
         listed[name] = TensorInfo(name, shape, type_id, offset)
 
     data_offset = -(-cursor.at // int(alignment)) * int(alignment)

@@ -28,7 +28,7 @@ from bitconv.packed.structure import Structure
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.system.jobs import KeepGoing
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -129,7 +129,9 @@ class Embedding:
         chosen = np.ascontiguousarray(self.rows[tokens])
         bad = _kernels.convert_floats(chosen.reshape(-1), self.dtype, rows.view(np.uint8).reshape(-1), "f32")
         if bad >= 0:
-            raise MalformedGGUF(f"the embedding of token {tokens[bad // self.hidden]} holds NaN or infinity")
+            raise MalformedGGUF(
+                f"the embedding of token {tokens[bad // self.hidden]} holds NaN or infinity", code=Code.FAULTY
+            )
         return rows
 
     def product(self, part: int, x: Floats) -> Floats:
@@ -152,12 +154,20 @@ class ForwardPass:
     ) -> None:
         _refuse_faults(gguf, structure)
         if f"{structure.architecture_name}.pooling_type" in gguf.metadata:
-            raise BitconvError(f"{gguf.path}: an embedding model, which predicts no text; run llama-embedding")
+            raise BitconvError(
+                "an embedding model, which predicts no text; run llama-embedding",
+                code=Code.GGUF_UNSUPPORTED,
+                file=gguf.path,
+            )
         self.file = gguf.path
         self.architecture = structure.architecture
         self.sizes = structure.sizes
         if self.sizes.experts:
-            raise BitconvError(f"{gguf.path}: a mixture of experts, which eval and compare do not run; llama.cpp does")
+            raise BitconvError(
+                "a mixture of experts, which eval and compare do not run; llama.cpp does",
+                code=Code.GGUF_UNSUPPORTED,
+                file=gguf.path,
+            )
         self._float_activations = float_activations
         self._threads = jobs.thread_count(threads)
         self._data: Bytes = np.memmap(gguf.path, np.uint8, "r").view(np.ndarray)
@@ -307,7 +317,7 @@ class ForwardPass:
                         tensor.read(first, last)
                     scale = tensor.find_scale(keep_going)
                 except FaultyTensor as fault:
-                    raise BitconvError(f"{self.file}: {name}: {fault}; see bitconv verify") from None
+                    raise fault.at(self.file, name, "see bitconv verify") from None
                 return Projection(self._data, infos[name], layout, scale, self._threads)
 
             work = [lambda keep_going, name=name: read(name, keep_going) for name in names]
@@ -317,7 +327,7 @@ class ForwardPass:
 def _refuse_faults(gguf: GGUFFile, structure: Structure) -> None:
     faults = [f"{name}: {fault}" for name, found in structure.tensor_faults.items() for fault in found]
     for fault in [*structure.faults, *faults]:
-        raise MalformedGGUF(f"{gguf.path}: {fault}; see bitconv verify")
+        raise MalformedGGUF(fault, file=gguf.path, way_out="see bitconv verify")
 
 
 def _shares(rows: int, multiple: int, parts: int) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitconv.gguf import MalformedGGUF, Metadata
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.rebuild import tokenizer_files
 from bitconv.tokenizer.spm import SPACE
 from bitconv.tokenizer.vocabulary import TokenType
@@ -25,7 +25,9 @@ def load_tokenizer(metadata: Metadata, file: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise BitconvError("the tokenizers package is missing: pip install 'bitconv[eval]'") from None
+        raise BitconvError(
+            "the tokenizers package is missing", code=Code.PACKAGE, way_out="pip install 'bitconv[eval]'"
+        ) from None
     files = tokenizer_files(metadata, file, None)
     if "tokenizer.json" in files:
         text = files["tokenizer.json"].decode("utf-8")
@@ -34,7 +36,7 @@ def load_tokenizer(metadata: Metadata, file: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower, for a merge of what is no token say
-        raise MalformedGGUF(f"{file}: its tokenizer cannot be built: {' '.join(str(error).split())}") from None
+        raise MalformedGGUF(f"its tokenizer cannot be built: {' '.join(str(error).split())}", file=file) from None
 
 
 def _spm_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:

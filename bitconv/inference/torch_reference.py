@@ -28,7 +28,7 @@ from bitconv.models.quantization import ScaleConvention
 from bitconv.models.ternary_floats import find_scale
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import TernaryWeight
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 from bitconv.tokenizer.files import read_files
 from bitconv.tokenizer.pretokenizers import is_byte_level
 
@@ -41,8 +41,10 @@ def load_logits(checkpoint: Checkpoint) -> Logits:
     family = families.detect(checkpoint.config, checkpoint.path / "config.json", checkpoint.tensors)
     if family in (microsoft_gpu.FAMILY, *llama_sub_norms.FAMILIES):
         raise BitconvError(
-            f"{checkpoint.path}: {family.name}: told by its tensors, and transformers would run what config.json says; "
-            "verify --against proves the file"
+            f"{family.name}: told by its tensors, and transformers would run what config.json says",
+            code=Code.GGUF_UNSUPPORTED,
+            file=checkpoint.path,
+            way_out=f"verify {option('against', 'MODEL')} proves the file",
         )
     if family is onebitllm.FAMILY:
         return _run(OneBitLLM(checkpoint).logits)
@@ -65,12 +67,15 @@ def _refuse_other_weights(checkpoint: Checkpoint) -> None:
         found = find_scale(checkpoint, weight, lambda: None)
         if found is None and not online:
             raise weight.stored.error(
-                "nothing marks this as a BitNet checkpoint, and transformers would run its weights as they are; "
-                "verify --against --ternarize proves the file"
+                "nothing marks this as a BitNet checkpoint, and transformers would run its weights as they are",
+                code=Code.GGUF_UNSUPPORTED,
+                way_out=f"verify {option('against', 'MODEL')} {option('ternarize', 'absmean')} proves the file",
             )
         if found is not None and online and np.any(found != TritReader(checkpoint, weight, lambda: None).scale):
             raise weight.stored.error(
-                "is ternary already, and transformers would make another scale of it; verify --against proves the file"
+                "is ternary already, and transformers would make another scale of it",
+                code=Code.GGUF_UNSUPPORTED,
+                way_out=f"verify {option('against', 'MODEL')} proves the file",
             )
 
 

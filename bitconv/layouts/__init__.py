@@ -17,7 +17,7 @@ from bitconv.layouts.tl1 import TL1
 from bitconv.layouts.tl2 import TL2
 from bitconv.layouts.tq1_0 import TQ1_0
 from bitconv.layouts.tq2_0 import TQ2_0
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 FLOATS = ("f32", "f16", "bf16")
 _PLAIN: dict[str, Layout] = {f.name: f for f in (I2S(), TQ1_0(), TQ2_0(), Q2_0(), IQ2_BN(), IQ1_BN(), Q8_0())}
@@ -53,8 +53,10 @@ def make_layout(
         raise ValueError(f"{name} depends on a tensor's shape")
     if tiles is not None and shape not in tiles:
         raise BitconvError(
-            f"the kernel configuration has no section for {shape[0]}x{shape[1]}, and a runner built with it cannot run "
-            "this shape: build one with the ini that bitconv kernel-config writes"
+            f"the kernel configuration has no section for {shape[0]}x{shape[1]}, and a runner built with it cannot "
+            "run this shape",
+            code=Code.TILES,
+            way_out="build one with the ini that bitconv kernel-config writes",
         )
     return TILED[name](_tiles.choose(name, *shape) if tiles is None else tiles[shape])
 
@@ -62,7 +64,10 @@ def make_layout(
 def check_has_tiles(types: Collection[str]) -> None:
     """BitconvError where none of the types asked for heeds a kernel configuration."""
     if not TILED.keys() & types:
-        raise BitconvError(f"--kernel-config is for {' and '.join(TILED)}, and none is asked for")
+        raise BitconvError(
+            f"{option('kernel_config')} is for {' and '.join(TILED)}, and none is asked for",
+            code=Code.OPTIONS,
+        )
 
 
 __all__ = [

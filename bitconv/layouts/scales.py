@@ -97,12 +97,12 @@ def groups_from_metadata(metadata: Metadata, file: object) -> dict[str, int]:
     """The groups by tensor name that a GGUF file records. MalformedGGUF for a bad record."""
     record = metadata.get(GROUPS_KEY, [])
     if not isinstance(record, list):
-        raise MalformedGGUF(f"{file}: {GROUPS_KEY} is no array of strings")
+        raise MalformedGGUF(f"{GROUPS_KEY} is no array of strings", file=file)
     groups: dict[str, int] = {}
     for text in record:
         match = re.fullmatch("([^ ]+) ([1-9][0-9]{0,8})", text)
         if match is None or match[1] in groups:
-            raise MalformedGGUF(f"{file}: {GROUPS_KEY} holds {text!r}, expected each tensor once: 'name 128'")
+            raise MalformedGGUF(f"{GROUPS_KEY} holds {text!r}, expected each tensor once: 'name 128'", file=file)
         groups[match[1]] = int(match[2])
     return groups
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bitconv.gguf import MalformedGGUF, Metadata
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 Shape: TypeAlias = tuple[int, int]  # rows, columns
 
@@ -154,7 +154,7 @@ def choose(type_name: str, rows: int, columns: int) -> Tile:
         return shipped
     legal = [tile for tile in _CANDIDATES[type_name] if _OBSTACLES[type_name](rows, columns, tile) is None]
     if not legal:
-        raise BitconvError(f"{type_name} has no legal tile for {rows}x{columns}: {_NEEDS[type_name]}")
+        raise BitconvError(f"{type_name} has no legal tile for {rows}x{columns}: {_NEEDS[type_name]}", code=Code.TILES)
     if type_name == "tl1":
         return max(legal, key=lambda tile: (tile.bm, tile.bk))
     # The fewest columns in pairs, which take more of the runner's memory for tables than triples: it sets aside 11
@@ -171,31 +171,35 @@ def read_kernel_config(file: Path, type_name: str | None = None) -> dict[Shape, 
     try:
         parser.read_string(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BitconvError(f"{file}: cannot be read: {error.strerror}") from None
+        raise BitconvError(f"cannot be read: {error.strerror}", code=Code.READ, file=file) from None
     except (UnicodeDecodeError, configparser.Error) as error:
-        raise BitconvError(f"{file}: not a kernel_config.ini: {' '.join(str(error).split())}") from None
+        raise BitconvError(
+            f"not a kernel_config.ini: {' '.join(str(error).split())}", code=Code.MALFORMED, file=file
+        ) from None
     if not parser.sections():
-        raise BitconvError(f"{file}: not a kernel_config.ini: it has no sections")
+        raise BitconvError("not a kernel_config.ini: it has no sections", code=Code.MALFORMED, file=file)
     tiles: dict[Shape, Tile] = {}
     for name in parser.sections():
         rows, columns, bm, bk, bmm = (
-            _size(parser[name].get(key), f"{file}: [{name}]: {key}") for key in ("m", "k", "bm", "bk", "bmm")
+            _size(parser[name].get(key), file, f"[{name}]: {key}") for key in ("m", "k", "bm", "bk", "bmm")
         )
         tile = Tile(bm, bk, bmm)
         obstacle = _OBSTACLES[type_name](rows, columns, tile) if type_name in _OBSTACLES else None
         if obstacle is not None:
-            raise BitconvError(f"{file}: [{name}]: {obstacle}")
+            raise BitconvError(f"[{name}]: {obstacle}", code=Code.TILES, file=file)
         if (rows, columns) in tiles:
-            raise BitconvError(f"{file}: [{name}]: a second tile for {rows}x{columns}; a runner is built with one")
+            raise BitconvError(
+                f"[{name}]: a second tile for {rows}x{columns}; a runner is built with one", code=Code.TILES, file=file
+            )
         tiles[rows, columns] = tile
     return tiles
 
 
-def _size(text: str | None, what: str) -> int:
+def _size(text: str | None, file: Path, what: str) -> int:
     if text is None:
-        raise BitconvError(f"{what} is missing")
+        raise BitconvError(f"{what} is missing", code=Code.MALFORMED, file=file)
     if re.fullmatch("[0-9]{1,9}", text) is None or int(text) == 0:
-        raise BitconvError(f"{what} is {text!r}, expected a positive integer")
+        raise BitconvError(f"{what} is {text!r}, expected a positive integer", code=Code.MALFORMED, file=file)
     return int(text)
 
 
@@ -216,14 +220,14 @@ def tiles_from_metadata(metadata: Metadata, file: object) -> dict[Shape, Tile]:
     """The tiles that a GGUF file records, none in files that bitconv did not write. MalformedGGUF for a bad record."""
     record = metadata.get(TILES_KEY, [])
     if not isinstance(record, list):
-        raise MalformedGGUF(f"{file}: {TILES_KEY} is no array of strings")
+        raise MalformedGGUF(f"{TILES_KEY} is no array of strings", file=file)
     tiles: dict[Shape, Tile] = {}
     for text in record:
         match = re.fullmatch("{0}x{0} {0},{0},{0}".format("([1-9][0-9]{0,8})"), text)
         if match is None:
-            raise MalformedGGUF(f"{file}: {TILES_KEY} holds {text!r}, expected the form '1024x512 256,96,32'")
+            raise MalformedGGUF(f"{TILES_KEY} holds {text!r}, expected the form '1024x512 256,96,32'", file=file)
         rows, columns, *sizes = map(int, match.groups())
         if (rows, columns) in tiles:
-            raise MalformedGGUF(f"{file}: {TILES_KEY} holds two tiles for {rows}x{columns}")
+            raise MalformedGGUF(f"{TILES_KEY} holds two tiles for {rows}x{columns}", file=file)
         tiles[rows, columns] = Tile(*sizes)
     return tiles

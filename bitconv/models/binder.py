@@ -14,7 +14,7 @@ from bitconv.layouts.scales import Scale, simplest
 from bitconv.models.architectures import Slot
 from bitconv.models.quantization import Rule, ScaleConvention, Storage
 from bitconv.models.weights import DenseWeight, ExpertsWeight, TernaryWeight
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 
 class Binder:
@@ -40,11 +40,19 @@ class Binder:
     def find(self, name: str, shape: tuple[int, ...], dtypes: Iterable[str]) -> StoredTensor:
         tensor = self.checkpoint.tensors.get(name)
         if tensor is None:
-            raise BitconvError(f"{self.checkpoint.path}: {name}: missing; config.json asks for this tensor")
+            raise BitconvError(
+                "missing; config.json asks for this tensor",
+                code=Code.INCOMPLETE,
+                file=self.checkpoint.path,
+                tensor=name,
+            )
         if tensor.dtype not in dtypes:
-            raise tensor.error(f"stored as {tensor.dtype}, expected {' or '.join(dtypes)} ({self.stored_as.value})")
+            raise tensor.error(
+                f"stored as {tensor.dtype}, expected {' or '.join(dtypes)} ({self.stored_as.value})",
+                code=Code.TENSOR_FORM,
+            )
         if tensor.shape != shape:
-            raise tensor.error(f"has shape {tensor.shape}, config.json implies {shape}")
+            raise tensor.error(f"has shape {tensor.shape}, config.json implies {shape}", code=Code.TENSOR_FORM)
         self.used.add(name)
         return tensor
 
@@ -67,12 +75,22 @@ class Binder:
         scale_name = name.removesuffix("weight") + "weight_scale"
         if self.stored_as is Storage.INT2:
             if rows % 16 or columns % 32:
-                raise BitconvError(f"{self.checkpoint.path}: {name}: {slot.name}, {rows}x{columns}, has no 16x32 tiles")
+                raise BitconvError(
+                    f"{slot.name}, {rows}x{columns}, has no 16x32 tiles",
+                    code=Code.TENSOR_FORM,
+                    file=self.checkpoint.path,
+                    tensor=name,
+                )
             stored = self.part(slot, name, columns // 4, ["i8"])
             scale = self.int2_scale(scale_name, self.modules[name].index(slot))
         else:
             if rows % 4:
-                raise BitconvError(f"{self.checkpoint.path}: {name}: {rows} rows cannot be packed four to a byte")
+                raise BitconvError(
+                    f"{rows} rows cannot be packed four to a byte",
+                    code=Code.TENSOR_FORM,
+                    file=self.checkpoint.path,
+                    tensor=name,
+                )
             stored = self.find(name, (rows // 4, columns), ["u8"])
             scale = self.scale(scale_name, rows)
         return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads, interleave)
@@ -105,11 +123,11 @@ class Binder:
         """What multiplies the trits, from the values (rows, 1) or (1, 1) of a weight_scale."""
         bad = stored[~(np.isfinite(stored) & (stored > 0))]
         if bad.size:
-            raise tensor.error(f"is {bad[0]}; a scale must be finite and positive")
+            raise tensor.error(f"is {bad[0]}; a scale must be finite and positive", code=Code.TENSOR_VALUE)
         scales = self.convention.scale(stored)
         bad = stored[~np.isfinite(scales)]
         if bad.size:
-            raise tensor.error(f"is {bad[0]}, whose inverse overflows float32")
+            raise tensor.error(f"is {bad[0]}, whose inverse overflows float32", code=Code.TENSOR_VALUE)
         scale = simplest(scales)
         self.scales.append(scale)
         return scale
@@ -131,7 +149,8 @@ class Binder:
             if not np.array_equal(raw[0], raw[1]):
                 raise tensor.error(
                     f"differs from {of}, though config.json ties them: if the model has this head, write "
-                    "tie_word_embeddings false; if not, remove the tensor"
+                    "tie_word_embeddings false; if not, remove the tensor",
+                    code=Code.CONTRADICTION,
                 )
 
     def check_all_used(self) -> None:
@@ -139,4 +158,4 @@ class Binder:
         for name, tensor in self.checkpoint.tensors.items():
             # Buffers that older transformers saved carry nothing of their own.
             if name not in self.used and not name.endswith("rotary_emb.inv_freq"):
-                raise tensor.error("is no part of this architecture as config.json describes it")
+                raise tensor.error("is no part of this architecture as config.json describes it", code=Code.TENSOR_FORM)

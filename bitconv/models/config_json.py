@@ -11,7 +11,7 @@ from bitconv.gguf import Metadata
 from bitconv.models.families import Family
 from bitconv.models.hyperparameters import Hyperparameters, Llama3Rope
 from bitconv.models.quantization import ScaleConvention
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 # 1bitLLM's own class is a Llama to transformers, which lacks it.
 _MODEL_TYPES = {"LlamaForCausalLM": "llama", "BitNetForCausalLM": "bitnet", "BitnetForCausalLM": "llama"}
@@ -75,12 +75,21 @@ def rope_scaling(
     if kind == "linear" and isinstance(factor, np.floating) and factor > 0 and factors is None:
         return {"rope_type": "linear", "factor": _decimal(factor)}
     if kind != "none":
-        raise BitconvError(f"{file}: {architecture}.rope.scaling.type {kind!r} cannot be exported (linear can)")
+        raise BitconvError(
+            f"{architecture}.rope.scaling.type {kind!r} cannot be exported (linear can)",
+            code=Code.GGUF_UNSUPPORTED,
+            file=file,
+        )
     if factors is None or (factors == 1).all():
         return None
     rope = _llama3_rope(factors, sizes)
     if rope is None:
-        raise BitconvError(f"{file}: rope_freqs.weight: its factors are not Llama 3's, and cannot be exported")
+        raise BitconvError(
+            "its factors are not Llama 3's, and cannot be exported",
+            code=Code.GGUF_UNSUPPORTED,
+            file=file,
+            tensor="rope_freqs.weight",
+        )
     return {
         "rope_type": "llama3",
         "factor": rope.factor,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv.gguf import MalformedGGUF, Metadata
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Config:
         value = self.values.get(key)
         value = default if value is None else value
         if type(value) is not int or not 0 < value < 2**31:
-            raise BitconvError(f"{self.file}: {key} is {value!r:.80}, expected a positive integer")
+            raise BitconvError(f"{key} is {value!r:.80}, expected a positive integer", code=Code.CONFIG, file=self.file)
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -148,19 +148,23 @@ class Config:
         value = default if value is None else value
         if isinstance(value, int | float) and not isinstance(value, bool) and _in_float32(value):
             return float(value)
-        raise BitconvError(f"{self.file}: {key} is {value!r:.80}, expected a positive number that float32 can hold")
+        raise BitconvError(
+            f"{key} is {value!r:.80}, expected a positive number that float32 can hold",
+            code=Code.CONFIG,
+            file=self.file,
+        )
 
     def boolean(self, key: str) -> bool:
         """False where it is missing."""
         value = self.values.get(key)
         if not isinstance(value, bool | None):
-            raise BitconvError(f"{self.file}: {key} is {value!r}, expected true or false")
+            raise BitconvError(f"{key} is {value!r}, expected true or false", code=Code.CONFIG, file=self.file)
         return bool(value)
 
     def group(self, key: str) -> Config:
         value = self.values.get(key)
         if not isinstance(value, Mapping | None):
-            raise BitconvError(f"{self.file}: {key} is {value!r}, expected an object")
+            raise BitconvError(f"{key} is {value!r}, expected an object", code=Code.CONFIG, file=self.file)
         return Config(value or {}, f"{self.file}: {key}")
 
 
@@ -176,26 +180,39 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
     head_dim = config.integer("head_dim", hidden // heads)
     kv_heads = config.integer("num_key_value_heads", heads)
     if heads % kv_heads or head_dim % 2:
-        raise BitconvError(f"{file}: {heads} heads of {head_dim} over {kv_heads} key-value heads cannot be divided")
+        raise BitconvError(
+            f"{heads} heads of {head_dim} over {kv_heads} key-value heads cannot be divided",
+            code=Code.CONFIG,
+            file=file,
+        )
     context = config.integer("max_position_embeddings")
     # transformers 5 writes rope_parameters, earlier releases rope_theta beside rope_scaling. Where both are there,
     # transformers 5 takes rope_scaling, and with it another rope_theta than rope_parameters states.
     spellings = [key for key in ("rope_parameters", "rope_scaling") if values.get(key)]
     if len(spellings) == 2 and values["rope_parameters"] != values["rope_scaling"]:
-        raise BitconvError(f"{file}: rope_parameters and rope_scaling say different things; keep the one that holds")
+        raise BitconvError(
+            "rope_parameters and rope_scaling say different things",
+            code=Code.CONFIG,
+            file=file,
+            way_out="keep the one that holds",
+        )
     rope = config.group(spellings[0] if spellings else "rope_scaling")
     for key, value in rope.values.items():
         if isinstance(value, Mapping):
-            raise BitconvError(f"{rope.file}: {key} has parameters of its own; all layers must have the same")
+            raise BitconvError(
+                f"{key} has parameters of its own; all layers must have the same", code=Code.UNSUPPORTED, file=rope.file
+            )
     for holder in (config, rope):
         if holder.values.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise BitconvError(f"{file}: partial_rotary_factor other than 1 is not supported")
+            raise BitconvError("partial_rotary_factor other than 1 is not supported", code=Code.UNSUPPORTED, file=file)
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
     linear, llama3, yarn = None, None, None
     if rope.values.get("rope_theta") is None and config.values.get("rope_theta") is None:
         raise BitconvError(
-            f"{file}: rope_theta is missing; what transformers takes then depends on the class and on its release: "
-            "write what the model was trained with (10000 for Llama's class)"
+            "rope_theta is missing; what transformers takes then depends on the class and on its release",
+            code=Code.CONFIG,
+            file=file,
+            way_out="write what the model was trained with (10000 for Llama's class)",
         )
     rope_base = (config if rope.values.get("rope_theta") is None else rope).number("rope_theta")
     if kind == "linear":
@@ -208,23 +225,35 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
             rope.integer("original_max_position_embeddings"),
         )
         if llama3.high_freq_factor <= llama3.low_freq_factor:
-            raise BitconvError(f"{file}: rope scaling: high_freq_factor must be above low_freq_factor")
+            raise BitconvError(
+                "rope scaling: high_freq_factor must be above low_freq_factor", code=Code.CONFIG, file=file
+            )
     elif kind == "yarn":
         for key, usual in _YARN.items():
             if rope.values.get(key) not in (None, usual):
-                raise BitconvError(f"{file}: rope scaling 'yarn' with {key} {rope.values[key]!r} is not supported")
+                raise BitconvError(
+                    f"rope scaling 'yarn' with {key} {rope.values[key]!r} is not supported",
+                    code=Code.UNSUPPORTED,
+                    file=file,
+                )
         yarn = YarnRope(rope.number("factor"), rope.integer("original_max_position_embeddings", context))
         if yarn.factor < 1:
-            raise BitconvError(f"{file}: rope scaling: factor must be 1 or more")
+            raise BitconvError("rope scaling: factor must be 1 or more", code=Code.CONFIG, file=file)
         if rope_base <= 1:
-            raise BitconvError(f"{file}: rope_theta must be above 1 for rope scaling 'yarn'")
+            raise BitconvError("rope_theta must be above 1 for rope scaling 'yarn'", code=Code.CONFIG, file=file)
     elif kind != "default":
-        raise BitconvError(f"{file}: rope scaling {kind!r} is not supported (default, linear, llama3 and yarn are)")
+        raise BitconvError(
+            f"rope scaling {kind!r} is not supported (default, linear, llama3 and yarn are)",
+            code=Code.UNSUPPORTED,
+            file=file,
+        )
     # Mixtral's keys.
     experts = config.integer("num_local_experts") if "num_local_experts" in values else 0
     experts_used = config.integer("num_experts_per_tok") if experts else 0
     if experts_used > experts:
-        raise BitconvError(f"{file}: num_experts_per_tok is {experts_used}, there are {experts} experts")
+        raise BitconvError(
+            f"num_experts_per_tok is {experts_used}, there are {experts} experts", code=Code.CONFIG, file=file
+        )
     return Hyperparameters(
         layers=config.integer("num_hidden_layers"),
         hidden=hidden,
@@ -278,7 +307,7 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     def positive(key: str, kind: type[np.uint32] | type[np.float32], default: float | None) -> float:
         value = metadata.get(f"{architecture}.{key}", None if default is None else kind(default))
         if not isinstance(value, kind) or not 0 < value < math.inf:
-            raise MalformedGGUF(f"{file}: {architecture}.{key} is {value!r}, expected a positive {kind.__name__}")
+            raise MalformedGGUF(f"{architecture}.{key} is {value!r}, expected a positive {kind.__name__}", file=file)
         return float(value)
 
     def size(key: str, default: int | None = None) -> int:
@@ -291,18 +320,20 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     head_dim = size("attention.key_length", hidden // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if size(key, head_dim) != head_dim:
-            raise MalformedGGUF(f"{file}: {architecture}.{key} is {size(key)}, a head has {head_dim} dimensions")
+            raise MalformedGGUF(f"{architecture}.{key} is {size(key)}, a head has {head_dim} dimensions", file=file)
     tokens = metadata.get("tokenizer.ggml.tokens")
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn"):
         raise BitconvError(
-            f"{file}: {architecture}.rope.scaling.type is {scaling!r}, which is not supported (linear and yarn are)"
+            f"{architecture}.rope.scaling.type is {scaling!r}, which is not supported (linear and yarn are)",
+            code=Code.GGUF_UNSUPPORTED,
+            file=file,
         )
     context = size("context_length")
     original = size("rope.scaling.original_context_length", context)
     rope_base = real("rope.freq_base", 10000.0)
     if scaling == "yarn" and rope_base <= 1:
-        raise MalformedGGUF(f"{file}: {architecture}.rope.freq_base is {rope_base}, expected above 1 for yarn")
+        raise MalformedGGUF(f"{architecture}.rope.freq_base is {rope_base}, expected above 1 for yarn", file=file)
     # Files of models without experts state 0 of them, or nothing.
     stated = metadata.get(f"{architecture}.expert_count")
     experts = 0 if stated is None or (isinstance(stated, np.uint32) and stated == 0) else size("expert_count")

@@ -16,7 +16,7 @@ from bitconv.models.families import Family, microsoft_gpu
 from bitconv.models.hyperparameters import Hyperparameters
 from bitconv.models.quantization import ScaleConvention, Storage, check_plausible, gpu_storage, storage
 from bitconv.models.weights import ComputedWeight, Model, Weight
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 
 def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None) -> Model:
@@ -33,11 +33,13 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     # Before anything is made for each of them.
     if sizes.layers * max(sizes.experts, 1) > len(checkpoint.tensors):
         experts = f" of {sizes.experts} experts" if sizes.experts else ""
-        raise BitconvError(f"{file}: num_hidden_layers is {sizes.layers}{experts}, more than there are tensors")
+        raise BitconvError(
+            f"num_hidden_layers is {sizes.layers}{experts}, more than there are tensors", code=Code.CONFIG, file=file
+        )
     tied = family.embedding or hyperparameters.Config(config, file).boolean("tie_word_embeddings")
     head = checkpoint.tensors.get("lm_head.weight")
     if head is not None and head.dtype == "u8":
-        raise refusals.TERNARY_HEAD.error(f"{head.file}: lm_head.weight")
+        raise refusals.TERNARY_HEAD.error(head.file, tensor="lm_head.weight")
     _check_architecture(family, sizes, checkpoint, tied=tied)
     if family is microsoft_gpu.FAMILY:
         stored_as, implied = gpu_storage(checkpoint.tensors)
@@ -80,28 +82,40 @@ def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Chec
     activation = config.get("hidden_act", architecture.activation)
     if activation != architecture.activation:
         raise BitconvError(
-            f"{file}: hidden_act is {activation!r}, but runners apply {architecture.activation} in the graph of "
-            f"{architecture.name}: the file would load and talk nonsense"
+            f"hidden_act is {activation!r}, but runners apply {architecture.activation} in the graph of "
+            f"{architecture.name}: the file would load and talk nonsense",
+            code=Code.UNSUPPORTED,
+            file=file,
         )
     _check_norms(family, sizes, config, file)
     _check_experts(family, sizes, config, file)
     windows = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
     if windows or config.get("layer_types") not in (None, ["full_attention"] * sizes.layers):
-        raise BitconvError(f"{file}: some layers attend to a sliding window, which no architecture here computes")
+        raise BitconvError(
+            "some layers attend to a sliding window, which no architecture here computes",
+            code=Code.UNSUPPORTED,
+            file=file,
+        )
     if not architecture.untied_head and not tied:
         raise BitconvError(
-            f"{file}: tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by the "
-            "embedding: no runner can compute this model's own output head"
+            f"tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by "
+            "the embedding: no runner can compute this model's own output head",
+            code=Code.UNSUPPORTED,
+            file=file,
         )
     if sizes.rope_scaling not in (None, *architecture.rope_scaling):
         raise BitconvError(
-            f"{file}: rope scaling {sizes.rope_scaling!r}, which no runner is known to apply in the graph of "
-            f"{architecture.graph}"
+            f"rope scaling {sizes.rope_scaling!r}, which no runner is known to apply in the graph of "
+            f"{architecture.graph}",
+            code=Code.UNSUPPORTED,
+            file=file,
         )
     if not architecture.free_head_dim and sizes.head_dim * sizes.heads != sizes.hidden:
         raise BitconvError(
-            f"{file}: head_dim {sizes.head_dim} is not hidden_size / num_attention_heads, which the "
-            f"{architecture.name} graph assumes"
+            f"head_dim {sizes.head_dim} is not hidden_size / num_attention_heads, which the "
+            f"{architecture.name} graph assumes",
+            code=Code.UNSUPPORTED,
+            file=file,
         )
 
 
@@ -110,33 +124,43 @@ def _check_norms(family: Family, sizes: Hyperparameters, config: Mapping[str, An
     quantization = _quantization(config)
     use_rms_norm = bool(quantization.get("use_rms_norm"))
     if use_rms_norm and not family.architecture.input_norms:
-        raise refusals.INPUT_NORMS.error(f"{file}: quantization_config.use_rms_norm")
+        raise refusals.INPUT_NORMS.error(file, "quantization_config.use_rms_norm")
     if family.architecture.input_norms and not (use_rms_norm or family.native):
         raise BitconvError(
-            f"{file}: quantization_config.use_rms_norm is not true, but there are tensors *{family.tensor}"
+            f"quantization_config.use_rms_norm is not true, but there are tensors *{family.tensor}",
+            code=Code.CONTRADICTION,
+            file=file,
         )
     if use_rms_norm and quantization.get("rms_norm_eps", 1e-6) != sizes.rms_eps:
         raise BitconvError(
-            f"{file}: quantization_config.rms_norm_eps (1e-06 where it is missing) is not rms_norm_eps, and runners "
-            "have one for all norms"
+            "quantization_config.rms_norm_eps (1e-06 where it is missing) is not rms_norm_eps, and "
+            "runners have one for all norms",
+            code=Code.UNSUPPORTED,
+            file=file,
         )
     if family.architecture.qk_norms and config.get("head_dim") is None:
-        raise BitconvError(f"{file}: head_dim is missing; transformers takes 128 for Qwen3, write what it is")
+        raise BitconvError(
+            "head_dim is missing; transformers takes 128 for Qwen3, write what it is", code=Code.CONFIG, file=file
+        )
 
 
 def _check_experts(family: Family, sizes: Hyperparameters, config: Mapping[str, Any], file: Path) -> None:
     """Refuse experts in other classes than those of mixtures, and a router that is ternary too."""
     if bool(sizes.experts) != family.experts:
         raise BitconvError(
-            f"{file}: num_local_experts is {config.get('num_local_experts')!r}; {family.hf_architecture} has "
-            f"{'experts' if family.experts else 'none'}"
+            f"num_local_experts is {config.get('num_local_experts')!r}; {family.hf_architecture} has "
+            f"{('experts' if family.experts else 'none')}",
+            code=Code.UNSUPPORTED,
+            file=file,
         )
     kept = _quantization(config).get("modules_to_not_convert")
     listed = kept if isinstance(kept, list) else []
     if family.experts and not any(str(module).endswith("gate") for module in listed):
         raise BitconvError(
-            f"{file}: quantization_config.modules_to_not_convert does not list gate: the router of the experts is "
-            "ternary too, with activations rounded to int8, and llama.cpp's is of floats"
+            "quantization_config.modules_to_not_convert does not list gate: the router of the "
+            "experts is ternary too, with activations rounded to int8, and llama.cpp's is of floats",
+            code=Code.UNSUPPORTED,
+            file=file,
         )
 
 
@@ -150,17 +174,21 @@ def _check_converted(modules: Iterable[str], config: Mapping[str, Any], file: Pa
         return
     if not isinstance(listed, list) or not all(isinstance(pattern, str) for pattern in listed):
         raise BitconvError(
-            f"{file}: quantization_config.modules_to_not_convert is {listed!r}, expected a list of names"
+            f"quantization_config.modules_to_not_convert is {listed!r}, expected a list of names",
+            code=Code.CONFIG,
+            file=file,
         )
     for name in modules:
         module = name.removesuffix(".weight").replace("{}", "0")
         if _is_listed(module, listed):
             raise BitconvError(
-                f"{file}: quantization_config.modules_to_not_convert lists {module}: it is a matrix of floats, whose "
-                "activations are not rounded, and runners have it ternary like the others"
+                f"quantization_config.modules_to_not_convert lists {module}: it is a matrix of floats, "
+                "whose activations are not rounded, and runners have it ternary like the others",
+                code=Code.UNSUPPORTED,
+                file=file,
             )
     if head and not _is_listed("lm_head", listed):
-        raise refusals.TERNARY_HEAD.error(f"{file}: quantization_config.modules_to_not_convert lacks lm_head")
+        raise refusals.TERNARY_HEAD.error(file, "quantization_config.modules_to_not_convert lacks lm_head")
 
 
 def _is_listed(module: str, patterns: Iterable[str]) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv.layouts import ScaleT
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 # The geometric mean of a model's scales lies between 0.01 and 2.5 in every published checkpoint; their inverses,
 # which is what the wrong convention yields, lie above 5 wherever the right ones are below 0.2.
@@ -52,7 +52,9 @@ def rule_of(name: str | None) -> Rule | None:
     try:
         return Rule(name)
     except ValueError:
-        raise BitconvError(f"rule {name!r} to ternarize by is not known; absmean and absmedian are") from None
+        raise BitconvError(
+            f"rule {name!r} to ternarize by is not known; absmean and absmedian are", code=Code.USAGE
+        ) from None
 
 
 def scale_convention_of(name: str | None) -> ScaleConvention | None:
@@ -62,7 +64,9 @@ def scale_convention_of(name: str | None) -> ScaleConvention | None:
     try:
         return ScaleConvention(name)
     except ValueError:
-        raise BitconvError(f"scale convention {name!r} is not known; multiply and divide are") from None
+        raise BitconvError(
+            f"scale convention {name!r} is not known; multiply and divide are", code=Code.USAGE
+        ) from None
 
 
 def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[Storage, ScaleConvention]:
@@ -79,18 +83,24 @@ def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[S
             return Storage.MASTER, ScaleConvention.MULTIPLY
         return Storage.UNMARKED, ScaleConvention.MULTIPLY
     if not isinstance(quantization, Mapping):
-        raise BitconvError(f"{file}: quantization_config is {quantization!r}, expected an object")
+        raise BitconvError(f"quantization_config is {quantization!r}, expected an object", code=Code.CONFIG, file=file)
     linear_class = quantization.get("linear_class") or "bitlinear"
     mode = quantization.get("quantization_mode") or "offline"
     if linear_class == "bitlinear":
         if mode != "offline":
-            raise BitconvError(f"{file}: quantization_mode {mode!r} with linear_class bitlinear is not supported")
+            raise BitconvError(
+                f"quantization_mode {mode!r} with linear_class bitlinear is not supported",
+                code=Code.UNSUPPORTED,
+                file=file,
+            )
         return Storage.PACKED, ScaleConvention.DIVIDE
     if linear_class == "autobitlinear" and mode in ("offline", "online"):
         return (Storage.PACKED if mode == "offline" else Storage.MASTER), ScaleConvention.MULTIPLY
     raise BitconvError(
-        f"{file}: linear_class {linear_class!r} with quantization_mode {mode!r} is not known "
-        "(bitlinear, and autobitlinear offline or online, are)"
+        f"linear_class {linear_class!r} with quantization_mode {mode!r} is not known (bitlinear, and "
+        "autobitlinear offline or online, are)",
+        code=Code.UNSUPPORTED,
+        file=file,
     )
 
 
@@ -108,7 +118,10 @@ def check_plausible(
     if typical > MAX_PLAUSIBLE_SCALE:
         other = next(c for c in ScaleConvention if c is not convention)
         raise BitconvError(
-            f"{file}: its convention is to {convention.value} by weight_scale, which makes a typical scale of "
-            f"{typical:.4g}; the inverse, {1 / typical:.4g}, is what trained models have. If the file is wrong, "
-            f"pass --scale-convention {other.value}; if it is right, --scale-convention {convention.value}"
+            f"its convention is to {convention.value} by weight_scale, which makes a typical scale of "
+            f"{typical:.4g}; the inverse, {1 / typical:.4g}, is what trained models have",
+            code=Code.CONVENTION,
+            file=file,
+            way_out=f"if the file is wrong, pass {option('scale_convention', other.value)}; "
+            f"if it is right, {option('scale_convention', convention.value)}",
         )

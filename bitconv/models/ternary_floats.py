@@ -19,7 +19,7 @@ from bitconv.models.trits import MIN_MEAN
 from bitconv.models.weights import ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.jobs import KeepGoing
 
 
@@ -41,18 +41,26 @@ def settle_scales(
     open_weights = [weight for weight in model.matrices if not weight.has_scale]
     config = checkpoint.path / "config.json"
     if convention is not None and len(open_weights) == len(model.matrices):
-        raise BitconvError(f"{config}: the weights are floats; --scale-convention is for packed trits with scales")
+        raise BitconvError(
+            f"the weights are floats; {option('scale_convention')} is for packed trits with scales",
+            code=Code.OPTIONS,
+            file=config,
+        )
     if not open_weights:
         if rule is not None:
-            raise BitconvError(f"{config}: the weights are packed trits with scales; --ternarize is for float weights")
+            raise BitconvError(
+                f"the weights are packed trits with scales; {option('ternarize')} is for float weights",
+                code=Code.OPTIONS,
+                file=config,
+            )
         return model
     work = [partial(find_scale, checkpoint, weight) for weight in open_weights]
     scales = dict(zip((weight.stored.name for weight in open_weights), jobs.run(work, threads), strict=True))
     for weight in open_weights:
         if scales[weight.stored.name] is None and rule is None and weight.scale is None:
             found = sum(scale is not None for scale in scales.values())
-            where = f"{config}: {weight.stored.name} ({found} of {len(scales)} projections are ternary)"
-            raise UNMARKED_MASTER.error(where)
+            where = f"{weight.stored.name} ({found} of {len(scales)} projections are ternary)"
+            raise UNMARKED_MASTER.error(config, tensor=where)
 
     def settled(weight: TernaryWeight) -> TernaryWeight:
         if weight.has_scale:

@@ -18,7 +18,7 @@ from bitconv.layouts.scales import Scale
 from bitconv.models.quantization import Rule
 from bitconv.models.weights import TernaryWeight
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.system.jobs import KeepGoing
 
 Trits = npt.NDArray[np.int8]
@@ -126,7 +126,7 @@ class TritReader:
         return np.float32(median.view("<f4")[0])
 
     def _not_finite(self, first: int, last: int) -> BitconvError:
-        return self.weight.stored.error(f"holds NaN or infinity in rows {first} to {last - 1}")
+        return self.weight.stored.error(f"holds NaN or infinity in rows {first} to {last - 1}", code=Code.TENSOR_VALUE)
 
     def _master_rows(self, first: int, last: int) -> Trits:
         """The rule: clip(round_half_even(W * (1 / scale)), -1, 1) in float32. Of several scales, all non-zeros."""
@@ -153,7 +153,8 @@ class TritReader:
         if not block.all():
             r, k = np.argwhere(block == 0)[0]
             raise self.weight.stored.error(
-                f"row {first + r}, column {k} holds the code 0, which is no trit: corrupt, or not packed so"
+                f"row {first + r}, column {k} holds the code 0, which is no trit: corrupt, or not packed so",
+                code=Code.TENSOR_VALUE,
             )
         return block - np.int8(2)
 
@@ -170,7 +171,8 @@ class TritReader:
             if bad >= 0:
                 r, k = divmod(bad, self.columns)
                 raise self.weight.stored.error(
-                    f"byte [{row + r}, {k}] holds the code 3, which is no trit: corrupt, or not packed ternary weights"
+                    f"byte [{row + r}, {k}] holds the code 3, which is no trit: corrupt, or not packed ternary weights",
+                    code=Code.TENSOR_VALUE,
                 )
             at += count
         return block

@@ -17,7 +17,7 @@ from bitconv.models.architectures import Architecture, Role, Slot, architecture,
 from bitconv.models.hyperparameters import Hyperparameters
 from bitconv.packed.vocabulary import vocabulary_faults
 from bitconv.runners import RUNNERS, file_types, layout_name
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 _TERNARY = {*TERNARY_TYPES, "q8_0"}
 _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
@@ -70,16 +70,18 @@ def check_structure(
     """
     name = gguf.metadata.get("general.architecture")
     if not isinstance(name, str):
-        raise MalformedGGUF(f"{gguf.path}: general.architecture is missing")
+        raise MalformedGGUF("general.architecture is missing", file=gguf.path)
     known = architecture(name, [tensor.name for tensor in gguf.tensors])
     if known is None:
         raise BitconvError(
-            f"{gguf.path}: architecture {name!r} is not supported ({', '.join(architecture_names())} are)"
+            f"architecture {name!r} is not supported ({', '.join(architecture_names())} are)",
+            code=Code.GGUF_UNSUPPORTED,
+            file=gguf.path,
         )
     sizes = hyperparameters.from_metadata(gguf.metadata, name, gguf.path)
     structure = Structure(known, name, sizes)
     if sizes.layers > len(gguf.tensors):
-        raise MalformedGGUF(f"{gguf.path}: {name}.block_count is {sizes.layers}, more than there are tensors")
+        raise MalformedGGUF(f"{name}.block_count is {sizes.layers}, more than there are tensors", file=gguf.path)
     slots = {slot.name: slot for slot in known.slots(sizes)}
     _check_types(gguf, structure)
     _check_set(gguf, structure, slots)
@@ -97,13 +99,18 @@ def _check_types(gguf: GGUFFile, structure: Structure) -> None:
         layout = layout_name(tensor.type_id, int(file_type) if isinstance(file_type, np.integer) else None)
         name = plain.name if plain is not None else layout
         if name is None:
-            raise BitconvError(f"{gguf.path}: {tensor.name}: tensor type {tensor.type_id} is not supported")
+            raise BitconvError(
+                f"tensor type {tensor.type_id} is not supported",
+                code=Code.GGUF_UNSUPPORTED,
+                file=gguf.path,
+                tensor=tensor.name,
+            )
         structure.types[tensor.name] = name
         if plain is not None:
             try:
                 structure.nbytes[tensor.name] = plain.nbytes(tensor.shape)
             except ValueError as error:
-                raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {error}") from None
+                raise MalformedGGUF(str(error), file=gguf.path, tensor=tensor.name) from None
 
 
 def _check_places(gguf: GGUFFile, structure: Structure) -> None:
@@ -145,7 +152,9 @@ def _find_layouts(
 ) -> None:
     """The layout of every ternary or packed tensor, its size, and whether it can take the tensor's shape."""
     if i2_s_order is not None and i2_s_order not in I2_S_ORDERS:
-        raise BitconvError(f"I2_S byte order {i2_s_order!r} is not known; {' and '.join(I2_S_ORDERS)} are")
+        raise BitconvError(
+            f"I2_S byte order {i2_s_order!r} is not known; {' and '.join(I2_S_ORDERS)} are", code=Code.USAGE
+        )
     if tiles is None:
         tiles = tiles_from_metadata(gguf.metadata, gguf.path)
     groups = groups_from_metadata(gguf.metadata, gguf.path)
@@ -155,20 +164,23 @@ def _find_layouts(
         if tensor.name in structure.nbytes and not (ternary and name in _TERNARY):
             continue
         if len(tensor.shape) not in (2, 3):
-            raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {name} holds matrices, not shape {tensor.shape}")
+            raise MalformedGGUF(f"{name} holds matrices, not shape {tensor.shape}", file=gguf.path, tensor=tensor.name)
         *stack, rows, columns = tensor.shape
         if stack and name not in _STACKED:
             structure.fault(tensor, f"is {name}, in which no runner computes stacked experts")
         if name in TILED and (rows, columns) not in tiles:
             raise BitconvError(
-                f"{gguf.path}: {tensor.name}: the file does not say the {name} tile of {rows}x{columns}; pass "
-                "--kernel-config with the ini that its runner was built with"
+                f"the file does not say the {name} tile of {rows}x{columns}",
+                code=Code.TILES,
+                file=gguf.path,
+                tensor=tensor.name,
+                way_out=f"pass {option('kernel_config')} with the ini that its runner was built with",
             )
         group = groups.get(tensor.name)
         if group is not None:
             obstacle = check_group(group, columns)
             if obstacle is not None:
-                raise MalformedGGUF(f"{gguf.path}: {tensor.name}: {obstacle}")
+                raise MalformedGGUF(obstacle, file=gguf.path, tensor=tensor.name)
             structure.groups[tensor.name] = group
         layout = (
             I2_S_ORDERS[i2_s_order]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +12,16 @@ from bitconv.gguf import TensorInfo
 from bitconv.layouts import Bytes, InvalidCode, Layout, Scales, Trits
 from bitconv.layouts.scales import Scale
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.system.jobs import KeepGoing
 from bitconv.system.rawio import read_at
 
 
 class FaultyTensor(BitconvError):  # noqa: N818 - it is a BitconvError
     """What is wrong with one tensor's data; the message names neither file nor tensor."""
+
+    def __init__(self, cause: str, *, code: Code = Code.FAULTY, **where: Any) -> None:
+        super().__init__(cause, code=code, **where)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bitconv.checkpoint.hub import model_name
 from bitconv.checkpoint.pooling import pooling_metadata
 from bitconv.gguf import Metadata, Value
 from bitconv.models.weights import ComputedWeight, Model
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer import tokenizer_metadata
 
 # GGML_QNT_VERSION: which encoding of ggml's quantized blocks the file uses.
@@ -73,7 +73,7 @@ def _authorship(directory: Path, architecture: str, parameters: int) -> Metadata
         except Exception as error:  # whatever a malformed front matter makes the library raise
             cause = " ".join(str(error).split())
             what = "README.md's front matter, or _name_or_path in config.json"
-            raise BitconvError(f"{directory}: {what}, cannot be read: {cause}") from None
+            raise BitconvError(f"{what}, cannot be read: {cause}", code=Code.MALFORMED, file=directory) from None
     card.name = card.name or name
     card.basename = card.basename or card.name
     card.size_label = gguf.size_label(parameters, 0, 0, 0)

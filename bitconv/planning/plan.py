@@ -28,7 +28,7 @@ from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWei
 from bitconv.planning.metadata import build_metadata
 from bitconv.planning.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 EMBED_TYPES = ("f16", "f32", "bf16")
 FALLBACKS = ("error", "f16", "bf16", "f32", "q8_0")
@@ -128,17 +128,19 @@ def _check(options: Options) -> None:
         *(("type", name, (*TERNARY_TYPES, "q8_0")) for _, name in options.overrides),
     ):
         if name not in known:
-            raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are")
+            raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are", code=Code.USAGE)
     types = {options.type, *(name for _, name in options.overrides)}
     if options.tiles is not None:
         check_has_tiles(types)
     if {"tl1", "tl2"} <= types:
-        raise BitconvError("tl1 and tl2 in one file: no build of a runner computes both")
+        raise BitconvError("tl1 and tl2 in one file: no build of a runner computes both", code=Code.OPTIONS)
     for pattern, _ in options.overrides:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise BitconvError(f"--tensor-type {pattern!r} is not a regular expression: {error}") from None
+            raise BitconvError(
+                f"{option('tensor_types', pattern)} is not a regular expression: {error}", code=Code.USAGE
+            ) from None
 
 
 def _check_patterns(model: Model, options: Options) -> None:
@@ -146,8 +148,9 @@ def _check_patterns(model: Model, options: Options) -> None:
     for pattern, _ in options.overrides:
         if not any(re.search(pattern, name) for name in choices):
             raise BitconvError(
-                f"--tensor-type {pattern!r} is found in the name of no tensor whose type can be chosen: a projection, "
-                "the embedding or an untied head"
+                f"{option('tensor_types', pattern)} is found in the name of no tensor whose type can be chosen: "
+                "a projection, the embedding or an untied head",
+                code=Code.USAGE,
             )
 
 
@@ -169,7 +172,8 @@ def _type_and_runner(model: Model, options: Options) -> tuple[str, Runner, str |
         target = runners.runner(options.runner)
     obstacle = runners.graph_obstacle(target, architecture.graph, architecture.activation, options.type)
     if obstacle is not None:
-        raise BitconvError(obstacle)
+        way_out = runners.nearest(target, architecture.graph, architecture.activation, options.type)
+        raise BitconvError(obstacle, code=Code.RUNNER, way_out=way_out)
     return options.type, target, None
 
 
@@ -201,8 +205,11 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
             candidates.append((sum(make_layout(name).nbytes(*shape) for shape in shapes), name, target))
     if not candidates:
         raise BitconvError(
-            f"--type auto: no packed layout of {options.runner or 'any runner'} takes every tensor of this model with "
-            "its exact scale; name a --type, with --fallback for the tensors that it cannot take"
+            f"{option('type', 'auto')}: no packed layout of {options.runner or 'any runner'} takes every tensor of "
+            "this model with its exact scale",
+            code=Code.LAYOUT,
+            way_out=f"name a {option('type', 'TYPE')}, with {option('fallback', 'f16')} for the tensors that it cannot "
+            "take",
         )
     size, name, target = min(candidates, key=lambda candidate: candidate[0])
     count = sum(rows * columns for rows, columns in shapes)
@@ -215,7 +222,11 @@ def _dense_type(weight: Weight, options: Options) -> str:
         return "f32"
     name = _override(weight.name, options) or options.embed_type
     if name not in EMBED_TYPES:
-        raise BitconvError(f"{weight.name}: type {name} is for ternary tensors; {', '.join(EMBED_TYPES)} are possible")
+        raise BitconvError(
+            f"type {name} is for ternary tensors; {', '.join(EMBED_TYPES)} are possible",
+            code=Code.USAGE,
+            tensor=weight.name,
+        )
     return name
 
 
@@ -230,13 +241,15 @@ def _layout(
     override = _override(weight.name, options)
     name = override or type_name
     if override is not None and name not in FLOATS and name not in target.computes:
-        raise BitconvError(f"{weight.name}: {target.name} does not compute {name}")
+        raise BitconvError(f"{target.name} does not compute {name}", code=Code.RUNNER, tensor=weight.name)
     group = group_of(weight.scale, weight.shape[1])
+    code, ways_out = Code.LAYOUT, list[str]()
     try:
         layout = make_layout(name, weight.shape, options.tiles, group)
         obstacle = _obstacle(weight, target, layout, experts)
     except BitconvError as error:
-        obstacle = str(error)
+        obstacle, code = error.cause, error.code
+        ways_out += filter(None, (error.way_out,))
     if obstacle is None:
         return layout, None
 
@@ -244,11 +257,15 @@ def _layout(
         return _obstacle(weight, target, make_layout(fallback, group=group), experts) is None
 
     if options.fallback == "error" or not usable(options.fallback):
-        ways_out = [f"; --fallback {name} keeps it in floats" for name in ("f16", "bf16", "f32") if usable(name)][:1]
+        if experts and layout.name not in target.expert_types:
+            ways_out.append(runners.experts_way_out())
+        floats = next((name for name in ("f16", "bf16", "f32") if usable(name)), None)
+        if floats is not None:
+            ways_out.append(f"{option('fallback', floats)} keeps it in floats")
         if group is not None:
             packed = (name for name in target.types if name not in (*TILED, *FLOATS))
-            ways_out += [f"; --type {name} holds its scales" for name in packed if usable(name)][:1]
-        raise weight.stored.error(obstacle + "".join(ways_out))
+            ways_out += [f"{option('type', name)} holds its scales" for name in packed if usable(name)][:1]
+        raise weight.stored.error(obstacle, code=code, way_out="; ".join(ways_out) or None)
     return make_layout(options.fallback, group=group), obstacle
 
 

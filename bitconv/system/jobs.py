@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 Result = TypeVar("Result")
 KeepGoing: TypeAlias = Callable[[], None]  # called often; raises Stopped where the work should end
@@ -29,7 +29,7 @@ def thread_count(threads: int | None) -> int:
     """`threads`, or where None as many as there are cores. BitconvError where they are less than one."""
     threads = default_threads() if threads is None else threads
     if threads < 1:
-        raise BitconvError(f"--threads {threads}: at least 1 is needed")
+        raise BitconvError(f"{option('threads', threads)}: at least 1 is needed", code=Code.USAGE)
     return threads
 
 

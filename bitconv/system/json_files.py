@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -14,9 +14,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise BitconvError(f"{path}: missing") from None
+        raise BitconvError("missing", code=Code.NOT_FOUND, file=path) from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or an integer of thousands of digits
-        raise BitconvError(f"{path}: not valid JSON: {error}") from None
+        raise BitconvError(f"not valid JSON: {error}", code=Code.MALFORMED, file=path) from None
     if not isinstance(value, dict):
-        raise BitconvError(f"{path}: holds no JSON object")
+        raise BitconvError("holds no JSON object", code=Code.MALFORMED, file=path)
     return value

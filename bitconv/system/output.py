@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 WRITE_BACK_SECONDS = 0.05
 # Of temporary names. Those of outputs are no part of them: they may be as long as the file system takes.
@@ -22,19 +22,19 @@ _PREFIX, _SUFFIX = ".bitconv-", ".tmp"
 def check_output(path: Path, *, force: bool, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
     """Refuse a path that cannot be written, that is an input or, without force, that holds something."""
     if not path.parent.is_dir():
-        raise BitconvError(f"{path}: the directory {path.parent} does not exist")
+        raise BitconvError(f"the directory {path.parent} does not exist", code=Code.NOT_FOUND, file=path)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
-        raise BitconvError(f"{path}: is a directory; name a file")
+        raise BitconvError("is a directory", code=Code.FILE_KIND, file=path, way_out="name a file")
     if not stat.S_ISREG(mode):
-        raise BitconvError(f"{path}: is a device, a pipe or a socket; name a file")
+        raise BitconvError("is a device, a pipe or a socket", code=Code.FILE_KIND, file=path, way_out="name a file")
     if any(file is not None and path.samefile(file) for file in inputs):
-        raise BitconvError(f"{path}: is the input itself; name another output")
+        raise BitconvError("is the input itself", code=Code.EXISTS, file=path, way_out="name another output")
     if not force:
-        raise BitconvError(f"{path}: exists; pass --force to overwrite it")
+        raise BitconvError("exists", code=Code.EXISTS, file=path, way_out=f"pass {option('force')} to overwrite it")
 
 
 def check_no_model_file(path: Path, model: Path, start: bytes) -> None:
@@ -46,7 +46,9 @@ def check_no_model_file(path: Path, model: Path, start: bytes) -> None:
             return
     # By what they are, not by name: in the Hub's cache, files are links to elsewhere.
     if any(file.is_file() and file.samefile(path) for file in model.rglob("*")):
-        raise BitconvError(f"{path}: is a file of the checkpoint itself; name another output")
+        raise BitconvError(
+            "is a file of the checkpoint itself", code=Code.EXISTS, file=path, way_out="name another output"
+        )
 
 
 @contextlib.contextmanager
@@ -61,7 +63,7 @@ def replacing(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     try:
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=_PREFIX, suffix=_SUFFIX)
     except OSError as error:
-        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+        raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None
     temporary = Path(name)
     try:
         try:
@@ -77,7 +79,7 @@ def replacing(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     except OSError as error:
         if error.filename not in (None, name):
             raise
-        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+        raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -94,7 +96,7 @@ def replacing_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         beside = tempfile.TemporaryDirectory(dir=target if exists else target.parent, prefix=_PREFIX, suffix=_SUFFIX)
     except OSError as error:
-        raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+        raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None
     with beside:
         new, old = Path(beside.name, "new"), Path(beside.name, "old")
         new.mkdir()
@@ -102,14 +104,14 @@ def replacing_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
         try:
             yield new
         except BitconvError as error:
-            raise BitconvError(str(error).replace(str(new), str(path))) from None
+            raise error.at(str(error.file).replace(str(new), str(path))) from None
         except OSError as error:
             if error.filename is not None:
                 error.filename = str(error.filename).replace(str(new), str(path))
             raise
         there = [file for file in target.iterdir() if file.name != Path(beside.name).name] if target.is_dir() else []
         if there and not force:
-            raise BitconvError(f"{path}: cannot be written: {os.strerror(errno.ENOTEMPTY)}")
+            raise BitconvError(f"cannot be written: {os.strerror(errno.ENOTEMPTY)}", code=Code.WRITE, file=path)
         moves = [(file, old / file.name) for file in there]
         moves += [(file, target / file.name) for file in new.iterdir()] if exists else [(new, target)]
         try:
@@ -120,7 +122,7 @@ def replacing_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
                 if os.path.lexists(destination) and not os.path.lexists(source):
                     destination.rename(source)
             if isinstance(error, OSError):
-                raise BitconvError(f"{path}: cannot be written: {error.strerror}") from None
+                raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None
             raise
 
 

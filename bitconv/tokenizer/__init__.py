@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitconv.gguf import Metadata
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 from bitconv.tokenizer.byte_level import byte_level_vocabulary
 from bitconv.tokenizer.chat import chat_metadata
 from bitconv.tokenizer.files import TokenizerFiles, read_files
@@ -45,7 +45,9 @@ def tokenizer_metadata(
             try:
                 "".join(value).encode("utf-8")
             except UnicodeEncodeError:
-                raise BitconvError(f"{model_dir}: {key} has a surrogate without its pair, which is no text") from None
+                raise BitconvError(
+                    f"{key} has a surrogate without its pair, which is no text", code=Code.TOKENIZER, file=model_dir
+                ) from None
     return metadata
 
 
@@ -53,12 +55,18 @@ def _vocabulary(files: TokenizerFiles, pre: str | None) -> Vocabulary:
     if files.json is not None and is_byte_level(files.json):
         return byte_level_vocabulary(files, files.json, pre)
     if pre is not None:
-        raise BitconvError(f"{files.directory}: --pre {pre} is for byte-level vocabularies, and this is none")
+        raise BitconvError(
+            f"{option('pre', pre)} is for byte-level vocabularies, and this is none",
+            code=Code.OPTIONS,
+            file=files.directory,
+        )
     if (files.directory / "tokenizer.model").exists():
         return sentencepiece_vocabulary(files)
     if files.json is not None:
         return spm_json_vocabulary(files, files.json)
     raise BitconvError(
-        f"{files.directory}: holds neither tokenizer.json nor tokenizer.model; "
-        "save the tokenizer with transformers' save_pretrained first"
+        "holds neither tokenizer.json nor tokenizer.model",
+        code=Code.INCOMPLETE,
+        file=files.directory,
+        way_out="save the tokenizer with transformers' save_pretrained first",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,15 @@ class BPE:
                 left, right = merge.split(" ") if isinstance(merge, str) else merge
                 known = left in vocab and right in vocab and left + right in vocab
             except (TypeError, ValueError):
-                raise BitconvError(f"{self.path}: merge {rank} is {merge!r}; expected two tokens") from None
+                raise BitconvError(
+                    f"merge {rank} is {merge!r}; expected two tokens", code=Code.TOKENIZER, file=self.path
+                ) from None
             if not known:
-                raise BitconvError(f"{self.path}: merge {rank} is {merge!r}; a part of it or the whole is no token")
+                raise BitconvError(
+                    f"merge {rank} is {merge!r}; a part of it or the whole is no token",
+                    code=Code.TOKENIZER,
+                    file=self.path,
+                )
             yield left, right
 
 
@@ -39,22 +45,28 @@ def read_bpe(path: Path, json: Mapping[str, Any]) -> BPE:
     """The model of the parsed tokenizer.json `json`. Raises BitconvError unless it is plain BPE."""
     model = json.get("model")
     if not isinstance(model, dict):
-        raise BitconvError(f"{path}: has no model")
+        raise BitconvError("has no model", code=Code.TOKENIZER, file=path)
     # Files of before 2020 name no type; only BPE has merges.
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind != "BPE":
-        raise BitconvError(f"{path}: its model is {kind}; only BPE vocabularies can be converted")
+        raise BitconvError(
+            f"its model is {kind}; only BPE vocabularies can be converted", code=Code.TOKENIZER_UNSUPPORTED, file=path
+        )
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise BitconvError(f"{path}: its BPE model has no vocab object and merges list")
+        raise BitconvError("its BPE model has no vocab object and merges list", code=Code.TOKENIZER, file=path)
     for text, token_id in vocab.items():
         if not isinstance(token_id, int) or token_id < 0:
-            raise BitconvError(f"{path}: token {text!r} has the id {token_id!r}")
+            raise BitconvError(f"token {text!r} has the id {token_id!r}", code=Code.TOKENIZER, file=path)
     if len(set(vocab.values())) < len(vocab):
-        raise BitconvError(f"{path}: two tokens of its vocab have the same id")
+        raise BitconvError("two tokens of its vocab have the same id", code=Code.TOKENIZER, file=path)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise BitconvError(f"{path}: {key} is {model[key]!r}; llama.cpp's BPE cannot express it")
+            raise BitconvError(
+                f"{key} is {model[key]!r}; llama.cpp's BPE cannot express it",
+                code=Code.TOKENIZER_UNSUPPORTED,
+                file=path,
+            )
     unk_token = model.get("unk_token")
     return BPE(
         path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.bpe import BPE, read_bpe
 from bitconv.tokenizer.files import TokenizerFiles
 from bitconv.tokenizer.pretokenizers import check_name, recognise
@@ -36,7 +36,11 @@ def _entries(files: TokenizerFiles, bpe: BPE) -> Iterator[tuple[int, str, TokenT
         if added is None:
             yield token_id, text, TokenType.NORMAL
         elif added.content != text:
-            raise BitconvError(f"{files.json_path}: id {token_id} is {text!r} and the added token {added.content!r}")
+            raise BitconvError(
+                f"id {token_id} is {text!r} and the added token {added.content!r}",
+                code=Code.TOKENIZER,
+                file=files.json_path,
+            )
     for token_id, added in files.added.items():
         # Falcon3 lists the line break as an added token in the byte alphabet. The text never holds that spelling,
         # so it is a token like any other, for BPE to make.

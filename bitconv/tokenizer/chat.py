@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from bitconv.gguf import Metadata
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.files import TokenizerFiles
 
 
@@ -34,7 +34,7 @@ def _from_files(directory: Path) -> dict[str, str]:
     try:
         return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.exists()}
     except UnicodeDecodeError as error:
-        raise BitconvError(f"{directory}: a chat template is not UTF-8: {error}") from None
+        raise BitconvError(f"a chat template is not UTF-8: {error}", code=Code.TOKENIZER, file=directory) from None
 
 
 def _from_config(files: TokenizerFiles) -> dict[str, str]:
@@ -49,6 +49,8 @@ def _from_config(files: TokenizerFiles) -> dict[str, str]:
         templates = {"": None}
     if not all(isinstance(text, str) for item in templates.items() for text in item):
         raise BitconvError(
-            f"{files.directory / 'tokenizer_config.json'}: chat_template is neither text nor a list of names and texts"
+            "chat_template is neither text nor a list of names and texts",
+            code=Code.TOKENIZER,
+            file=files.directory / "tokenizer_config.json",
         )
     return templates

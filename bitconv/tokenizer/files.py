@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.system.json_files import read_json
 
 # Every file that this package reads, but for config.json; patterns.
@@ -55,7 +55,9 @@ class TokenizerFiles:
         size = self.config.get("vocab_size")
         if not isinstance(size, int) or size < 1:
             raise BitconvError(
-                f"{self.directory / 'config.json'}: vocab_size is {size!r}; expected the number of tokens"
+                f"vocab_size is {size!r}; expected the number of tokens",
+                code=Code.CONFIG,
+                file=self.directory / "config.json",
             )
         return size
 
@@ -96,12 +98,12 @@ def _added_tokens(
     path = directory / "tokenizer.json"
     entries = (json or {}).get("added_tokens") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise BitconvError(f"{path}: added_tokens is no list of objects")
+        raise BitconvError("added_tokens is no list of objects", code=Code.TOKENIZER, file=path)
     sources.append((path, [(entry.get("id"), entry) for entry in entries]))
     path = directory / "tokenizer_config.json"
     decoder = tokenizer_config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise BitconvError(f"{path}: added_tokens_decoder is no object")
+        raise BitconvError("added_tokens_decoder is no object", code=Code.TOKENIZER, file=path)
     sources.append((path, [(int(key) if key.isdecimal() else key, entry) for key, entry in decoder.items()]))
 
     added: dict[int, AddedToken] = {}
@@ -109,10 +111,12 @@ def _added_tokens(
         for token_id, entry in tokens:
             content = entry.get("content") if isinstance(entry, dict) else None
             if not isinstance(token_id, int) or token_id < 0 or not isinstance(content, str):
-                raise BitconvError(f"{path}: added token {token_id!r} has no id and content")
+                raise BitconvError(f"added token {token_id!r} has no id and content", code=Code.TOKENIZER, file=path)
             if token_id in added and added[token_id].content != content:
                 raise BitconvError(
-                    f"{path}: added token {token_id} is {content!r}, and {added[token_id].content!r} in another entry"
+                    f"added token {token_id} is {content!r}, and {added[token_id].content!r} in another entry",
+                    code=Code.TOKENIZER,
+                    file=path,
                 )
             added[token_id] = AddedToken(content, bool(entry.get("special", False)))
     return added

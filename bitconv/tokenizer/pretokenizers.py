@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 from bitconv.tokenizer.files import steps
 
 
@@ -146,14 +146,19 @@ def recognise(path: Path, json: Mapping[str, Any], *, ignore_merges: bool, clean
     for step in steps(json.get("normalizer"), "normalizers"):
         if step.get("type") != "NFC":
             raise BitconvError(
-                f"{path}: the normalizer {step.get('type')} changes text; llama.cpp's byte-level BPE has none"
+                f"the normalizer {step.get('type')} changes text; llama.cpp's byte-level BPE has none",
+                code=Code.TOKENIZER_UNSUPPORTED,
+                file=path,
             )
     splits = tuple(_splits(path, json))
     matches = [row for row in PRE_TOKENIZERS if row.splits == splits and row.ignore_merges == ignore_merges]
     if not matches:
         raise BitconvError(
-            f"{path}: no runner has a pre-tokenizer that splits by {' then '.join(splits) or 'nothing'} "
-            f"(ignore_merges {str(ignore_merges).lower()}); name the nearest with --pre NAME"
+            f"no runner has a pre-tokenizer that splits by {' then '.join(splits) or 'nothing'} "
+            f"(ignore_merges {str(ignore_merges).lower()})",
+            code=Code.TOKENIZER_UNSUPPORTED,
+            file=path,
+            way_out=f"name the nearest with {option('pre', 'NAME')}",
         )
     return next((row.name for row in matches if row.cleans == cleans), matches[0].name)
 
@@ -166,7 +171,8 @@ def check_name(name: str) -> str:
     """`name`, if llama.cpp knows it. Raises BitconvError otherwise."""
     if name not in _KNOWN_NAMES.split():
         raise BitconvError(
-            f"--pre {name}: llama.cpp has no such pre-tokenizer; it has {', '.join(_KNOWN_NAMES.split())}"
+            f"{option('pre', name)}: llama.cpp has no such pre-tokenizer; it has {', '.join(_KNOWN_NAMES.split())}",
+            code=Code.USAGE,
         )
     return name
 
@@ -184,7 +190,11 @@ def _splits(path: Path, json: Mapping[str, Any]) -> Iterator[str]:
             yield _PUNCTUATION
         elif kind == "ByteLevel":
             if step.get("add_prefix_space", True):
-                raise BitconvError(f"{path}: ByteLevel adds a space before the text; llama.cpp's byte-level BPE cannot")
+                raise BitconvError(
+                    "ByteLevel adds a space before the text; llama.cpp's byte-level BPE cannot",
+                    code=Code.TOKENIZER_UNSUPPORTED,
+                    file=path,
+                )
             if step.get("use_regex", True):
                 yield _GPT2
             if step is not chain[-1]:

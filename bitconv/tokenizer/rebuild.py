@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bitconv.gguf import MalformedGGUF, Metadata
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 from bitconv.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from bitconv.tokenizer.special import ROLES, runner_default
 from bitconv.tokenizer.spm import SPACE
@@ -39,7 +39,9 @@ def tokenizer_files(metadata: Metadata, file: Path, pre: str | None) -> dict[str
     ids = {role: token_id for role, key in ROLES.items() if (token_id := _token_id(metadata, key, file)) is not None}
     row = None if vocabulary.model == "llama" else _pre_tokenizer(metadata, pre, file)
     if row is None and pre is not None:
-        raise BitconvError(f"{file}: --pre {pre} is for byte-level vocabularies, and this is none")
+        raise BitconvError(
+            f"{option('pre', pre)} is for byte-level vocabularies, and this is none", code=Code.OPTIONS, file=file
+        )
     stated = metadata if row is None else metadata | {"tokenizer.ggml.pre": row.name}
     adds = {}
     for role in ("bos", "eos"):
@@ -47,7 +49,7 @@ def tokenizer_files(metadata: Metadata, file: Path, pre: str | None) -> dict[str
         adds[role] = bool(metadata[key]) if key in metadata else role in ids and bool(runner_default(stated, key))
     for role, add in adds.items():
         if add and role not in ids:
-            raise MalformedGGUF(f"{file}: a prompt gets a {role} token, but {ROLES[role]} is missing")
+            raise MalformedGGUF(f"a prompt gets a {role} token, but {ROLES[role]} is missing", file=file)
 
     config: dict[str, Any] = {f"{role}_token": vocabulary.tokens[token_id] for role, token_id in ids.items()}
     config |= {f"add_{role}_token": add for role, add in adds.items()}
@@ -85,7 +87,11 @@ def _vocabulary(metadata: Metadata, file: Path) -> Vocabulary:
     model = metadata.get("tokenizer.ggml.model")
     keys = {"gpt2": "tokenizer.ggml.merges", "llama": "tokenizer.ggml.scores"}
     if not isinstance(model, str) or model not in keys:
-        raise BitconvError(f"{file}: tokenizer.ggml.model is {model!r}; only gpt2 and llama can be exported")
+        raise BitconvError(
+            f"tokenizer.ggml.model is {model!r}; only gpt2 and llama can be exported",
+            code=Code.TOKENIZER_UNSUPPORTED,
+            file=file,
+        )
     extra = keys[model]
     for key, kind in (
         ("tokenizer.ggml.tokens", list),
@@ -93,7 +99,7 @@ def _vocabulary(metadata: Metadata, file: Path) -> Vocabulary:
         (extra, list if model == "gpt2" else np.ndarray),
     ):
         if not isinstance(metadata.get(key), kind):
-            raise MalformedGGUF(f"{file}: {key} is missing or of a wrong type")
+            raise MalformedGGUF(f"{key} is missing or of a wrong type", file=file)
     tokens: Any = metadata["tokenizer.ggml.tokens"]
     types: Any = metadata["tokenizer.ggml.token_type"]
     scores: Any = metadata[extra] if model == "llama" else types
@@ -102,7 +108,7 @@ def _vocabulary(metadata: Metadata, file: Path) -> Vocabulary:
         or not np.isin(types, list(TokenType)).all()
         or len(set(tokens)) < len(tokens)
     ):
-        raise MalformedGGUF(f"{file}: its tokens, their types and scores are no vocabulary")
+        raise MalformedGGUF("its tokens, their types and scores are no vocabulary", file=file)
     return Vocabulary(model, tokens, types, {extra: metadata[extra]})
 
 
@@ -111,7 +117,7 @@ def _token_id(metadata: Metadata, key: str, file: Path) -> int | None:
     if value is None:
         return None
     if not isinstance(value, np.integer) or not isinstance(tokens, list) or not 0 <= value < len(tokens):
-        raise MalformedGGUF(f"{file}: {key} is {value}, which is no token")
+        raise MalformedGGUF(f"{key} is {value}, which is no token", file=file)
     return int(value)
 
 
@@ -171,8 +177,18 @@ def _pre_tokenizer(metadata: Metadata, pre: str | None, file: Path) -> PreTokeni
             return row
     names = ", ".join(dict.fromkeys(row.name for row in rows))
     if name is None:
-        raise BitconvError(f"{file}: tokenizer.ggml.pre is missing; name the pre-tokenizer with --pre NAME: {names}")
-    raise BitconvError(f"{file}: the pre-tokenizer {name!r} cannot be exported; name the nearest with --pre: {names}")
+        raise BitconvError(
+            "tokenizer.ggml.pre is missing",
+            code=Code.TOKENIZER,
+            file=file,
+            way_out=f"name the pre-tokenizer with {option('pre', 'NAME')}: {names}",
+        )
+    raise BitconvError(
+        f"the pre-tokenizer {name!r} cannot be exported",
+        code=Code.TOKENIZER_UNSUPPORTED,
+        file=file,
+        way_out=f"name the nearest with {option('pre', 'NAME')}: {names}",
+    )
 
 
 def _pre_tokenizer_steps(row: PreTokenizer) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.bpe import read_bpe
 from bitconv.tokenizer.files import TokenizerFiles
 from bitconv.tokenizer.spm import Piece, spm_vocabulary
@@ -35,9 +35,13 @@ def sentencepiece_vocabulary(files: TokenizerFiles) -> Vocabulary:
     except (AttributeError, LookupError, TypeError, ValueError, struct.error):
         pieces = []
     if not pieces:
-        raise BitconvError(f"{path}: not a SentencePiece model")
+        raise BitconvError("not a SentencePiece model", code=Code.TOKENIZER, file=path)
     if trainer.get(3, 1) != _BPE:
-        raise BitconvError(f"{path}: its model is not BPE; llama.cpp's SPM tokenizer would split text otherwise")
+        raise BitconvError(
+            "its model is not BPE; llama.cpp's SPM tokenizer would split text otherwise",
+            code=Code.TOKENIZER_UNSUPPORTED,
+            file=path,
+        )
     for spec, number, default, expected, name in (
         (trainer, 24, 0, 0, "treat_whitespace_as_suffix"),
         (normalizer, 2, b"", b"", "precompiled_charsmap"),
@@ -45,13 +49,19 @@ def sentencepiece_vocabulary(files: TokenizerFiles) -> Vocabulary:
         (normalizer, 5, 1, 1, "escape_whitespaces"),
     ):
         if spec.get(number, default) != expected:
-            raise BitconvError(f"{path}: its {name} changes text, and llama.cpp's SPM tokenizer does not")
+            raise BitconvError(
+                f"its {name} changes text, and llama.cpp's SPM tokenizer does not",
+                code=Code.TOKENIZER_UNSUPPORTED,
+                file=path,
+            )
     if files.json is not None:
         for text, token_id in read_bpe(files.json_path, files.json).vocab.items():
             if token_id < len(pieces) and pieces[token_id].text != text:
                 raise BitconvError(
-                    f"{files.json_path}: token {token_id} is {text!r}, but {path.name} has {pieces[token_id].text!r}; "
-                    "remove the file that does not belong to this checkpoint"
+                    f"token {token_id} is {text!r}, but {path.name} has {pieces[token_id].text!r}",
+                    code=Code.CONTRADICTION,
+                    file=files.json_path,
+                    way_out="remove the file that does not belong to this checkpoint",
                 )
     return spm_vocabulary(files, path, dict(enumerate(pieces)), add_space_prefix=bool(normalizer.get(3, 1)))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bitconv.gguf import Metadata, Value
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.files import TokenizerFiles, steps
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary
 
@@ -60,7 +60,10 @@ def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary, *, embedding
         roles["unk"] = next(iter(np.flatnonzero(vocabulary.types == TokenType.UNKNOWN).tolist()), None)
     if roles["eos"] is None:
         raise BitconvError(
-            f"{files.directory / 'config.json'}: no eos token, nor in the tokenizer files; add eos_token_id"
+            "no eos token, nor in the tokenizer files",
+            code=Code.TOKENIZER,
+            file=files.directory / "config.json",
+            way_out="add eos_token_id",
         )
     after = _template(files)[1]
     if embedding and len(after) == 1:
@@ -68,8 +71,10 @@ def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary, *, embedding
     add_bos, add_eos = _adds(files, roles)
     if embedding and not add_eos:
         raise BitconvError(
-            f"{files.json_path}: nothing is appended to a text (by its post_processor, or add_eos_token in "
-            "tokenizer_config.json), but an embedding model reads its vector there"
+            "nothing is appended to a text (by its post_processor, or add_eos_token in "
+            "tokenizer_config.json), but an embedding model reads its vector there",
+            code=Code.TOKENIZER,
+            file=files.json_path,
         )
 
     found = {key: roles[role] for role, key in ROLES.items()}
@@ -102,7 +107,9 @@ def _configured_ids(files: TokenizerFiles, key: str) -> list[int]:
                 continue
             if not isinstance(token_id, int) or token_id >= files.vocab_size:
                 raise BitconvError(
-                    f"{files.directory / name}: {key} is {value!r}, beyond vocab_size {files.vocab_size}"
+                    f"{key} is {value!r}, beyond vocab_size {files.vocab_size}",
+                    code=Code.TOKENIZER,
+                    file=files.directory / name,
                 )
             found[token_id] = None
     return list(found)
@@ -139,12 +146,17 @@ def _adds(files: TokenizerFiles, roles: dict[str, int | None]) -> tuple[bool, bo
             flag = role == "bos" if is_llama else bool(template)
             if flag and not is_llama and template != [roles[role]]:
                 raise BitconvError(
-                    f"{files.json_path}: its post_processor adds the tokens {template}, runners can add {role} only; "
-                    f"set add_{role}_token in {path.name}"
+                    f"its post_processor adds the tokens {template}, runners can add {role} only",
+                    code=Code.TOKENIZER_UNSUPPORTED,
+                    file=files.json_path,
+                    way_out=f"set add_{role}_token in {path.name}",
                 )
         if flag and roles[role] is None:
             raise BitconvError(
-                f"{path}: add_{role}_token is true, but there is no {role} token; name it as {role}_token"
+                f"add_{role}_token is true, but there is no {role} token",
+                code=Code.TOKENIZER,
+                file=path,
+                way_out=f"name it as {role}_token",
             )
         result.append(flag)
     return result[0], result[1]
@@ -166,7 +178,9 @@ def _template(files: TokenizerFiles) -> tuple[list[int], list[int]]:
         if not all(0 <= token_id < files.vocab_size for token_id in before + after):
             raise ValueError
     except (AttributeError, LookupError, TypeError, ValueError):
-        raise BitconvError(f"{files.json_path}: its post_processor is malformed or has ids beyond vocab_size") from None
+        raise BitconvError(
+            "its post_processor is malformed or has ids beyond vocab_size", code=Code.TOKENIZER, file=files.json_path
+        ) from None
     return before, after
 
 

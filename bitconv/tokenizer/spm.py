@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.files import TokenizerFiles
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary, added_type, assemble
 
@@ -36,7 +36,9 @@ def spm_vocabulary(
     """
     if not BYTE_PIECES.issubset(piece.text for piece in pieces.values()):
         raise BitconvError(
-            f"{path}: lacks byte tokens <0x00> to <0xFF>; llama.cpp needs them for characters without a token"
+            "lacks byte tokens <0x00> to <0xFF>; llama.cpp needs them for characters without a token",
+            code=Code.TOKENIZER_UNSUPPORTED,
+            file=path,
         )
     pieces = dict(pieces)
     for token_id, token in files.added.items():

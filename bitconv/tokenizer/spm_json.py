@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.bpe import BPE, read_bpe
 from bitconv.tokenizer.files import TokenizerFiles, steps
 from bitconv.tokenizer.spm import BYTE_PIECES, SPACE, Piece, spm_vocabulary
@@ -23,7 +23,11 @@ def spm_json_vocabulary(files: TokenizerFiles, json: Mapping[str, Any]) -> Vocab
     """Tokens and scores of the parsed tokenizer.json. Raises BitconvError for what SPM cannot express."""
     bpe = read_bpe(files.json_path, json)
     if not bpe.byte_fallback:
-        raise BitconvError(f"{bpe.path}: neither byte-level nor with byte_fallback; llama.cpp has no such BPE")
+        raise BitconvError(
+            "neither byte-level nor with byte_fallback; llama.cpp has no such BPE",
+            code=Code.TOKENIZER_UNSUPPORTED,
+            file=bpe.path,
+        )
     add_space_prefix = _adds_space_prefix(bpe, json)
     special = {bpe.unk_token, *BYTE_PIECES, *(token.content for token in files.added.values())}
     scores = _scores(bpe, [text for text in bpe.vocab if text not in special])
@@ -48,7 +52,9 @@ def _scores(bpe: BPE, texts: Collection[str]) -> dict[str, float]:
         token = left + right
         if token in scores and token != last:
             raise BitconvError(
-                f"{bpe.path}: other merges stand between those that make {token!r}; SPM scores cannot say so"
+                f"other merges stand between those that make {token!r}; SPM scores cannot say so",
+                code=Code.TOKENIZER_UNSUPPORTED,
+                file=bpe.path,
             )
         scores.setdefault(token, -float(rank))
         last = token
@@ -60,8 +66,10 @@ def _scores(bpe: BPE, texts: Collection[str]) -> dict[str, float]:
     for text in texts:
         if merges[text] != sum(occurs(text[:i]) and occurs(text[i:]) for i in range(1, len(text))):
             raise BitconvError(
-                f"{bpe.path}: the merges lack a way to make {text!r} that SPM would take; "
-                "use the tokenizer.model that this file was made from"
+                f"the merges lack a way to make {text!r} that SPM would take",
+                code=Code.TOKENIZER_UNSUPPORTED,
+                file=bpe.path,
+                way_out="use the tokenizer.model that this file was made from",
             )
     return scores
 
@@ -80,15 +88,21 @@ def _adds_space_prefix(bpe: BPE, json: Mapping[str, Any]) -> bool:
                 prefixes += step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True)
                 if step.get("split", True) and any(SPACE in text[1:] for text in bpe.vocab):
                     raise BitconvError(
-                        f"{bpe.path}: Metaspace splits at spaces, and llama.cpp's SPM tokenizer does not"
+                        "Metaspace splits at spaces, and llama.cpp's SPM tokenizer does not",
+                        code=Code.TOKENIZER_UNSUPPORTED,
+                        file=bpe.path,
                     )
             case _:
                 raise BitconvError(
-                    f"{bpe.path}: {step.get('type')} is a step that llama.cpp's SPM tokenizer does not have"
+                    f"{step.get('type')} is a step that llama.cpp's SPM tokenizer does not have",
+                    code=Code.TOKENIZER_UNSUPPORTED,
+                    file=bpe.path,
                 )
     if replacements != 1 or prefixes > 1:
         raise BitconvError(
-            f"{bpe.path}: spaces are replaced {replacements} times and put in front {prefixes} times; "
-            "llama.cpp's SPM tokenizer replaces them once"
+            f"spaces are replaced {replacements} times and put in front {prefixes} times; llama.cpp's "
+            "SPM tokenizer replaces them once",
+            code=Code.TOKENIZER_UNSUPPORTED,
+            file=bpe.path,
         )
     return prefixes == 1

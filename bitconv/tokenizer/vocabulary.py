@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv.gguf import Metadata
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.files import AddedToken
 
 
@@ -67,8 +67,10 @@ def assemble(
     for token_id, text, kind in entries:
         if token_id >= vocab_size:
             raise BitconvError(
-                f"{path}: token {text!r} has id {token_id}, but config.json's vocab_size is {vocab_size}; "
-                "use the tokenizer files that belong to this checkpoint"
+                f"token {text!r} has id {token_id}, but config.json's vocab_size is {vocab_size}",
+                code=Code.CONTRADICTION,
+                file=path,
+                way_out="use the tokenizer files that belong to this checkpoint",
             )
         tokens[token_id] = text
         types[token_id] = kind
@@ -76,5 +78,7 @@ def assemble(
     if len(set(texts)) < vocab_size:
         ((text, _),) = Counter(texts).most_common(1)
         first, second, *_ = (token_id for token_id, other in enumerate(texts) if other == text)
-        raise BitconvError(f"{path}: token {text!r} stands twice, with the ids {first} and {second}")
+        raise BitconvError(
+            f"token {text!r} stands twice, with the ids {first} and {second}", code=Code.TOKENIZER, file=path
+        )
     return texts, np.array(types, np.int32)

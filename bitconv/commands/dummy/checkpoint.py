@@ -18,7 +18,7 @@ from bitconv.layouts import Bytes
 from bitconv.models.architectures import Role, Slot
 from bitconv.models.config_json import config_json
 from bitconv.models.quantization import ScaleConvention
-from bitconv.system.errors import BitconvError, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import replacing_directory
 from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
@@ -63,15 +63,17 @@ def dummy(
     target = Path(directory)
     made = find_shape(shape, layers)
     if stored not in STORED:
-        raise BitconvError(f"--stored {stored}: expected {', '.join(STORED)}")
+        raise BitconvError(f"{option('stored', stored)}: expected {', '.join(STORED)}", code=Code.USAGE)
     if seed < 0:
-        raise BitconvError(f"--seed {seed}: expected 0 or more")
+        raise BitconvError(f"{option('seed', seed)}: expected 0 or more", code=Code.USAGE)
     if stored == "packed" and made.convention is None:
         sizes = made.sizes
         numbers = (sizes.layers, sizes.hidden, sizes.ffn, sizes.heads, sizes.kv_heads, sizes.vocab)
         raise BitconvError(
-            f"--shape {shape} --stored packed: no checkpoint of {made.family.name} is packed; take bf16 or f32, "
-            f"or a model of this size in another family: --shape {'x'.join(map(str, numbers))}"
+            f"{option('shape', shape)} {option('stored', 'packed')}: no checkpoint of {made.family.name} is packed",
+            code=Code.OPTIONS,
+            way_out="take bf16 or f32, or a model of this size in another family: "
+            + option("shape", "x".join(map(str, numbers))),
         )
     tensors = _tensors(made, stored, Noise(seed))
     size = sum(tensor.nbytes for tensor in tensors)
@@ -124,7 +126,10 @@ def _tensors(shape: Shape, stored: str, noise: Noise) -> list[NewTensor]:
         if slot.role is Role.TERNARY and stored == "packed" and shape.convention is not None:
             rows, columns = slot.shape
             if rows % 4:
-                raise BitconvError(f"--stored packed: {name}: {rows} rows cannot be packed four to a byte")
+                raise BitconvError(
+                    f"{option('stored', 'packed')}: {name}: {rows} rows cannot be packed four to a byte",
+                    code=Code.OPTIONS,
+                )
             data = partial(_packed, rows // 4 * columns, stream)
             tensors.append(NewTensor(name, "u8", (rows // 4, columns), data))
             scale = partial(_weight_scale, shape.convention, stream)
@@ -162,11 +167,11 @@ def _checked(blocks: Iterator[Bytes], keep_going: KeepGoing) -> Iterator[Bytes]:
 
 def _check_target(path: Path, size: int) -> None:
     if not path.parent.is_dir():
-        raise BitconvError(f"{path}: the directory {path.parent} does not exist")
+        raise BitconvError(f"the directory {path.parent} does not exist", code=Code.NOT_FOUND, file=path)
     if path.exists() and not path.is_dir():
-        raise BitconvError(f"{path}: is a file; name a directory")
+        raise BitconvError("is a file", code=Code.FILE_KIND, file=path, way_out="name a directory")
     if path.exists() and any(path.iterdir()):
-        raise BitconvError(f"{path}: is not empty; name another directory")
+        raise BitconvError("is not empty", code=Code.EXISTS, file=path, way_out="name another directory")
     free = shutil.disk_usage(path if path.exists() else path.parent).free
     if free < size:
-        raise BitconvError(f"{path}: would take {size:,} bytes, and the disk has {free:,} left")
+        raise BitconvError(f"would take {size:,} bytes, and the disk has {free:,} left", code=Code.WRITE, file=path)

@@ -12,7 +12,7 @@ from bitconv.gguf import Metadata
 from bitconv.models.families import Family, llama, microsoft, onebitllm
 from bitconv.models.hyperparameters import Hyperparameters
 from bitconv.models.quantization import ScaleConvention
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code, option
 
 # Without a stated one; a real vocabulary takes longer to read than a small model.
 DEFAULT_VOCAB = 1024
@@ -101,7 +101,7 @@ def find_shape(name: str, layers: int | None) -> Shape:
         shape = _free(name)
     if layers is not None:
         if layers < 1:
-            raise BitconvError(f"--layers {layers}: at least 1 is needed")
+            raise BitconvError(f"{option('layers', layers)}: at least 1 is needed", code=Code.USAGE)
         shape = replace(shape, sizes=replace(shape.sizes, layers=layers))
     return shape
 
@@ -109,7 +109,8 @@ def find_shape(name: str, layers: int | None) -> Shape:
 def _free(name: str) -> Shape:
     if not _FREE.fullmatch(name):
         raise BitconvError(
-            f"--shape {name}: expected {', '.join(SHAPES)} or LAYERSxHIDDENxFFN[xHEADS[xKV_HEADS[xVOCAB]]]"
+            f"{option('shape', name)}: expected {', '.join(SHAPES)} or LAYERSxHIDDENxFFN[xHEADS[xKV_HEADS[xVOCAB]]]",
+            code=Code.USAGE,
         )
     layers, hidden, ffn, *rest = map(int, name.split("x"))
     heads = rest[0] if rest else max(1, hidden // 128)
@@ -117,11 +118,16 @@ def _free(name: str) -> Shape:
     vocab = rest[2] if len(rest) > 2 else DEFAULT_VOCAB
     if hidden % (2 * heads) or heads % kv_heads:
         raise BitconvError(
-            f"--shape {name}: {hidden} cannot be divided into {heads} heads of an even size, or these among "
-            f"{kv_heads} key-value heads; name others as LAYERSxHIDDENxFFNxHEADSxKV_HEADS"
+            f"{option('shape', name)}: {hidden} cannot be divided into {heads} heads of an even size, or these among "
+            f"{kv_heads} key-value heads",
+            code=Code.USAGE,
+            way_out="name others as LAYERSxHIDDENxFFNxHEADSxKV_HEADS",
         )
     if vocab < 512:
-        raise BitconvError(f"--shape {name}: a vocabulary has at least 512 tokens: 256 bytes and 256 special ones")
+        raise BitconvError(
+            f"{option('shape', name)}: a vocabulary has at least 512 tokens: 256 bytes and 256 special ones",
+            code=Code.USAGE,
+        )
     return Shape(
         microsoft.FAMILY,
         _sizes(layers, hidden, ffn, heads, kv_heads, vocab, context=4096, rope_base=500000.0),

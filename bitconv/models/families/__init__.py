@@ -7,7 +7,7 @@ from typing import Any
 
 from bitconv.models.families import llama, llama_sub_norms, microsoft, microsoft_gpu, mixtral, onebitllm, qwen3
 from bitconv.models.families.family import Family
-from bitconv.system.errors import BitconvError
+from bitconv.system.errors import BitconvError, Code
 
 FAMILIES = (
     onebitllm.FAMILY,
@@ -29,7 +29,9 @@ def of_class(config: Mapping[str, Any], file: object) -> list[Family]:
     families = [family for family in FAMILIES if named == [family.hf_architecture]]
     if not families:
         supported = ", ".join(dict.fromkeys(family.hf_architecture for family in FAMILIES))
-        raise BitconvError(f"{file}: architectures {named!r} is not supported; {supported} are")
+        raise BitconvError(
+            f"architectures {named!r} is not supported; {supported} are", code=Code.UNSUPPORTED, file=file
+        )
     return families
 
 
@@ -45,7 +47,9 @@ def detect(config: Mapping[str, Any], file: object, names: Collection[str]) -> F
             return family
     if told:
         return told[0]
-    raise BitconvError(f"{file}: nothing marks this as a BitNet checkpoint (no tensors *{families[0].tensor})")
+    raise BitconvError(
+        f"nothing marks this as a BitNet checkpoint (no tensors *{families[0].tensor})", code=Code.REFUSED, file=file
+    )
 
 
 __all__ = ["FAMILIES", "Family", "detect", "of_class"]
