@@ -33,7 +33,7 @@ from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, matrices
 from bitconv.planning.metadata import build_metadata
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, plain, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.rawio import read_at
 from bitconv.tokenizer.special import runner_default
@@ -312,7 +312,7 @@ class _Verifier:
             assert not isinstance(reader.scale, np.ndarray)
             wanted = reader.scale if exact else layout.stored_scale(reader.scale)
             if file.scale != wanted:
-                raise FaultyTensor(f"its scale is {file.scale}, the checkpoint's is {wanted}")
+                raise FaultyTensor(f"its scale is {plain(file.scale)}, the checkpoint's is {plain(wanted)}")
 
     def _redundant_head(self, head: TensorInfo, keep_going: KeepGoing) -> None:
         """A head on a graph that multiplies by the embedding is right only where it is the embedding, byte for byte."""
@@ -431,7 +431,7 @@ def _compare_scales(reader: TritReader, trits: Trits, scales: Scales, first: int
         row, group = np.argwhere(wrong)[0]
         raise FaultyTensor(
             f"row {first + row}, columns from {group * (trits.shape[1] // groups)}: its scale is "
-            f"{scales[row, group]}, the checkpoint's is {wanted[row, group]}"
+            f"{plain(scales[row, group])}, the checkpoint's is {plain(wanted[row, group])}"
         )
 
 

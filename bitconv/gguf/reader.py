@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitconv.gguf.values import ARRAY, BOOL, NUMBER_DTYPES, STRING, Metadata, Value
-from bitconv.system.errors import BitconvError, Code
+from bitconv.system.errors import BitconvError, Code, plain
 
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
@@ -130,7 +130,9 @@ def _read_header(path: Path, data: mmap.mmap) -> GGUFFile:
 
     alignment = metadata.get("general.alignment", np.uint32(32))
     if not isinstance(alignment, np.uint32) or alignment < 8 or alignment & (alignment - 1):
-        raise MalformedGGUF(f"general.alignment is {alignment!r}, not a power of two from 8 on in uint32", file=path)
+        raise MalformedGGUF(
+            f"general.alignment is {plain(alignment)}, not a power of two from 8 on in uint32", file=path
+        )
 
     listed: dict[str, TensorInfo] = {}
     for _ in range(tensor_count):

@@ -11,7 +11,7 @@ from bitconv.gguf import Metadata
 from bitconv.models.families import Family
 from bitconv.models.hyperparameters import Hyperparameters, Llama3Rope
 from bitconv.models.quantization import ScaleConvention
-from bitconv.system.errors import BitconvError, Code
+from bitconv.system.errors import BitconvError, Code, plain
 
 # 1bitLLM's own class is a Llama to transformers, which lacks it.
 _MODEL_TYPES = {"LlamaForCausalLM": "llama", "BitNetForCausalLM": "bitnet", "BitnetForCausalLM": "llama"}
@@ -76,7 +76,7 @@ def rope_scaling(
         return {"rope_type": "linear", "factor": _decimal(factor)}
     if kind != "none":
         raise BitconvError(
-            f"{architecture}.rope.scaling.type {kind!r} cannot be exported (linear can)",
+            f"{architecture}.rope.scaling.type {plain(kind)} cannot be exported (linear can)",
             code=Code.GGUF_UNSUPPORTED,
             file=file,
         )

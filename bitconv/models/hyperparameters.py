@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv.gguf import MalformedGGUF, Metadata
-from bitconv.system.errors import BitconvError, Code
+from bitconv.system.errors import BitconvError, Code, plain
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,9 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     def positive(key: str, kind: type[np.uint32] | type[np.float32], default: float | None) -> float:
         value = metadata.get(f"{architecture}.{key}", None if default is None else kind(default))
         if not isinstance(value, kind) or not 0 < value < math.inf:
-            raise MalformedGGUF(f"{architecture}.{key} is {value!r}, expected a positive {kind.__name__}", file=file)
+            raise MalformedGGUF(
+                f"{architecture}.{key} is {plain(value)}, expected a positive {kind.__name__}", file=file
+            )
         return float(value)
 
     def size(key: str, default: int | None = None) -> int:
@@ -325,7 +327,7 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn"):
         raise BitconvError(
-            f"{architecture}.rope.scaling.type is {scaling!r}, which is not supported (linear and yarn are)",
+            f"{architecture}.rope.scaling.type is {plain(scaling)}, which is not supported (linear and yarn are)",
             code=Code.GGUF_UNSUPPORTED,
             file=file,
         )

@@ -17,7 +17,7 @@ from bitconv.models.architectures import Architecture, Role, Slot, architecture,
 from bitconv.models.hyperparameters import Hyperparameters
 from bitconv.packed.vocabulary import vocabulary_faults
 from bitconv.runners import RUNNERS, file_types, layout_name
-from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.errors import BitconvError, Code, option, plain
 
 _TERNARY = {*TERNARY_TYPES, "q8_0"}
 _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
@@ -74,7 +74,7 @@ def check_structure(
     known = architecture(name, [tensor.name for tensor in gguf.tensors])
     if known is None:
         raise BitconvError(
-            f"architecture {name!r} is not supported ({', '.join(architecture_names())} are)",
+            f"architecture {plain(name)} is not supported ({', '.join(architecture_names())} are)",
             code=Code.GGUF_UNSUPPORTED,
             file=gguf.path,
         )
@@ -205,7 +205,7 @@ def _check_file_type(metadata: Metadata, structure: Structure) -> None:
     number = metadata.get("general.file_type")
     named = file_types(int(number)) if isinstance(number, np.integer) else set()
     if number is not None and not named:
-        structure.metadata_faults.append(f"general.file_type is {number!r}, which is no runner's")
+        structure.metadata_faults.append(f"general.file_type is {plain(number)}, which is no runner's")
     found = {structure.types[name] for name, role in structure.roles.items() if role is Role.TERNARY}
     if named and found and not named & found:
         structure.metadata_faults.append(

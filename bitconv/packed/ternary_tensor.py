@@ -12,7 +12,7 @@ from bitconv.gguf import TensorInfo
 from bitconv.layouts import Bytes, InvalidCode, Layout, Scales, Trits
 from bitconv.layouts.scales import Scale
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError, Code
+from bitconv.system.errors import BitconvError, Code, plain
 from bitconv.system.jobs import KeepGoing
 from bitconv.system.rawio import read_at
 
@@ -130,7 +130,7 @@ class TernaryTensor:
         if self.scale is None:
             self.scale = scale
         elif scale != self.scale:
-            raise FaultyTensor(f"its scales differ: {self.scale} and {scale}")
+            raise FaultyTensor(f"its scales differ: {plain(self.scale)} and {plain(scale)}")
 
     def _read(self, raw: Bytes, offset: int) -> None:
         if not read_at(self.descriptor, raw, offset):
@@ -150,4 +150,4 @@ def matrices(
 
 def _check(scale: np.float32) -> None:
     if not (np.isfinite(scale) and scale > 0):
-        raise FaultyTensor(f"its scale is {scale}, not finite and positive")
+        raise FaultyTensor(f"its scale is {plain(scale)}, not finite and positive")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bitconv.gguf import Metadata, Value
+from bitconv.system.errors import plain
 from bitconv.tokenizer.vocabulary import TokenType
 
 # The Python type, or an array's dtype, of each key: llama.cpp refuses others, or reads what is not there.
@@ -41,7 +42,7 @@ def vocabulary_faults(metadata: Metadata, vocab: int) -> Iterator[str]:
     """What is wrong with the tokenizer.* keys of a model of `vocab` tokens, a line each."""
     model = metadata.get("tokenizer.ggml.model")
     if not isinstance(model, str) or model not in _REQUIRED:
-        yield f"tokenizer.ggml.model is {model!r}; BitNet models have llama or gpt2"
+        yield f"tokenizer.ggml.model is {plain(model)}; BitNet models have llama or gpt2"
         return
     for key in _REQUIRED[model]:
         if key not in metadata:

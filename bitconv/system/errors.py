@@ -103,7 +103,7 @@ def in_python(name: str, value: Any) -> str:
 
 def plain(value: object) -> str:
     """A value that was read from a file, to stand in a message: without numpy's types, and not too long."""
-    return f"{value.tolist() if hasattr(value, 'tolist') else value!r:.80}"
+    return f"{str(value) if hasattr(value, 'tolist') else repr(value):.80}"
 
 
 class BitconvError(Exception):
@@ -201,7 +201,7 @@ def rendered(text: str, written: Written = in_python) -> str:
         except ValueError:  # what looks like one in a stranger's file
             return match[0]
 
-    return " ".join("".join(map(_shown, _OPTION.sub(parameter, text))).split())
+    return " ".join("".join(map(_shown, _OPTION.sub(parameter, _cut(text, 4 * MAX_LINE)))).split())
 
 
 def _shown(character: str) -> str:

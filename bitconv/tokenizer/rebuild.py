@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bitconv.gguf import MalformedGGUF, Metadata
-from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.errors import BitconvError, Code, option, plain
 from bitconv.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from bitconv.tokenizer.special import ROLES, runner_default
 from bitconv.tokenizer.spm import SPACE
@@ -88,7 +88,7 @@ def _vocabulary(metadata: Metadata, file: Path) -> Vocabulary:
     keys = {"gpt2": "tokenizer.ggml.merges", "llama": "tokenizer.ggml.scores"}
     if not isinstance(model, str) or model not in keys:
         raise BitconvError(
-            f"tokenizer.ggml.model is {model!r}; only gpt2 and llama can be exported",
+            f"tokenizer.ggml.model is {plain(model)}; only gpt2 and llama can be exported",
             code=Code.TOKENIZER_UNSUPPORTED,
             file=file,
         )
@@ -184,7 +184,7 @@ def _pre_tokenizer(metadata: Metadata, pre: str | None, file: Path) -> PreTokeni
             way_out=f"name the pre-tokenizer with {option('pre', 'NAME')}: {names}",
         )
     raise BitconvError(
-        f"the pre-tokenizer {name!r} cannot be exported",
+        f"the pre-tokenizer {plain(name)} cannot be exported",
         code=Code.TOKENIZER_UNSUPPORTED,
         file=file,
         way_out=f"name the nearest with {option('pre', 'NAME')}: {names}",
