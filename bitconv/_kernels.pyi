@@ -5,9 +5,9 @@ trits int8 [rows, cols], activations x int8 [n, cols], products int32 [n, rows],
 of trit[r, k] * x[v, k]. Floats are raw little-endian bytes of dtype "f32", "f16" or "bf16".
 
 Every unpack returns the lowest index in `out` that an invalid code stands for, or -1; with an invalid code the
-contents of `out` are undefined. Another dtype or memory order raises TypeError; another size, or a scale that
-its type cannot hold, raises ValueError. Where scales may have any size, each one is that of size / len(scales)
-consecutive values. The GIL is released while a kernel runs.
+contents of `out` are undefined. Another dtype or memory order, or an array that is not aligned for its type, raises
+TypeError; another size, or a scale that its type cannot hold, raises ValueError. Where scales may have any size, each
+one is that of size / len(scales) consecutive values. The GIL is released while a kernel runs.
 """
 
 import numpy as np
@@ -55,31 +55,15 @@ def float_matmul(w: NDArray[np.uint8], dtype: str, x: NDArray[np.float32], out: 
 def matmul(trits: NDArray[np.int8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None:
     """Multiply an unpacked matrix, by code that shares nothing with the packed layouts' products."""
 
-# Layouts without a scale of their own: the tail of the tensor is not the kernels' business.
+# The layouts that store row after row, by name: those of kernels/layouts/list.hpp. scales: [rows, cols / block] or
+# [rows], as the layout has them, or an empty array.
 
-def i2_s_pack(trits: NDArray[np.int8], out: NDArray[np.uint8]) -> None: ...
-def i2_s_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8]) -> int: ...
-def i2_s_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
-def i2_s_arm64_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8]) -> int: ...
-def i2_s_row4_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8]) -> int: ...
+def row_layouts() -> list[str]:
+    """Return the names."""
 
-# Layouts with a scale in each block, scales [rows, cols / block], or in each row, scales [rows].
-
-def tq1_0_pack(trits: NDArray[np.int8], scales: NDArray[np.float32], out: NDArray[np.uint8]) -> None: ...
-def tq1_0_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
-def tq1_0_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
-def tq2_0_pack(trits: NDArray[np.int8], scales: NDArray[np.float32], out: NDArray[np.uint8]) -> None: ...
-def tq2_0_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
-def tq2_0_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
-def q2_0_pack(trits: NDArray[np.int8], scales: NDArray[np.float32], out: NDArray[np.uint8]) -> None: ...
-def q2_0_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
-def q2_0_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
-def iq2_bn_pack(trits: NDArray[np.int8], scales: NDArray[np.float32], out: NDArray[np.uint8]) -> None: ...
-def iq2_bn_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
-def iq2_bn_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
-def iq1_bn_pack(trits: NDArray[np.int8], scales: NDArray[np.float32], out: NDArray[np.uint8]) -> None: ...
-def iq1_bn_unpack(packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
-def iq1_bn_matmul(packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
+def pack_rows(layout: str, trits: NDArray[np.int8], scales: NDArray[np.float32], out: NDArray[np.uint8]) -> None: ...
+def unpack_rows(layout: str, packed: NDArray[np.uint8], out: NDArray[np.int8], scales: NDArray[np.float32]) -> int: ...
+def matmul_rows(layout: str, packed: NDArray[np.uint8], x: NDArray[np.int8], out: NDArray[np.int32]) -> None: ...
 
 # TL1: trits [rows, cols] with rows % bm = 0; packed has rows * cols / 4 bytes.
 
@@ -89,29 +73,29 @@ def tl1_matmul(
     packed: NDArray[np.uint8], bm: int, bk: int, bmm: int, x: NDArray[np.int8], out: NDArray[np.int32]
 ) -> None: ...
 
-# TL2 in its three parts, with t = cols - cols % bk: three has rows * t / 6 bytes (the absolute values of triples),
-# signs rows * t / 24, two rows * (cols - t) / 4 (pairs). Each is contiguous a block of bm rows.
+# TL2 in its three parts, with t = cols - cols % bk: values has rows * t / 6 bytes (the absolute values of
+# triples), signs rows * t / 24, pairs rows * (cols - t) / 4. Each is contiguous a block of bm rows.
 
 def tl2_pack(
     trits: NDArray[np.int8],
     bm: int,
     bk: int,
-    three: NDArray[np.uint8],
+    values: NDArray[np.uint8],
     signs: NDArray[np.uint8],
-    two: NDArray[np.uint8],
+    pairs: NDArray[np.uint8],
 ) -> None: ...
 def tl2_unpack(
-    three: NDArray[np.uint8],
+    values: NDArray[np.uint8],
     signs: NDArray[np.uint8],
-    two: NDArray[np.uint8],
+    pairs: NDArray[np.uint8],
     bm: int,
     bk: int,
     out: NDArray[np.int8],
 ) -> int: ...
 def tl2_matmul(
-    three: NDArray[np.uint8],
+    values: NDArray[np.uint8],
     signs: NDArray[np.uint8],
-    two: NDArray[np.uint8],
+    pairs: NDArray[np.uint8],
     bm: int,
     bk: int,
     x: NDArray[np.int8],

@@ -1,6 +1,7 @@
 """The runners: what each one calls the ternary types, and what it computes right.
 
-One table, from which the refusals, the type ids, the file types and `bitconv runners` all come. Sources: each
+One table, from which the refusals, the type ids, the file types and `bitconv runners` all come. What it needs of numpy
+is imported late, so that help texts have the names for nothing. Sources: each
 runner's ggml.h and llama.h for the numbers; perplexity runs of each runner on small trained models for what it
 computes right, the release of bitnet.cpp of July 2026 excepted, which was read.
 """
@@ -10,10 +11,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from bitconv.gguf import type_by_name
-from bitconv.layouts import Layout
+from bitconv.layouts import EIGHT_BIT, FLOATS
 from bitconv.system.errors import BitconvError, Code, option
+
+if TYPE_CHECKING:
+    from bitconv.layouts.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,9 @@ class Runner:
     activations: the hidden_act that each graph (Architecture.graph) applies, whatever the file says.
     type_ids: the ggml type ids of ternary types. Other types have ids that all runners agree on.
     scale_tensors: a float32 `.scale` beside a weight multiplies its output. expert_types: of stacked experts.
-    min_columns: the fewest columns of a ternary tensor of a type. older_names: of architectures, still read.
-    run: the command that runs a file, {} standing for it.
+    min_columns: the fewest columns of a ternary tensor of a type. run: the command that runs a file, {} standing for
+    it. preferred: before others that compute a type, and know a type id, as well. release_of: the runner that this is
+    a later release of. own_pre: the values of tokenizer.ggml.pre that it alone knows.
     """
 
     name: str
@@ -36,28 +41,36 @@ class Runner:
     scale_tensors: bool = False
     expert_types: tuple[str, ...] = ()
     min_columns: Mapping[str, int] = field(default_factory=dict)
-    run_by_type: Mapping[str, str] = field(default_factory=dict)
+    preferred: bool = False
+    release_of: str = ""
+    own_pre: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def computes(self) -> frozenset[str]:
         """All types that a tensor may have beside the file's own: the ternary ones, floats, and q8_0."""
-        return frozenset(self.types) | {"q8_0"}
+        return frozenset(self.types) | {EIGHT_BIT}
 
     def file_type(self, type_name: str) -> int:
         return self.types[type_name] if type_name in self.types else OTHER_FILE_TYPES[type_name]
 
     def type_id(self, type_name: str) -> int:
+        from bitconv.gguf import type_by_name
+
         return self.type_ids[type_name] if type_name in self.type_ids else type_by_name(type_name).id
 
     def command(self, type_name: str, file: object, *, embedding: bool = False) -> str:
-        run = _LLAMA_EMBEDDING if embedding else self.run_by_type.get(type_name, self.run)
-        return run.format(shlex.quote(str(file)))
+        """How to run a file whose ternary tensors are of this type, no more tokens at a time than it computes right."""
+        from bitconv.layouts.registry import max_batch
+
+        most = None if embedding else max_batch(type_name)
+        run = _LLAMA_EMBEDDING if embedding else self.run
+        return run.format(shlex.quote(str(file))) + ("" if most is None else f" -b {most} -ub {most}")
 
 
 # The same in every runner.
 FLOAT_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
-OTHER_FILE_TYPES = {**FLOAT_FILE_TYPES, "q8_0": 7}
+OTHER_FILE_TYPES = {**FLOAT_FILE_TYPES, EIGHT_BIT: 7}
 _LLAMA_EMBEDDING = "llama-embedding -m {} -p 'query: Once upon a time' --embd-normalize 2"
 _LLAMA_CLI = "llama-cli -m {} -p 'Once upon a time'"
 
@@ -69,8 +82,8 @@ RUNNERS = (
         types={"i2_s": 40, "tl1": 38, "tl2": 39, "tq1_0": 36, "tq2_0": 37, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "i2_s": 36, "tl1": 38, "tl2": 39},
         run=_LLAMA_CLI,
-        # Its generated TL2 kernels give NaN for batches of 8 tokens and more; TL1's are right for one token only.
-        run_by_type={"tl1": _LLAMA_CLI + " -b 1 -ub 1", "tl2": _LLAMA_CLI + " -b 4 -ub 4"},
+        # What its own converter calls Falcon3's and Falcon-E's pre-tokenizer. See PRE_TOKENIZERS.
+        own_pre=("falcon3", "falcon_e"),
         notes=(
             "TL1 and TL2 need a build with kernels of the same tiles (TL1 on arm64, TL2 on x86); a file with others "
             "is garbage without an error",
@@ -84,6 +97,7 @@ RUNNERS = (
         types={"i2_s": 41, "tl1": 42, "tl2": 43},
         type_ids={"i2_s": 36, "tl1": 38, "tl2": 42},
         run=_LLAMA_CLI,
+        release_of="bitnet.cpp",
         notes=("qwen3 with norms on the inputs of the projections, which no other runner has",),
     ),
     Runner(
@@ -93,6 +107,7 @@ RUNNERS = (
         types={"tq1_0": 36, "tq2_0": 37, "q2_0": 41, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
         run=_LLAMA_CLI,
+        preferred=True,
         scale_tensors=True,
         expert_types=("tq1_0", "tq2_0", "q2_0", *FLOAT_FILE_TYPES),
         notes=("refuses the type ids of I2_S, TL1 and TL2, or reads them as something else",),
@@ -127,11 +142,22 @@ def runner(name: str) -> Runner:
 def default_runner(type_name: str, architecture: str) -> Runner:
     """The runner that a type implies: the one whose type it is, in the first release that knows the architecture, or
     for floats one that knows it."""
-    if type_name in FLOAT_FILE_TYPES:
-        return next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if architecture in r.activations)
-    implied = next(r for r in (_BY_NAME["llama.cpp"], *RUNNERS) if type_name in r.types)
-    releases = (r for r in RUNNERS if r.name.startswith(implied.name) and type_name in r.types)
+    if type_name in FLOATS:
+        return next(r for r in _preferred_first() if architecture in r.activations)
+    implied = next(r for r in _preferred_first() if type_name in r.types)
+    releases = (r for r in RUNNERS if implied.name in (r.name, r.release_of) and type_name in r.types)
     return next((r for r in releases if architecture in r.activations), implied)
+
+
+def _preferred_first() -> list[Runner]:
+    return sorted(RUNNERS, key=lambda r: not r.preferred)
+
+
+def pre_obstacle(target: Runner, pre: object) -> str | None:
+    """Why a file of this tokenizer.ggml.pre is not for a runner; None where nothing is known against it."""
+    if pre in target.own_pre or not any(pre in r.own_pre for r in RUNNERS):
+        return None
+    return f"tokenizer.ggml.pre is {pre}, which {target.name} does not know or takes for another"
 
 
 def graph_obstacle(target: Runner, architecture: str, activation: str, type_name: str) -> str | None:
@@ -157,7 +183,7 @@ def nearest(target: Runner, architecture: str, activation: str, type_name: str) 
         for r in RUNNERS
         if r.activations.get(architecture) == activation
         for name in r.types
-        if name not in FLOAT_FILE_TYPES
+        if name not in FLOATS
     ]
     name, runner_name = min(able, key=lambda one: (one[0] != type_name, one[1] != target.name))
     return f"the nearest that works: {option('type', name)} {option('runner', runner_name)}"
@@ -182,12 +208,12 @@ def experts_way_out() -> str:
 def layout_name(type_id: int, file_type: int | None) -> str | None:
     """The ternary layout that a ggml type id stands for in a file of this general.file_type; None where it is none.
 
-    Ids and file types have been given twice: 42 is Q2_0 in llama.cpp, and TL2 in bitnet.cpp from July 2026, whose
-    file type for it is 43.
+    Ids have been given twice: 42 is Q2_0 in llama.cpp, and TL2 in bitnet.cpp from July 2026. Where the file type does
+    not tell, it is the preferred runner's.
     """
-    names = {number: name for r in RUNNERS for name, number in r.type_ids.items()}
-    names[42] = "tl2" if file_type == 43 else "q2_0"
-    return names.get(type_id)
+    known = [(r, name) for r in _preferred_first() for name, number in r.type_ids.items() if number == type_id]
+    of_file_type = (name for r, name in known if r.types[name] == file_type)
+    return next(of_file_type, known[0][1] if known else None)
 
 
 def file_types(number: int) -> set[str]:

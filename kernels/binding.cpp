@@ -1,4 +1,4 @@
-// The Python module bitconv._kernels: checks dtypes, sizes and scales, then runs a kernel without the GIL.
+// The Python module bitconv._kernels: checks dtypes, alignment, sizes and scales, then runs a kernel without the GIL.
 //
 // An array without elements may have dimensions whose product wraps, or that are too large to loop over: products are
 // checked, and there is no kernel to run where the result is empty.
@@ -15,10 +15,35 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace bitconv {
-namespace {
 
+/// An array as kernels take it: contiguous, and aligned for its type, without which to read it is undefined.
 template <class T, class... Shape>
-using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...>;
+struct Array : nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...> {
+    using Unchecked = nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...>;
+    Array() = default;
+    explicit Array(Unchecked array) : Unchecked(std::move(array)) {}
+    bool aligned() const { return reinterpret_cast<uintptr_t>(this->data()) % alignof(T) == 0; }
+};
+
+}  // namespace bitconv
+
+/// Every array of every function passes here. One that is not aligned is a TypeError, as one of another dtype is.
+template <class T, class... Shape>
+struct nb::detail::type_caster<bitconv::Array<T, Shape...>> {
+    using Taken = bitconv::Array<T, Shape...>;
+    using Unchecked = make_caster<typename Taken::Unchecked>;
+    NB_TYPE_CASTER(Taken, Unchecked::Name)
+
+    bool from_python(handle source, uint8_t flags, cleanup_list* cleanup) noexcept {
+        Unchecked unchecked;
+        if (!unchecked.from_python(source, flags, cleanup)) return false;
+        value = Taken(std::move(unchecked.value));
+        return value.aligned();
+    }
+};
+
+namespace bitconv {
+namespace {
 
 using Bytes = Array<const uint8_t>;
 using OutBytes = Array<uint8_t>;
@@ -100,6 +125,13 @@ MatmulSizes matmul_sizes(const Activations& x, const Products& out) {
     return {out.shape(1), x.shape(1), x.shape(0)};
 }
 
+const RowLayout& row_layout(const std::string& name) {
+    for (const RowLayout& layout : active().layouts) {
+        if (name == layout.name) return layout;
+    }
+    throw nb::value_error(("there is no layout '" + name + "' that stores row after row").c_str());
+}
+
 void require_rows(const RowLayout& layout, size_t rows, size_t cols, size_t packed_size) {
     require_multiple("the number of rows", rows, layout.row_group);
     require_multiple("the number of columns", cols, layout.row_group > 1 ? 1 : layout.geometry.block);
@@ -107,57 +139,41 @@ void require_rows(const RowLayout& layout, size_t rows, size_t cols, size_t pack
     require_size("the packed array", packed_size, layout.bytes(rows, cols));
 }
 
-void pack(size_t index, const Trits& trits, const Scales& scales, const OutBytes& out) {
-    const RowLayout& layout = active().layouts[index];
-    require_rows(layout, trits.shape(0), trits.shape(1), out.size());
-    require_size("scales", scales.size(), layout.scales(trits.shape(0), trits.shape(1)));
-    require_scales(scales, layout.geometry.row_header == 4 ? Float::f32 : Float::f16);
-    if (out.size() == 0) return;
-    layout.pack(trits.data(), scales.data(), trits.shape(0), trits.shape(1), out.data());
-}
+void define_row_layouts(nb::module_& m) {
+    m.def("row_layouts", [] {
+        std::vector<std::string> names;
+        for (const RowLayout& layout : active().layouts) names.emplace_back(layout.name);
+        return names;
+    }, "Return the names of the layouts that pack_rows, unpack_rows and matmul_rows take.");
 
-int64_t unpack(size_t index, const Bytes& packed, const OutTrits& out, float* scales, size_t scale_count) {
-    const RowLayout& layout = active().layouts[index];
-    require_rows(layout, out.shape(0), out.shape(1), packed.size());
-    require_size("scales", scale_count, layout.scales(out.shape(0), out.shape(1)));
-    if (packed.size() == 0) return -1;
-    return layout.unpack(packed.data(), out.shape(0), out.shape(1), out.data(), scales);
-}
+    m.def("pack_rows", [](const std::string& name, const Trits& trits, const Scales& scales, const OutBytes& out) {
+        const RowLayout& layout = row_layout(name);
+        require(layout.pack, name + " is only read");
+        require_rows(layout, trits.shape(0), trits.shape(1), out.size());
+        require_size("scales", scales.size(), layout.scales(trits.shape(0), trits.shape(1)));
+        require_scales(scales, layout.geometry.row_header == 4 ? Float::f32 : Float::f16);
+        if (out.size() > 0) layout.pack(trits.data(), scales.data(), trits.shape(0), trits.shape(1), out.data());
+    }, "layout"_a, "trits"_a.noconvert(), "scales"_a.noconvert(), "out"_a.noconvert(), Release(),
+       "Pack rows. scales: [rows, cols / block] or [rows], as the layout has them, or none.");
 
-void matmul(size_t index, const Bytes& packed, const Activations& x, const Products& out) {
-    const RowLayout& layout = active().layouts[index];
-    const auto [rows, cols, n] = matmul_sizes(x, out);
-    require_rows(layout, rows, cols, packed.size());
-    if (out.size() > 0) layout.matmul(packed.data(), x.data(), out.data(), rows, cols, n);
-}
+    m.def("unpack_rows", [](const std::string& name, const Bytes& packed, const OutTrits& out,
+                            const OutScales& scales) {
+        const RowLayout& layout = row_layout(name);
+        require_rows(layout, out.shape(0), out.shape(1), packed.size());
+        require_size("scales", scales.size(), layout.scales(out.shape(0), out.shape(1)));
+        if (packed.size() == 0) return int64_t{-1};
+        return layout.unpack(packed.data(), out.shape(0), out.shape(1), out.data(), scales.data());
+    }, "layout"_a, "packed"_a.noconvert(), "out"_a.noconvert(), "scales"_a.noconvert(), Release(),
+       "Unpack rows. scales: as pack_rows takes them.");
 
-void define_row_layout(nb::module_& m, size_t index) {
-    const RowLayout& layout = active().layouts[index];
-    const std::string name = layout.name;
-    if (layout.geometry.scale == Scale::none) {
-        if (layout.pack) {
-            m.def((name + "_pack").c_str(),
-                  [=](const Trits& trits, const OutBytes& out) { pack(index, trits, Scales(), out); },
-                  "trits"_a.noconvert(), "out"_a.noconvert(), Release());
-        }
-        m.def((name + "_unpack").c_str(),
-              [=](const Bytes& packed, const OutTrits& out) { return unpack(index, packed, out, nullptr, 0); },
-              "packed"_a.noconvert(), "out"_a.noconvert(), Release());
-    } else {
-        m.def((name + "_pack").c_str(),
-              [=](const Trits& trits, const Scales& scales, const OutBytes& out) { pack(index, trits, scales, out); },
-              "trits"_a.noconvert(), "scales"_a.noconvert(), "out"_a.noconvert(), Release());
-        m.def((name + "_unpack").c_str(),
-              [=](const Bytes& packed, const OutTrits& out, const OutScales& scales) {
-                  return unpack(index, packed, out, scales.data(), scales.size());
-              },
-              "packed"_a.noconvert(), "out"_a.noconvert(), "scales"_a.noconvert(), Release());
-    }
-    if (layout.matmul) {
-        m.def((name + "_matmul").c_str(),
-              [=](const Bytes& packed, const Activations& x, const Products& out) { matmul(index, packed, x, out); },
-              "packed"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release());
-    }
+    m.def("matmul_rows", [](const std::string& name, const Bytes& packed, const Activations& x, const Products& out) {
+        const RowLayout& layout = row_layout(name);
+        require(layout.matmul, name + " is only read");
+        const auto [rows, cols, n] = matmul_sizes(x, out);
+        require_rows(layout, rows, cols, packed.size());
+        if (out.size() > 0) layout.matmul(packed.data(), x.data(), out.data(), rows, cols, n);
+    }, "layout"_a, "packed"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release(),
+       "Multiply packed rows with activations.");
 }
 
 void require_tiles(size_t rows, const Tiles& tiles) {
@@ -177,15 +193,15 @@ Tiles tl1_tiles(size_t rows, size_t cols, size_t packed_size, size_t bm, size_t 
 }
 
 template <class Part>
-Tiles tl2_tiles(size_t rows, size_t cols, size_t bm, size_t bk, const Part& three, const Part& signs, const Part& two) {
+Tiles tl2_tiles(size_t rows, size_t cols, size_t bm, size_t bk, const Part& values, const Part& signs, const Part& pairs) {
     const Tiles tiles{bm, bk, 32};
     require_tiles(rows, tiles);
     require_multiple("bk", bk, 24);
-    const size_t two_columns = cols % bk, three_columns = cols - two_columns;
-    require_multiple("the number of columns beyond a multiple of bk", two_columns, 32);
-    require_size("three", three.size(), times(rows, three_columns) / 6);
-    require_size("signs", signs.size(), times(rows, three_columns) / 24);
-    require_size("two", two.size(), times(rows, two_columns) / 4);
+    const size_t pair_columns = cols % bk, triple_columns = cols - pair_columns;
+    require_multiple("the number of columns beyond a multiple of bk", pair_columns, 32);
+    require_size("values", values.size(), times(rows, triple_columns) / 6);
+    require_size("signs", signs.size(), times(rows, triple_columns) / 24);
+    require_size("pairs", pairs.size(), times(rows, pair_columns) / 4);
     return tiles;
 }
 
@@ -211,31 +227,31 @@ void define_tl1(nb::module_& m) {
 }
 
 void define_tl2(nb::module_& m) {
-    m.def("tl2_pack", [](const Trits& trits, size_t bm, size_t bk, const OutBytes& three, const OutBytes& signs,
-                         const OutBytes& two) {
+    m.def("tl2_pack", [](const Trits& trits, size_t bm, size_t bk, const OutBytes& values, const OutBytes& signs,
+                         const OutBytes& pairs) {
         const size_t rows = trits.shape(0), cols = trits.shape(1);
-        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
+        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, values, signs, pairs);
         if (trits.size() == 0) return;
-        active().tl2.pack(trits.data(), rows, cols, tiles, {three.data(), signs.data(), two.data()});
-    }, "trits"_a.noconvert(), "bm"_a, "bk"_a, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(),
+        active().tl2.pack(trits.data(), rows, cols, tiles, {values.data(), signs.data(), pairs.data()});
+    }, "trits"_a.noconvert(), "bm"_a, "bk"_a, "values"_a.noconvert(), "signs"_a.noconvert(), "pairs"_a.noconvert(),
        Release());
 
-    m.def("tl2_unpack", [](const Bytes& three, const Bytes& signs, const Bytes& two, size_t bm, size_t bk,
+    m.def("tl2_unpack", [](const Bytes& values, const Bytes& signs, const Bytes& pairs, size_t bm, size_t bk,
                            const OutTrits& out) {
         const size_t rows = out.shape(0), cols = out.shape(1);
-        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
+        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, values, signs, pairs);
         if (out.size() == 0) return int64_t{-1};
-        return active().tl2.unpack({three.data(), signs.data(), two.data()}, rows, cols, tiles, out.data());
-    }, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(), "bm"_a, "bk"_a, "out"_a.noconvert(),
+        return active().tl2.unpack({values.data(), signs.data(), pairs.data()}, rows, cols, tiles, out.data());
+    }, "values"_a.noconvert(), "signs"_a.noconvert(), "pairs"_a.noconvert(), "bm"_a, "bk"_a, "out"_a.noconvert(),
        Release());
 
-    m.def("tl2_matmul", [](const Bytes& three, const Bytes& signs, const Bytes& two, size_t bm, size_t bk,
+    m.def("tl2_matmul", [](const Bytes& values, const Bytes& signs, const Bytes& pairs, size_t bm, size_t bk,
                            const Activations& x, const Products& out) {
         const auto [rows, cols, n] = matmul_sizes(x, out);
-        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, three, signs, two);
-        const Tl2In packed{three.data(), signs.data(), two.data()};
+        const Tiles tiles = tl2_tiles(rows, cols, bm, bk, values, signs, pairs);
+        const Tl2In packed{values.data(), signs.data(), pairs.data()};
         if (out.size() > 0) active().tl2.matmul(packed, x.data(), out.data(), rows, cols, n, tiles);
-    }, "three"_a.noconvert(), "signs"_a.noconvert(), "two"_a.noconvert(), "bm"_a, "bk"_a, "x"_a.noconvert(),
+    }, "values"_a.noconvert(), "signs"_a.noconvert(), "pairs"_a.noconvert(), "bm"_a, "bk"_a, "x"_a.noconvert(),
        "out"_a.noconvert(), Release());
 }
 
@@ -315,7 +331,7 @@ NB_MODULE(_kernels, m) {
         if (out.size() > 0) active().float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
     }, "w"_a.noconvert(), "dtype"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release());
 
-    for (size_t index = 0; index < row_layouts; ++index) define_row_layout(m, index);
+    define_row_layouts(m);
     define_tl1(m);
     define_tl2(m);
 }

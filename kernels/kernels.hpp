@@ -59,7 +59,17 @@ struct RowLayout {
     }
 };
 
-constexpr size_t row_layouts = 8;
+/// All of them, as layouts/list.hpp lists them.
+class RowLayouts {
+public:
+    template <size_t Count>
+    constexpr RowLayouts(const RowLayout (&list)[Count]) : begin_(list), end_(list + Count) {}
+    constexpr const RowLayout* begin() const { return begin_; }
+    constexpr const RowLayout* end() const { return end_; }
+
+private:
+    const RowLayout *begin_, *end_;
+};
 
 /// The tile sizes that a runner of TL1 or TL2 was built with; rows are a multiple of bm. TL2 has bmm 32.
 struct Tiles {
@@ -125,7 +135,7 @@ struct Kernels {
     /// 16 partial sums, folded as in abs_sum.
     void (*float_matmul)(const uint8_t* w, Float type, const float* x, float* out, size_t rows, size_t cols, size_t n);
 
-    RowLayout layouts[row_layouts];
+    RowLayouts layouts;
     Tl1 tl1;
     Tl2 tl2;
 };

@@ -140,9 +140,8 @@ void test_sources(const Kernels& kernels, const Kernels& portable) {
 
 constexpr size_t vector_counts[] = {0, 1, 2, 3, 4, 5, 8, 13};
 
-void test_row_layout(const Kernels& kernels, size_t index, const Kernels& portable) {
-    const RowLayout &layout = kernels.layouts[index], &truth = portable.layouts[index];
-    const std::string what = std::string(kernels.name) + " " + layout.name;
+void test_row_layout(const std::string& isa, const RowLayout& layout, const RowLayout& truth) {
+    const std::string what = isa + " " + layout.name;
     const size_t unit = layout.row_group > 1 ? 5 : layout.geometry.block;
     for (size_t rows : {size_t{0}, layout.row_group, 4 * layout.row_group, 7 * layout.row_group}) {
         for (size_t blocks : {size_t{1}, size_t{2}, size_t{3}, size_t{5}, size_t{7}, size_t{33}, 16384 / unit + 3}) {
@@ -303,7 +302,8 @@ int main(int argc, char** argv) {
         test_sources(*kernels, portable);
         test_matmul(*kernels);
         test_float_matmul(*kernels, portable);
-        for (size_t index = 0; index < row_layouts; ++index) test_row_layout(*kernels, index, portable);
+        const RowLayout* truth = portable.layouts.begin();
+        for (const RowLayout& layout : kernels->layouts) test_row_layout(kernels->name, layout, *truth++);
         test_tl1(*kernels, portable);
         test_tl2(*kernels, portable);
         std::printf("%s: %d comparisons passed\n", kernels->name, passed - before);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bitconv
@@ -12,7 +12,8 @@ import pytest
 import torch
 from bitconv.cli import app
 from bitconv.commands.families import catalogue, markdown
-from bitconv.models.families import FAMILIES
+from bitconv.models import families
+from bitconv.models.families import FAMILIES, Family
 from bitconv.system.errors import BitconvError
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -195,3 +196,38 @@ def test_the_readme_has_the_tables_of_the_catalogue() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     section = readme.split("<!-- bitconv families -->\n")[1].split("\n<!-- /bitconv families -->")[0]
     assert section == markdown(), "print bitconv.commands.families.markdown() between the README's comments"
+
+
+@pytest.mark.parametrize(
+    "order", [list(FAMILIES), FAMILIES[::-1], FAMILIES[5:] + FAMILIES[:5]], ids=["listed", "reversed", "turned"]
+)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_family_is_found_by_its_signs_in_whatever_order_families_are_listed(
+    family: Family, order: Sequence[Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "FAMILIES", tuple(order))
+    config = {"architectures": [family.hf_architecture], "hidden_act": family.architecture.activation}
+    names = [f"model{family.tensor}" if family.tensor.startswith("_") else family.tensor or "model.norm.weight"]
+    assert families.detect(config, "config.json", names) is family
+
+
+def test_no_two_families_of_a_class_have_the_same_signs() -> None:
+    told_by = [(family.hf_architecture, family.signs) for family in FAMILIES]
+    assert len(set(told_by)) == len(told_by)
+
+
+def test_tensors_of_two_families_are_refused(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", dtype="f32")
+    file = model.path / "model.safetensors"
+    norms = {
+        f"model.layers.0.{name}.weight": np.ones(256, np.float32)
+        for name in ("self_attn.inner_attn_ln", "self_attn.attn_sub_norm")
+    }
+    save_file(load_file(file) | norms, file)
+    with pytest.raises(BitconvError, match=r"two families, Llama with 1bitLLM's .* and Llama with Microsoft's"):
+        bitconv.convert(model.path, tmp_path / "out.gguf")
+
+
+def test_no_two_families_are_what_an_architecture_is_exported_as() -> None:
+    exported = [family.architecture for family in FAMILIES if family.exported]
+    assert len(set(exported)) == len(exported) == 3

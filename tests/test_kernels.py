@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import reference
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "layouts.json").read_text())
-WITHOUT_SCALE = ("i2_s", "i2_s_arm64")
+NO_SCALES = np.empty(0, np.float32)
 PACKED_BY_ROWS = [name for name in reference.ROW_LAYOUTS if name != "i2_s_arm64"]
 FLOATS = {"f32": "<f4", "f16": "<f2"}
 SCALES = {"f32": (1e-45, 0.3, 1e30), "f16": (2.99e-8, 0.3, 60000), "bf16": (4.6e-41, 0.3, 1e30)}
@@ -35,10 +35,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _kernels.use_isa(request.param)
     yield request.param
     _kernels.use_isa(before)
-
-
-def kernel(layout: str, verb: str) -> Callable[..., Any]:
-    return getattr(_kernels, f"{layout}_{verb}")
 
 
 def rng(*seed: int) -> np.random.Generator:
@@ -74,7 +70,7 @@ def scales_of(layout: str, rows: int, cols: int, scale: float = 0.3) -> NDArray[
 def pack(layout: str, trits: reference.Trits, scale: float | NDArray[np.float32] = 0.3) -> reference.Bytes:
     out = np.full(reference.ROW_LAYOUTS[layout].pack(trits, 1).size, 0xEE, np.uint8)
     scales = scale if isinstance(scale, np.ndarray) else scales_of(layout, *trits.shape, scale)
-    kernel(layout, "pack")(trits, *(() if layout in WITHOUT_SCALE else (scales,)), out)
+    _kernels.pack_rows(layout, trits, scales, out)
     return out
 
 
@@ -83,7 +79,7 @@ def unpack(
 ) -> tuple[int, reference.Trits, NDArray[np.float32]]:
     """The index of an invalid code, the trits, the scales."""
     out, scales = np.full((rows, cols), 99, np.int8), scales_of(layout, rows, cols, 99)
-    return kernel(layout, "unpack")(packed, out, *(() if layout in WITHOUT_SCALE else (scales,))), out, scales
+    return _kernels.unpack_rows(layout, packed, out, scales), out, scales
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda g: f"{g['layout']}-{g['rows']}x{g['cols']}")
@@ -109,7 +105,7 @@ def test_packs_and_unpacks_the_golden_matrices(golden: dict[str, Any]) -> None:
             if layout == "i2_s_row4"
             else reference.ROW_LAYOUTS[layout].pack(trits, scale)
         )
-        assert kernel(layout, "unpack")(packed, out) == -1
+        assert _kernels.unpack_rows(layout, packed, out, NO_SCALES) == -1
         data = packed.tobytes()
     else:
         packed = pack(layout, trits, scale)
@@ -194,17 +190,17 @@ def test_multiplies_packed_rows_exactly(layout: str, n: int) -> None:
         trits = random_trits(5, blocks * reference.ROW_LAYOUTS[layout].block)
         x = activations(n, trits.shape[1])
         out = np.full((n, 5), 99, np.int32)
-        kernel(layout, "matmul")(pack(layout, trits), x, out)
+        _kernels.matmul_rows(layout, pack(layout, trits), x, out)
         assert (out == product(trits, x)).all()
 
 
 def test_unpacks_groups_of_four_rows() -> None:
     trits = random_trits(8, 37)
     packed, out = reference.i2_s_row4_pack(trits), np.empty_like(trits)
-    assert _kernels.i2_s_row4_unpack(packed, out) == -1
+    assert _kernels.unpack_rows("i2_s_row4", packed, out, NO_SCALES) == -1
     assert (out == trits).all()
     packed[37 + 5] = 0b11_00_11_00  # rows 4 and 6 at column 5
-    assert _kernels.i2_s_row4_unpack(packed, out) == 4 * 37 + 5
+    assert _kernels.unpack_rows("i2_s_row4", packed, out, NO_SCALES) == 4 * 37 + 5
 
 
 def test_writes_scale_zero_in_blocks_of_zeros() -> None:
@@ -222,10 +218,11 @@ TL2_TILES = [(64, 96, 32, 96), (64, 256, 64, 96), (96, 32, 32, 48), (32, 264, 32
 
 def tl2_parts(trits: reference.Trits, bm: int, bk: int) -> tuple[reference.Bytes, reference.Bytes, reference.Bytes]:
     rows, cols = trits.shape
-    two = cols % bk
-    three, signs, pairs = (np.full(rows * n, 0xEE, np.uint8) for n in ((cols - two) // 6, (cols - two) // 24, two // 4))
-    _kernels.tl2_pack(trits, bm, bk, three, signs, pairs)
-    return three, signs, pairs
+    paired = cols % bk
+    sizes = (cols - paired) // 6, (cols - paired) // 24, paired // 4
+    values, signs, pairs = (np.full(rows * size, 0xEE, np.uint8) for size in sizes)
+    _kernels.tl2_pack(trits, bm, bk, values, signs, pairs)
+    return values, signs, pairs
 
 
 @pytest.mark.parametrize(("rows", "cols", "tile"), TL1_TILES)
@@ -279,9 +276,9 @@ def test_tl2_finds_the_first_invalid_code(data: st.DataObject, part: int) -> Non
 
 
 def test_tl2_rejects_the_sign_of_zero() -> None:
-    three, signs, two = tl2_parts(np.zeros((32, 24), np.int8), 32, 24)
+    values, signs, pairs = tl2_parts(np.zeros((32, 24), np.int8), 32, 24)
     signs[0] = 1  # bit 0 of word 0: triple 7 of row 16
-    assert _kernels.tl2_unpack(three, signs, two, 32, 24, np.empty((32, 24), np.int8)) == 16 * 24 + 21
+    assert _kernels.tl2_unpack(values, signs, pairs, 32, 24, np.empty((32, 24), np.int8)) == 16 * 24 + 21
 
 
 # Sources and floats
@@ -483,12 +480,12 @@ def test_q8_0_multiplies_many_columns_exactly() -> None:
 def test_rejects_sizes_that_do_not_fit() -> None:
     u8, i8, i32, f32 = (lambda *s, t=t: np.zeros(s, t) for t in (np.uint8, np.int8, np.int32, np.float32))
     wrong: list[tuple[str, Callable[[], object]]] = [
-        ("columns is 100, not a multiple of 128", lambda: _kernels.i2_s_pack(i8(1, 100), u8(25))),
-        ("packed array has 31 elements, expected 32", lambda: _kernels.i2_s_pack(i8(1, 128), u8(31))),
-        ("packed array has 31 elements, expected 32", lambda: _kernels.i2_s_unpack(u8(31), i8(1, 128))),
-        ("rows is 3, not a multiple of 4", lambda: _kernels.i2_s_row4_unpack(u8(6), i8(3, 8))),
-        ("scales has 2 elements, expected 1", lambda: _kernels.q2_0_unpack(u8(18), i8(1, 64), f32(2))),
-        ("x has 2 vectors, out 3", lambda: _kernels.i2_s_matmul(u8(32), i8(2, 128), i32(3, 1))),
+        ("columns is 100, not a multiple of 128", lambda: _kernels.pack_rows("i2_s", i8(1, 100), f32(0), u8(25))),
+        ("packed array has 31 elements, expected 32", lambda: _kernels.pack_rows("i2_s", i8(1, 128), f32(0), u8(31))),
+        ("packed array has 31 elements, expected 32", lambda: _kernels.unpack_rows("i2_s", u8(31), i8(1, 128), f32(0))),
+        ("rows is 3, not a multiple of 4", lambda: _kernels.unpack_rows("i2_s_row4", u8(6), i8(3, 8), f32(0))),
+        ("scales has 2 elements, expected 1", lambda: _kernels.unpack_rows("q2_0", u8(18), i8(1, 64), f32(2))),
+        ("x has 2 vectors, out 3", lambda: _kernels.matmul_rows("i2_s", u8(32), i8(2, 128), i32(3, 1))),
         ("shapes of trits, x and out", lambda: _kernels.matmul(i8(2, 5), i8(1, 4), i32(1, 2))),
         ("bmm is 16", lambda: _kernels.tl1_pack(i8(32, 16), 32, 16, 16, u8(128))),
         ("rows is 32, not a multiple of 64", lambda: _kernels.tl1_pack(i8(32, 16), 64, 16, 32, u8(128))),
@@ -509,16 +506,19 @@ def test_rejects_sizes_that_do_not_fit() -> None:
         ("values is 4, not a multiple of 3", lambda: _kernels.dequantize(i8(4), f32(3), u8(16), "f32")),
         ("values is 4, not a multiple of 3", lambda: _kernels.ternary_scales(u8(16), "f32", f32(3))),
         ("no scales", lambda: _kernels.ternary_scales(u8(16), "f32", f32(0))),
-        ("scales has 2 elements, expected 1", lambda: _kernels.q2_0_pack(i8(1, 64), f32(2), u8(18))),
-        ("is too large", lambda: _kernels.i2_s_matmul(u8(0), i8(0, 128), i32(0, 2**57))),
+        ("scales has 2 elements, expected 1", lambda: _kernels.pack_rows("q2_0", i8(1, 64), f32(2), u8(18))),
+        ("is too large", lambda: _kernels.matmul_rows("i2_s", u8(0), i8(0, 128), i32(0, 2**57))),
         ("is too large", lambda: _kernels.tl1_matmul(u8(0), 32, 64, 32, i8(0, 64), i32(0, 2**58))),
         ("is too large", lambda: _kernels.tl2_matmul(u8(0), u8(0), u8(0), 32, 96, i8(0, 32), i32(0, 2**59))),
         ("is too large", lambda: _kernels.float_matmul(u8(0), "f32", f32(0, 2**32), f32(0, 2**32))),
-        ("too large", lambda: _kernels.q2_0_pack(i8(1, 64), f32(1) + 65520, u8(18))),
-        ("too large", lambda: _kernels.iq2_bn_pack(i8(1, 64), f32(1) + np.inf, u8(20))),
+        ("too large", lambda: _kernels.pack_rows("q2_0", i8(1, 64), f32(1) + 65520, u8(18))),
+        ("too large", lambda: _kernels.pack_rows("iq2_bn", i8(1, 64), f32(1) + np.inf, u8(20))),
         ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.nan, u8(8), "f32")),
         ("too large", lambda: _kernels.dequantize(i8(2), f32(1) + np.float32(3.4e38), u8(4), "bf16")),
-        ("too small for float16", lambda: _kernels.iq1_bn_pack(i8(1, 64), f32(1) + np.float32(2.0**-25), u8(15))),
+        (
+            "too small for float16",
+            lambda: _kernels.pack_rows("iq1_bn", i8(1, 64), f32(1) + np.float32(2.0**-25), u8(15)),
+        ),
         ("too small for bfloat16", lambda: _kernels.dequantize(i8(2), f32(1) + np.float32(2.0**-134), u8(4), "bf16")),
     ]
     for message, call in wrong:
@@ -530,16 +530,16 @@ def test_does_not_loop_over_the_shape_of_an_array_without_elements() -> None:
     u8, i8, i32, f32 = (lambda *s, t=t: np.zeros(s, t) for t in (np.uint8, np.int8, np.int32, np.float32))
     many = 2**60
     for rows, n in ((many, 0), (0, many)):
-        _kernels.i2_s_matmul(u8(0), i8(n, 0), i32(n, rows))
+        _kernels.matmul_rows("i2_s", u8(0), i8(n, 0), i32(n, rows))
         _kernels.tl1_matmul(u8(0), 32, 64, 32, i8(n, 0), i32(n, rows))
         _kernels.tl2_matmul(u8(0), u8(0), u8(0), 32, 96, i8(n, 0), i32(n, rows))
         _kernels.matmul(i8(rows, 0), i8(n, 0), i32(n, rows))
         _kernels.float_matmul(u8(0), "f32", f32(n, 0), f32(n, rows))
-    _kernels.i2_s_pack(i8(many, 0), u8(0))
+    _kernels.pack_rows("i2_s", i8(many, 0), f32(0), u8(0))
     _kernels.tl1_pack(i8(many, 0), 32, 64, 32, u8(0))
     _kernels.tl2_pack(i8(many, 0), 32, 96, u8(0), u8(0), u8(0))
-    assert _kernels.i2_s_unpack(u8(0), i8(many, 0)) == -1
-    assert _kernels.i2_s_row4_unpack(u8(0), i8(many, 0)) == -1
+    assert _kernels.unpack_rows("i2_s", u8(0), i8(many, 0), f32(0)) == -1
+    assert _kernels.unpack_rows("i2_s_row4", u8(0), i8(many, 0), f32(0)) == -1
     assert _kernels.tl1_unpack(u8(0), 32, 64, 32, i8(many, 0)) == -1
     assert _kernels.tl2_unpack(u8(0), u8(0), u8(0), 32, 96, i8(many, 0)) == -1
 
@@ -548,18 +548,70 @@ def test_rejects_arrays_of_another_type_or_order() -> None:
     out = np.zeros(32, np.uint8)
     for trits in (np.zeros((1, 128), np.int16), np.zeros((128, 1), np.int8).T[:, ::2], np.zeros(128, np.int8)):
         with pytest.raises(TypeError):
-            _kernels.i2_s_pack(trits, out)
+            _kernels.pack_rows("i2_s", trits, NO_SCALES, out)
     frozen = np.zeros((1, 128), np.int8)
     frozen.flags.writeable = False
-    _kernels.i2_s_pack(frozen, out)  # inputs may be read-only
+    _kernels.pack_rows("i2_s", frozen, NO_SCALES, out)  # inputs may be read-only
     with pytest.raises(TypeError):
-        _kernels.i2_s_unpack(out, frozen)
+        _kernels.unpack_rows("i2_s", out, frozen, NO_SCALES)
 
 
 def test_takes_unaligned_arrays() -> None:
     raw = np.zeros(4 * 100 + 1, np.uint8)
     raw[1:] = bits(rng(0).normal(0, 1, 100), "f32")
     assert _kernels.abs_sum(raw[1:], "f32") == _kernels.abs_sum(raw[1:].copy(), "f32")
+
+
+def test_every_layout_of_rows_has_a_reference() -> None:
+    assert set(_kernels.row_layouts()) == {*reference.ROW_LAYOUTS, "i2_s_row4"}
+
+
+def test_refuses_a_layout_that_is_not_there_and_to_write_one_that_is_only_read() -> None:
+    trits, packed = np.zeros((4, 64), np.int8), np.zeros(64, np.uint8)
+    with pytest.raises(ValueError, match="no layout 'i3_s'"):
+        _kernels.unpack_rows("i3_s", packed, trits, NO_SCALES)
+    with pytest.raises(ValueError, match="i2_s_row4 is only read"):
+        _kernels.pack_rows("i2_s_row4", trits, NO_SCALES, packed)
+    with pytest.raises(ValueError, match="i2_s_arm64 is only read"):
+        _kernels.matmul_rows("i2_s_arm64", packed, np.zeros((1, 64), np.int8), np.zeros((1, 4), np.int32))
+
+
+def misaligned(*shape: int, dtype: type = np.float32) -> NDArray[Any]:
+    """Zeros at an address that is one more than a multiple of four."""
+    size = int(np.prod(shape)) * 4
+    memory = np.zeros(size + 8, np.uint8)
+    start = 1 - memory.ctypes.data % 4 + 4
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: _kernels.ternary_scales(np.zeros(8, np.uint8), "f32", misaligned(2)),
+        lambda: _kernels.dequantize(np.zeros(2, np.int8), misaligned(2), np.zeros(8, np.uint8), "f32"),
+        lambda: _kernels.pack_rows("q2_0", np.zeros((1, 64), np.int8), misaligned(1), np.zeros(18, np.uint8)),
+        lambda: _kernels.unpack_rows("q2_0", np.zeros(18, np.uint8), np.zeros((1, 64), np.int8), misaligned(1)),
+        lambda: _kernels.matmul_rows(
+            "i2_s", np.zeros(32, np.uint8), np.zeros((1, 128), np.int8), misaligned(1, 1, dtype=np.int32)
+        ),
+        lambda: _kernels.matmul(np.zeros((1, 8), np.int8), np.zeros((1, 8), np.int8), misaligned(1, 1, dtype=np.int32)),
+        lambda: _kernels.float_matmul(np.zeros(4, np.uint8), "f32", misaligned(1, 1), np.zeros((1, 1), np.float32)),
+        lambda: _kernels.float_matmul(np.zeros(4, np.uint8), "f32", np.zeros((1, 1), np.float32), misaligned(1, 1)),
+        lambda: _kernels.tl1_matmul(
+            np.zeros(64, np.uint8), 32, 8, 32, np.zeros((1, 8), np.int8), misaligned(1, 32, dtype=np.int32)
+        ),
+        lambda: _kernels.tl2_matmul(
+            *(np.zeros(n, np.uint8) for n in (128, 32, 0)),
+            32,
+            24,
+            np.zeros((1, 24), np.int8),
+            misaligned(1, 32, dtype=np.int32),
+        ),
+    ],
+)
+def test_refuses_arrays_that_are_not_aligned_for_their_type(call: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        call()
 
 
 def test_names_the_portable_instruction_set_first() -> None:

@@ -8,7 +8,8 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.cli import app
-from bitconv.layouts.tiles import choose, kernel_config_text
+from bitconv.layouts.tiles import kernel_config_text
+from bitconv.layouts.tl2 import TL2
 from typer.testing import CliRunner
 
 from gguf_file import File
@@ -195,7 +196,7 @@ def test_the_tiles_of_a_file_from_elsewhere_are_asked_for(model: Synthetic, tmp_
         bitconv.verify(elsewhere)
     shapes = {trits.shape for trits in model.trits.values()}
     ini = tmp_path / "kernel_config.ini"
-    ini.write_text(kernel_config_text({shape: choose("tl2", *shape) for shape in shapes}))
+    ini.write_text(kernel_config_text({shape: TL2.tile_rules.choose(*shape) for shape in shapes}))
     assert bitconv.verify(elsewhere, against=model.path, kernel_config=ini).right
     bitconv.repack(elsewhere, tmp_path / "out.gguf", type="i2_s", from_kernel_config=ini)
     assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right

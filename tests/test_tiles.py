@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,15 @@ import pytest
 from bitconv import BitconvError
 from bitconv.commands.kernel_config import kernel_config
 from bitconv.gguf import MalformedGGUF
-from bitconv.layouts import InvalidCode, Layout
+from bitconv.layouts.layout import InvalidCode, Layout
+from bitconv.layouts.tiled import TiledLayout
 from bitconv.layouts.tiles import (
-    SHIPPED,
     Shape,
     Tile,
-    choose,
     kernel_config_text,
     read_kernel_config,
     tile_metadata,
     tiles_from_metadata,
-    tl1_obstacle,
-    tl2_obstacle,
 )
 from bitconv.layouts.tl1 import TL1
 from bitconv.layouts.tl2 import TL2
@@ -34,8 +30,8 @@ from hypothesis import strategies as st
 from reference import golden_matrix
 from synthetic import make_checkpoint
 
-LAYOUTS: dict[str, Callable[[Tile], Layout]] = {"tl1": TL1, "tl2": TL2}
-REFUSALS = {"tl1": tl1_obstacle, "tl2": tl2_obstacle}
+LAYOUTS: dict[str, type[TiledLayout]] = {"tl1": TL1, "tl2": TL2}
+RULES = {name: layout.tile_rules for name, layout in LAYOUTS.items()}
 GOLDEN = [
     vector
     for vector in json.loads((Path(__file__).parent / "golden" / "layouts.json").read_text())
@@ -43,8 +39,8 @@ GOLDEN = [
 ]
 EVERY_SHIPPED = [
     (type_name, shape, tile)
-    for type_name, models in SHIPPED.items()
-    for shapes in models.values()
+    for type_name, rules in RULES.items()
+    for shapes in rules.shipped.values()
     for shape, tile in shapes.items()
 ]
 
@@ -156,12 +152,12 @@ def test_a_tile_is_legal_or_breaks_a_rule(
     type_name: str, shape: Shape, legal: Tile | None, illegal: Tile | None, rule: str
 ) -> None:
     if legal is not None:
-        assert REFUSALS[type_name](*shape, legal) is None
+        assert RULES[type_name].obstacle(*shape, legal) is None
         assert LAYOUTS[type_name](legal).obstacle(*shape) is None
     if illegal is not None:
         refusal = LAYOUTS[type_name](illegal).obstacle(*shape)
         assert refusal is not None
-        assert refusal == REFUSALS[type_name](*shape, illegal)
+        assert refusal == RULES[type_name].obstacle(*shape, illegal)
         assert rule in refusal
         assert f"{type_name} cannot have the tile {illegal.bm},{illegal.bk},{illegal.bmm}" in refusal
         assert f"for {shape[0]}x{shape[1]}" in refusal
@@ -169,14 +165,14 @@ def test_a_tile_is_legal_or_breaks_a_rule(
 
 @pytest.mark.parametrize(("type_name", "shape", "tile"), EVERY_SHIPPED)
 def test_shipped_tiles_are_legal_and_chosen(type_name: str, shape: Shape, tile: Tile) -> None:
-    assert REFUSALS[type_name](*shape, tile) is None
-    assert choose(type_name, *shape) == tile
+    assert RULES[type_name].obstacle(*shape, tile) is None
+    assert RULES[type_name].choose(*shape) == tile
 
 
 def test_the_tiles_of_the_official_setup_win_over_its_unused_presets() -> None:
-    assert choose("tl1", 4096, 14336) == Tile(128, 64, 64)
-    assert choose("tl1", 4096, 4096) == Tile(128, 64, 64)
-    assert choose("tl2", 4096, 1536) == Tile(256, 96, 32)
+    assert TL1.tile_rules.choose(4096, 14336) == Tile(128, 64, 64)
+    assert TL1.tile_rules.choose(4096, 4096) == Tile(128, 64, 64)
+    assert TL2.tile_rules.choose(4096, 1536) == Tile(256, 96, 32)
     assert len(EVERY_SHIPPED) == 20
 
 
@@ -186,31 +182,31 @@ def test_a_legal_tile_is_chosen_where_there_is_one(type_name: str, rows: int, co
     rows, columns = rows * unit, columns * unit
     # A tile of more rows than bmm is legal only where one of bmm rows is.
     tiles = [Tile(bmm, bk, bmm) for bmm in (32, 64) for bk in range(4, 257, 4)]
-    if any(REFUSALS[type_name](rows, columns, tile) is None for tile in tiles):
-        assert REFUSALS[type_name](rows, columns, choose(type_name, rows, columns)) is None
+    if any(RULES[type_name].obstacle(rows, columns, tile) is None for tile in tiles):
+        assert RULES[type_name].obstacle(rows, columns, RULES[type_name].choose(rows, columns)) is None
     else:
         with pytest.raises(BitconvError, match=f"{type_name} has no legal tile for {rows}x{columns}: it needs"):
-            choose(type_name, rows, columns)
+            RULES[type_name].choose(rows, columns)
 
 
 def test_the_chosen_tl2_tile_packs_the_fewest_columns_in_pairs() -> None:
-    assert choose("tl2", 6912, 2560) == Tile(288, 96, 32)
-    assert choose("tl2", 2560, 3000) == Tile(320, 120, 32)
-    assert tl2_obstacle(64, 456, Tile(64, 120, 32)) is None
-    assert choose("tl2", 64, 456) == Tile(64, 24, 32)
+    assert TL2.tile_rules.choose(6912, 2560) == Tile(288, 96, 32)
+    assert TL2.tile_rules.choose(2560, 3000) == Tile(320, 120, 32)
+    assert TL2.tile_rules.obstacle(64, 456, Tile(64, 120, 32)) is None
+    assert TL2.tile_rules.choose(64, 456) == Tile(64, 24, 32)
 
 
 def test_the_chosen_tl1_tile_is_the_largest_of_the_usual_sizes() -> None:
-    assert choose("tl1", 6912, 2560) == Tile(288, 128, 32)
-    assert choose("tl1", 32, 80) == Tile(32, 80, 32)
+    assert TL1.tile_rules.choose(6912, 2560) == Tile(288, 128, 32)
+    assert TL1.tile_rules.choose(32, 80) == Tile(32, 80, 32)
 
 
 def test_kernel_config_round_trips(tmp_path: Path) -> None:
     file = tmp_path / "kernel_config.ini"
-    for type_name in SHIPPED:
+    for type_name in RULES:
         tiles = {shape: tile for name, shape, tile in EVERY_SHIPPED if name == type_name}
         file.write_text(kernel_config_text(tiles))
-        assert read_kernel_config(file, type_name) == tiles
+        assert read_kernel_config(file, RULES[type_name]) == tiles
 
 
 SECTION = "[Kernels_0]\nm = 512\nk = 1024\nbm = 256\nbk = 96\nbmm = 32\n"
@@ -219,7 +215,7 @@ SECTION = "[Kernels_0]\nm = 512\nk = 1024\nbm = 256\nbk = 96\nbmm = 32\n"
 def test_kernel_config_reads_what_the_code_generators_write(tmp_path: Path) -> None:
     file = tmp_path / "kernel_config.ini"
     file.write_text(SECTION + "\n[Kernels_1]\nM = 256\nK = 512\nBM = 128\nBK = 192\nbmm = 32\n\n")
-    assert read_kernel_config(file, "tl2") == {(512, 1024): Tile(256, 96, 32), (256, 512): Tile(128, 192, 32)}
+    assert read_kernel_config(file, TL2.tile_rules) == {(512, 1024): Tile(256, 96, 32), (256, 512): Tile(128, 192, 32)}
     assert kernel_config_text({(512, 1024): Tile(256, 96, 32)}) == SECTION + "\n"
 
 
@@ -243,7 +239,7 @@ def test_a_bad_kernel_config_is_refused(tmp_path: Path, text: str, cause: str) -
     file = tmp_path / "kernel_config.ini"
     file.write_text(text, encoding="latin-1")
     with pytest.raises(BitconvError) as error:
-        read_kernel_config(file, "tl2")
+        read_kernel_config(file, TL2.tile_rules)
     assert str(error.value).startswith(str(file))
     assert cause in str(error.value)
     assert "\n" not in str(error.value)
@@ -289,7 +285,7 @@ def test_kernel_config_is_written_for_the_shapes_of_a_model(tmp_path: Path) -> N
     result = kernel_config(model, output, type="tl2")
     shapes = [(256, 256), (128, 256), (384, 256), (256, 384)]
     assert [tiled.shape for tiled in result.shapes] == shapes
-    assert read_kernel_config(output, "tl2") == {shape: choose("tl2", *shape) for shape in shapes}
+    assert read_kernel_config(output, TL2.tile_rules) == {shape: TL2.tile_rules.choose(*shape) for shape in shapes}
     assert result.generator_entry == '"custom": [[256, 256], [128, 256], [384, 256], [256, 384]],'
     assert result.generator == (
         "python utils/codegen_tl2.py --model custom --BM 256,128,192,256 --BK 96,96,96,96 --bm 32,32,32,32"
@@ -300,7 +296,7 @@ def test_kernel_config_is_written_for_the_shapes_of_a_model(tmp_path: Path) -> N
     with pytest.raises(BitconvError, match="exists; pass force=True"):
         kernel_config(model, output, type="tl1")
     result = kernel_config(model, output, type="tl1", force=True)
-    assert set(read_kernel_config(output, "tl1")) == set(shapes)
+    assert set(read_kernel_config(output, TL1.tile_rules)) == set(shapes)
     assert result.generator.startswith("python utils/codegen_tl1.py ")
     assert "-DBITNET_ARM_TL1=ON" in result.build[0]
 
@@ -312,9 +308,9 @@ def test_a_model_that_the_code_generator_knows_keeps_its_order(tmp_path: Path, m
         (384, 256): Tile(128, 96, 32),
         (256, 256): Tile(256, 96, 32),
     }
-    monkeypatch.setitem(SHIPPED["tl2"], "smaller", {(256, 256): known[256, 256]})
-    monkeypatch.setitem(SHIPPED["tl2"], "larger", {**known, (512, 256): Tile(256, 96, 32)})
-    monkeypatch.setitem(SHIPPED["tl2"], "known", known)
+    monkeypatch.setitem(TL2.tile_rules.shipped, "smaller", {(256, 256): known[256, 256]})
+    monkeypatch.setitem(TL2.tile_rules.shipped, "larger", {**known, (512, 256): Tile(256, 96, 32)})
+    monkeypatch.setitem(TL2.tile_rules.shipped, "known", known)
     model = make_checkpoint(tmp_path / "model", "microsoft", hidden=256, ffn=384, heads=4, kv_heads=2).path
     result = kernel_config(model, tmp_path / "kernel_config.ini", type="tl2")
     assert result.generator_entry is None
@@ -335,7 +331,7 @@ def test_kernel_config_refuses_shapes_without_a_tile(tmp_path: Path) -> None:
         kernel_config(model, output, type="tl2")
     assert not output.exists()
     result = kernel_config(model, output, type="tl2", leave_out=True)
-    assert set(read_kernel_config(output, "tl2")) == {(256, 256), (128, 256), (256, 360)}
+    assert set(read_kernel_config(output, TL2.tile_rules)) == {(256, 256), (128, 256), (256, 360)}
     assert list(result.left_out) == ["360x256"]
     with pytest.raises(BitconvError, match="'i2_s' has no tiles; tl1 and tl2 have"):
         kernel_config(model, tmp_path / "other.ini", type="i2_s")

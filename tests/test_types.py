@@ -7,7 +7,8 @@ from pathlib import Path
 import bitconv
 import numpy as np
 import pytest
-from bitconv.layouts.tiles import choose
+from bitconv.layouts.tl1 import TL1
+from bitconv.layouts.tl2 import TL2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -45,10 +46,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 def packed(type_name: str, trits: np.ndarray, scale: np.float32) -> bytes:
     rows, columns = trits.shape
     if type_name == "tl1":
-        tile = choose("tl1", rows, columns)
+        tile = TL1.tile_rules.choose(rows, columns)
         body = tl1_pack(trits, tile.bm, tile.bk, tile.bmm).tobytes()
     elif type_name == "tl2":
-        tile = choose("tl2", rows, columns)
+        tile = TL2.tile_rules.choose(rows, columns)
         body = b"".join(part.tobytes() for part in Tl2(rows, columns, tile.bm, tile.bk).pack(trits))
         size = (columns - 256) * rows // 3 * 5 // 8 + 256 * rows // 2 * 4 // 8
         body = body.ljust((size + 31) // 32 * 32, b"\0")

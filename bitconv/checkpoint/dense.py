@@ -6,7 +6,7 @@ import numpy as np
 
 from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint, StoredTensor
-from bitconv.layouts import Bytes
+from bitconv.layouts.layout import Bytes
 from bitconv.system.errors import Code, option
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bitconv.checkpoint.directory import ITEMSIZE
-from bitconv.layouts import Bytes
+from bitconv.layouts.layout import Bytes
 from bitconv.system import jobs
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import replacing

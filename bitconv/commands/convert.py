@@ -12,6 +12,7 @@ from pathlib import Path
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.checkpoint.hub import local_model
+from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.scales import Scale
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
@@ -122,16 +123,16 @@ def convert(
         embed_type=embed_type,
         fallback=fallback,
         overrides=tuple(tensor_types),
-        tiles=None if kernel_config is None else read_kernel_config(Path(kernel_config), type),
+        tiles=None if kernel_config is None else read_kernel_config(Path(kernel_config), tile_rules(type)),
         scale_in_blocks=scale_in_blocks,
         pre=pre,
     )
     with Checkpoint(local_model(model, revision, token, accept=families.of_class)) as checkpoint:
         check_no_model_file(target, checkpoint.path, b"GGUF")
         convention = scale_convention_of(scale_convention)
-        understood = load_model(checkpoint, convention)
-        settled = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
-        plan = make_plan(checkpoint, settled, options)
+        loaded = load_model(checkpoint, convention)
+        model_with_scales = settle_scales(checkpoint, loaded, rule_of(ternarize), threads, convention)
+        plan = make_plan(checkpoint, model_with_scales, options)
         scales: dict[str, list[Scale]] = {}
         if not dry_run:
             with replacing(target, plan.size, force=force) as descriptor:

@@ -19,12 +19,13 @@ from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE
 from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf, type_by_name
-from bitconv.layouts import Bytes, make_layout
+from bitconv.layouts.layout import Bytes
+from bitconv.layouts.registry import make_layout
 from bitconv.layouts.scales import describe
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.config_json import config_json, rope_scaling
-from bitconv.models.families import llama, microsoft
+from bitconv.models.families import FAMILIES
 from bitconv.models.quantization import ScaleConvention
 from bitconv.packed.structure import Structure, check_structure
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
@@ -40,8 +41,7 @@ _WRITTEN = re.compile(
     r"config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|tokenizer\.json|tokenizer\.model|tokenizer_config\.json"
 )
-# By GGUF architecture: whose class in transformers computes its graph from packed weights.
-_FAMILIES = {family.architecture: family for family in (llama.FAMILY, microsoft.FAMILY, microsoft.SILU_FAMILY)}
+_EXPORTED = {family.architecture: family for family in FAMILIES if family.exported}
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,15 @@ class _Source:
         self.infos = {info.name: info for info in header.tensors}
         self.structure = structure
         self.descriptor = descriptor
-        if structure.architecture not in _FAMILIES:
-            known = ", ".join(sorted({architecture.name for architecture in _FAMILIES}))
+        if structure.architecture not in _EXPORTED:
+            known = ", ".join(sorted({architecture.name for architecture in _EXPORTED}))
             raise BitconvError(
                 f"architecture {structure.architecture_name} cannot be exported, only {known}",
                 code=Code.GGUF_UNSUPPORTED,
                 file=header.path,
                 way_out="take the checkpoint that the file was made of",
             )
-        self.family = _FAMILIES[structure.architecture]
+        self.family = _EXPORTED[structure.architecture]
         self.sizes = structure.sizes
         if self.sizes.experts:
             raise BitconvError(

@@ -86,7 +86,7 @@ def _types(family: Family, runner: Runner) -> tuple[str, ...]:
 def markdown() -> str:
     """The README's tables. A test holds them against the README; print this to write them anew."""
     listed = catalogue()
-    families = _table(
+    families = table(
         ("family", "checkpoints", "recognised by", "weights", "GGUF architecture", "types"),
         (
             (
@@ -100,12 +100,12 @@ def markdown() -> str:
             for entry in listed.families
         ),
     )
-    refusals = _table(
+    refusals = table(
         ("refused", "told by", "because"),
         ((entry.name, entry.recognised, entry.reason) for entry in listed.refusals),
     )
     return f"{families}\n\n{refusals}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |".replace("*", r"\*") for row in (head, ["---"] * len(head), *rows))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
-from bitconv.layouts.tiles import SHIPPED, Shape, Tile, choose, kernel_config_text, shipped_tile
+from bitconv.layouts.registry import TILED, tile_rules
+from bitconv.layouts.tiles import Shape, Tile, TileRules, kernel_config_text
 from bitconv.models import families
 from bitconv.models.model import load_model
 from bitconv.models.quantization import ScaleConvention
@@ -17,8 +18,6 @@ from bitconv.system.errors import BitconvError, Code, option, reports_system_err
 from bitconv.system.output import check_no_model_file, check_output, replacing
 from bitconv.system.rawio import write_at
 
-# The option of bitnet.cpp's CMake build that compiles the kernels of a type.
-_BUILD_OPTIONS = {"tl1": "BITNET_ARM_TL1", "tl2": "BITNET_X86_TL2"}
 # A name for a model in the code generator's list, where it stands in for shapes that no model there has.
 _CUSTOM = "custom"
 
@@ -66,36 +65,37 @@ def kernel_config(
     model, revision, token: as `convert` takes them. type: "tl1" or "tl2". leave_out: leave out shapes that have no
     legal tile, which is an error otherwise. force: overwrite output.
     """
-    if type not in _BUILD_OPTIONS:
-        raise BitconvError(f"type {type!r} has no tiles; tl1 and tl2 have", code=Code.USAGE)
+    rules = tile_rules(type)
+    if rules is None:
+        raise BitconvError(f"type {type!r} has no tiles; {' and '.join(TILED)} have", code=Code.USAGE)
     target = Path(output)
     check_output(target, force=force)
     directory = local_model(model, revision, token, accept=families.of_class)
     check_no_model_file(target, directory, b"[Kernels_")
-    tiles, left_out = _tiles(directory, type, leave_out)
-    entry, name = None, _generator_model(type, tiles)
+    tiles, left_out = _tiles(directory, rules, leave_out)
+    entry, name = None, _generator_model(rules, tiles)
     if name is None:
         entry, name = f'"{_CUSTOM}": {[list(shape) for shape in tiles]},', _CUSTOM
     else:
-        tiles = {shape: tiles[shape] for shape in SHIPPED[type][name]}
+        tiles = {shape: tiles[shape] for shape in rules.shipped[name]}
     text = kernel_config_text(tiles).encode()
     with replacing(target, len(text), force=force) as descriptor:
         write_at(descriptor, text, 0)
     return KernelConfig(
         output=str(target),
         type=type,
-        shapes=tuple(TiledShape(shape, tile, shipped_tile(type, *shape) is not None) for shape, tile in tiles.items()),
+        shapes=tuple(TiledShape(shape, tile, rules.shipped_tile(*shape) is not None) for shape, tile in tiles.items()),
         left_out=left_out,
         generator_entry=entry,
         generator=_generator(type, name, tiles),
         build=(
-            f"cmake -B build -D{_BUILD_OPTIONS[type]}=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++",
+            f"cmake -B build -D{rules.build_option}=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++",
             "cmake --build build --config Release",
         ),
     )
 
 
-def _tiles(model: Path, type_name: str, leave_out: bool) -> tuple[dict[Shape, Tile], dict[str, str]]:
+def _tiles(model: Path, rules: TileRules, leave_out: bool) -> tuple[dict[Shape, Tile], dict[str, str]]:
     """The tiles of a checkpoint's shapes in the order of its tensors, and why shapes have none."""
     tiles: dict[Shape, Tile] = {}
     left_out: dict[str, str] = {}
@@ -104,11 +104,13 @@ def _tiles(model: Path, type_name: str, leave_out: bool) -> tuple[dict[Shape, Ti
         loaded = load_model(checkpoint, ScaleConvention.MULTIPLY)
     if loaded.sizes.experts:
         raise BitconvError(
-            f"a mixture of experts, which bitnet.cpp does not compute in {type_name}", code=Code.RUNNER, file=model
+            f"a mixture of experts, which bitnet.cpp does not compute in {rules.type_name}",
+            code=Code.RUNNER,
+            file=model,
         )
     for weight in loaded.matrices:
         try:
-            tiles[weight.shape] = choose(type_name, *weight.shape)
+            tiles[weight.shape] = rules.choose(*weight.shape)
         except BitconvError as error:
             if not leave_out:
                 way_out = (
@@ -117,13 +119,13 @@ def _tiles(model: Path, type_name: str, leave_out: bool) -> tuple[dict[Shape, Ti
                 raise weight.stored.error(error.cause, code=error.code, way_out=f"{way_out}stays in floats") from None
             left_out["{}x{}".format(*weight.shape)] = str(error)
     if not tiles:
-        raise BitconvError(f"no shape of this model has a legal tile of {type_name}", code=Code.TILES, file=model)
+        raise BitconvError(f"no shape of this model has a legal tile of {rules.type_name}", code=Code.TILES, file=model)
     return tiles, left_out
 
 
-def _generator_model(type_name: str, tiles: Mapping[Shape, Tile]) -> str | None:
+def _generator_model(rules: TileRules, tiles: Mapping[Shape, Tile]) -> str | None:
     """The name under which the code generator knows exactly these shapes."""
-    return next((name for name, shapes in SHIPPED[type_name].items() if shapes.keys() == tiles.keys()), None)
+    return next((name for name, shapes in rules.shipped.items() if shapes.keys() == tiles.keys()), None)
 
 
 def _generator(type_name: str, name: str, tiles: Mapping[Shape, Tile]) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 
 from bitconv import runners
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf
-from bitconv.layouts import TERNARY_TYPES, check_has_tiles, make_layout
+from bitconv.layouts import TERNARY_TYPES
+from bitconv.layouts.registry import check_has_tiles, make_layout, tile_rules
 from bitconv.layouts.scales import group_obstacle
 from bitconv.layouts.tiles import TILES_KEY, Tile, read_kernel_config
 from bitconv.models.architectures import Role, scale_name
@@ -26,7 +27,7 @@ from bitconv.system.errors import BitconvError, Code, option, reports_system_err
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import check_output, replacing
 from bitconv.system.rawio import read_at, write_at
-from bitconv.tokenizer.pretokenizers import BITNET_CPP_NAMES, check_name
+from bitconv.tokenizer.pretokenizers import check_name
 
 # A job copies this many bytes of a tensor that stays as it is, in pieces that fit a core's cache.
 COPY_JOB_BYTES = 1 << 25
@@ -115,7 +116,7 @@ def repack(
     if obstacle is not None:
         way_out = runners.nearest(chosen, known.graph, known.activation, type)
         raise BitconvError(obstacle, code=Code.RUNNER, way_out=way_out)
-    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config), type)
+    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config), tile_rules(type))
     section = DataSection(chosen, scale_in_blocks=scale_in_blocks)
     planned = _plan(gguf, structure, section, type, tiles)
     metadata = _metadata(gguf.metadata, structure, chosen, type)
@@ -125,14 +126,11 @@ def repack(
                 f"{option('pre', pre)} is for byte-level vocabularies, and this is none", code=Code.OPTIONS, file=source
             )
         metadata["tokenizer.ggml.pre"] = check_name(pre)
-    elif metadata.get("tokenizer.ggml.pre") in BITNET_CPP_NAMES and chosen.name != "bitnet.cpp":
-        raise BitconvError(
-            f"tokenizer.ggml.pre is {metadata['tokenizer.ggml.pre']}, which {chosen.name} does not know or "
-            "takes for another",
-            code=Code.RUNNER,
-            file=source,
-            way_out=f"{option('pre', 'falcon')} splits text as Falcon3 and Falcon-E do",
-        )
+    else:
+        obstacle = runners.pre_obstacle(chosen, metadata.get("tokenizer.ggml.pre"))
+        if obstacle is not None:
+            way_out = f"{option('pre', 'falcon')} splits text as Falcon3 and Falcon-E do"
+            raise BitconvError(obstacle, code=Code.RUNNER, file=source, way_out=way_out)
     header = section.header(metadata)
     size = len(header) + section.size
     with replacing(target, size, force=force) as descriptor:

@@ -17,7 +17,8 @@ from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
 from bitconv.checkpoint.hub import local_model
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, Value, read_gguf
-from bitconv.layouts import FLOATS, Bytes, Layout, Scales, Trits
+from bitconv.layouts import FLOATS
+from bitconv.layouts.layout import Bytes, Layout, Scales, Trits
 from bitconv.layouts.scales import Scale, describe
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
@@ -126,8 +127,8 @@ def verify(
         return _Verifier(gguf, structure, None, None).run(threads, progress)
     with Checkpoint(local_model(against, revision, token, accept=families.of_class)) as checkpoint:
         convention = scale_convention_of(scale_convention)
-        understood = load_model(checkpoint, convention)
-        model = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
+        loaded = load_model(checkpoint, convention)
+        model = settle_scales(checkpoint, loaded, rule_of(ternarize), threads, convention)
         verifier = _Verifier(gguf, structure, checkpoint, model)
         verifier.compare_metadata(pre)
         return verifier.run(threads, progress)

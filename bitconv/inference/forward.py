@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from bitconv import _kernels
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, tensor_type
-from bitconv.layouts import FLOATS, Bytes, Layout, Scales
+from bitconv.layouts import FLOATS
+from bitconv.layouts.layout import Bytes, Layout, Scales
 from bitconv.layouts.scales import Scale
 from bitconv.models.architectures import Role, scale_name
 from bitconv.packed.structure import Structure

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.models import families
-from bitconv.models.families import llama_sub_norms, microsoft_gpu, onebitllm
+from bitconv.models.families import Reference
 from bitconv.models.hyperparameters import from_config
 from bitconv.models.model import load_model
 from bitconv.models.quantization import ScaleConvention
@@ -39,14 +39,14 @@ Encode = Callable[[list[str]], list[list[int]]]
 def load_logits(checkpoint: Checkpoint) -> Logits:
     """From int64 tokens (n,) to the float32 logits (n, vocabulary) of the token after each."""
     family = families.detect(checkpoint.config, checkpoint.path / "config.json", checkpoint.tensors)
-    if family in (microsoft_gpu.FAMILY, *llama_sub_norms.FAMILIES):
+    if family.reference is Reference.NONE:
         raise BitconvError(
             f"{family.name}: told by its tensors, and transformers would run what config.json says",
             code=Code.GGUF_UNSUPPORTED,
             file=checkpoint.path,
             way_out=f"verify {option('against', 'MODEL')} proves the file",
         )
-    if family is onebitllm.FAMILY:
+    if family.reference is Reference.SUB_NORMS:
         return _run(OneBitLLM(checkpoint).logits)
     _refuse_other_weights(checkpoint)
     _hush()

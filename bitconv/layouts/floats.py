@@ -22,6 +22,7 @@ class Floats(Layout):
     def __init__(self, name: str, group: int | None = None) -> None:
         self.name = name
         self.group = group
+        self.exact_scale = name == "f32"
         self.itemsize = type_by_name(name).block_bytes
 
     def obstacle(self, rows: int, columns: int) -> str | None:

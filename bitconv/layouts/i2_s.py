@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
 from bitconv.layouts import tail_scale
-from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, Trits
+from bitconv.layouts.layout import NO_SCALES, Bytes, InvalidCode, Layout, Region, Scales, Trits
 
 BLOCK = 128
 
@@ -22,6 +22,10 @@ class I2S(Layout):
     """
 
     name = "i2_s"
+    exact_scale = True
+
+    def in_byte_order(self, order: str | None) -> Layout:
+        return self if order is None else _ORDERS[order]
 
     def obstacle(self, rows: int, columns: int) -> str | None:
         if columns % BLOCK:
@@ -36,15 +40,19 @@ class I2S(Layout):
 
     def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         packed = np.empty(trits.size // 4, np.uint8)
-        _kernels.i2_s_pack(trits, packed)
+        _kernels.pack_rows("i2_s", trits, NO_SCALES, packed)
         return [packed]
 
     def unpack_rows(self, packed: Sequence[Bytes], columns: int) -> tuple[Trits, Scales]:
-        return _unpack(_kernels.i2_s_unpack, packed[0], columns), np.empty(0, np.float32)
+        trits = np.empty((packed[0].size * 4 // columns, columns), np.int8)
+        bad = _kernels.unpack_rows(self.name, packed[0], trits, NO_SCALES)
+        if bad >= 0:
+            raise InvalidCode(*divmod(bad, columns))
+        return trits, NO_SCALES
 
     def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
         product = np.empty((x.shape[0], packed[0].size * 4 // x.shape[1]), np.int32)
-        _kernels.i2_s_matmul(packed[0], x, product)
+        _kernels.matmul_rows("i2_s", packed[0], x, product)
         return product
 
     def tail(self, scale: np.float32) -> bytes:
@@ -63,10 +71,9 @@ class I2SByteOrder(I2S):
     row4: byte (g, k) holds rows 4g to 4g+3 at column k, high bits first.
     """
 
-    def __init__(self, name: str, row_multiple: int, unpack: Callable[[Bytes, Trits], int]) -> None:
+    def __init__(self, name: str, row_multiple: int) -> None:
         self.name = name
         self.row_multiple = row_multiple
-        self._unpack = unpack
 
     def obstacle(self, rows: int, columns: int) -> str | None:
         if rows % self.row_multiple:
@@ -76,21 +83,10 @@ class I2SByteOrder(I2S):
     def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         raise TypeError(f"{self.name} is only read")
 
-    def unpack_rows(self, packed: Sequence[Bytes], columns: int) -> tuple[Trits, Scales]:
-        return _unpack(self._unpack, packed[0], columns), np.empty(0, np.float32)
-
     def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
         trits, scales = self.unpack_rows(packed, x.shape[1])
         return super().matmul_rows(super().pack_rows(trits, scales), x)
 
 
-def _unpack(kernel: Callable[[Bytes, Trits], int], packed: Bytes, columns: int) -> Trits:
-    trits = np.empty((packed.size * 4 // columns, columns), np.int8)
-    bad = kernel(packed, trits)
-    if bad >= 0:
-        raise InvalidCode(*divmod(bad, columns))
-    return trits
-
-
-I2_S_ARM64 = I2SByteOrder("i2_s_arm64", 1, _kernels.i2_s_arm64_unpack)
-I2_S_ROW4 = I2SByteOrder("i2_s_row4", 4, _kernels.i2_s_row4_unpack)
+_ORDERS = {"arm64": I2SByteOrder("i2_s_arm64", 1), "row4": I2SByteOrder("i2_s_row4", 4)}
+LAYOUT = I2S

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bitconv import _kernels
 from bitconv.layouts.layout import ScaleT, float16_scale
 from bitconv.layouts.scaled_rows import ScaledRows
 
@@ -18,9 +17,9 @@ class IQ1_BN(ScaledRows):  # noqa: N801 - the format's name
     block = 64
     block_bytes = 13
     row_header = 2
-    pack_kernel = staticmethod(_kernels.iq1_bn_pack)
-    unpack_kernel = staticmethod(_kernels.iq1_bn_unpack)
-    matmul_kernel = staticmethod(_kernels.iq1_bn_matmul)
 
     def stored_scale(self, scale: ScaleT) -> ScaleT:
         return float16_scale(scale)
+
+
+LAYOUT = IQ1_BN

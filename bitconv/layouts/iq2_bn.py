@@ -1,6 +1,5 @@
 """IQ2_BN: ik_llama.cpp's two-bit layout, 2 bits a weight, a float32 scale a row."""
 
-from bitconv import _kernels
 from bitconv.layouts.scaled_rows import ScaledRows
 
 
@@ -11,6 +10,7 @@ class IQ2_BN(ScaledRows):  # noqa: N801 - the format's name
     block = 64
     block_bytes = 16
     row_header = 4
-    pack_kernel = staticmethod(_kernels.iq2_bn_pack)
-    unpack_kernel = staticmethod(_kernels.iq2_bn_unpack)
-    matmul_kernel = staticmethod(_kernels.iq2_bn_matmul)
+    exact_scale = True
+
+
+LAYOUT = IQ2_BN

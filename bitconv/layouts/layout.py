@@ -14,6 +14,8 @@ from bitconv.layouts.tiles import Tile
 Trits = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
 Scales = npt.NDArray[np.float32]
+# Of rows in a layout whose tail holds the scale.
+NO_SCALES: Scales = np.empty(0, np.float32)
 # One scale, or an array of them of any shape.
 ScaleT = TypeVar("ScaleT", np.float32, Scales)
 
@@ -40,15 +42,26 @@ class Layout(ABC):
 
     Blocks of whole rows are written alone, so that a tensor can be streamed: every multiple of row_multiple rows
     takes row_bytes bytes a row of each region. What follows the regions is the tail. tile: of TL1 and TL2.
+
+    exact_scale: a scale is stored in float32. scale_beside: where a runner multiplies by a `.scale` tensor beside the
+    weight, the scales in here can be 1. max_batch: the most tokens at a time that a runner computes right, where that
+    is not any number.
     """
 
     name: str
     row_multiple: int = 1
     tile: Tile | None = None
+    exact_scale: bool = False
+    scale_beside: bool = False
+    max_batch: int | None = None
 
     @abstractmethod
     def obstacle(self, rows: int, columns: int) -> str | None:
         """Why this layout cannot take a matrix of this shape; None where it can."""
+
+    def in_byte_order(self, order: str | None) -> Layout:
+        """This layout as a file has it that is in one of I2_S_ORDERS; only I2_S has others than the published one."""
+        return self
 
     def scale_columns(self, columns: int) -> int | None:
         """The columns of a row that share a stored scale; None where the tail holds one for the whole tensor."""

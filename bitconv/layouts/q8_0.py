@@ -60,6 +60,9 @@ class Q8_0(Layout):  # noqa: N801 - the format's name
         return product
 
 
+LAYOUT = Q8_0
+
+
 def _split(packed: Bytes, columns: int) -> tuple[npt.NDArray[np.int8], Scales]:
     blocks = packed.reshape(-1, BLOCK_BYTES)
     values = np.ascontiguousarray(blocks[:, 2:]).view(np.int8).reshape(-1, columns)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from bitconv import _kernels
 from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, Trits
 
 
@@ -19,9 +20,6 @@ class ScaledRows(Layout):
     block: int
     block_bytes: int
     row_header: int = 0
-    pack_kernel: Callable[[Trits, Scales, Bytes], None]
-    unpack_kernel: Callable[[Bytes, Trits, Scales], int]
-    matmul_kernel: Callable[[Bytes, npt.NDArray[np.int8], npt.NDArray[np.int32]], None]
 
     def obstacle(self, rows: int, columns: int) -> str | None:
         if columns % self.block:
@@ -43,19 +41,19 @@ class ScaledRows(Layout):
     def pack_rows(self, trits: Trits, scales: Scales) -> Sequence[Bytes]:
         rows, columns = trits.shape
         packed = np.empty(rows * self.row_bytes(columns), np.uint8)
-        type(self).pack_kernel(trits, scales, packed)
+        _kernels.pack_rows(self.name, trits, scales, packed)
         return [packed]
 
     def unpack_rows(self, packed: Sequence[Bytes], columns: int) -> tuple[Trits, Scales]:
         rows = packed[0].size // self.row_bytes(columns)
         trits = np.empty((rows, columns), np.int8)
         scales = np.empty((rows, columns // self.scale_columns(columns)), np.float32)
-        bad = type(self).unpack_kernel(packed[0], trits, scales)
+        bad = _kernels.unpack_rows(self.name, packed[0], trits, scales)
         if bad >= 0:
             raise InvalidCode(*divmod(bad, columns))
         return trits, scales
 
     def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
         product = np.empty((x.shape[0], packed[0].size // self.row_bytes(x.shape[1])), np.int32)
-        type(self).matmul_kernel(packed[0], x, product)
+        _kernels.matmul_rows(self.name, packed[0], x, product)
         return product

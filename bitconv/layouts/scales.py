@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from bitconv.gguf import MalformedGGUF, Metadata
-from bitconv.layouts import Layout, Scales
+from bitconv.layouts.layout import Layout, Scales
 
 # One scale, positive and finite; or float32 (rows, columns / group), 0 where all trits of a group are.
 Scale: TypeAlias = np.float32 | Scales

@@ -36,136 +36,61 @@ class Tile:
         return f"{self.bm},{self.bk},{self.bmm}"
 
 
-def tl1_obstacle(rows: int, columns: int, tile: Tile) -> str | None:
-    """Why no build of bitnet.cpp computes TL1 of this shape in this tile; None where one can."""
-    return _first_broken(
-        "tl1",
-        rows,
-        columns,
-        tile,
-        (tile.bmm in (32, 64), "bmm must be 32 or 64"),
-        (tile.bm % tile.bmm == 0, "bm must be a multiple of bmm"),
-        (rows % tile.bm == 0, "the rows must be a multiple of bm"),
-        (tile.bk * tile.bmm % 256 == 0, "bk must be a multiple of 256 / bmm"),
-        (tile.bk <= 256, "bk must be 256 at most, or the sums of a block, in int16, can overflow"),
-        (columns % tile.bk == 0, "the columns must be a multiple of bk"),
-        (columns % 16 == 0, "the columns must be a multiple of 16, since lookup tables are made for 16 at a time"),
-    )
-
-
-def tl2_obstacle(rows: int, columns: int, tile: Tile) -> str | None:
-    """Why no build of bitnet.cpp computes TL2 of this shape in this tile; None where one can.
-
-    bk being 240 at most, fewer than 256 columns are packed in pairs, and so the data fits the tensor's size.
-    """
-    return _first_broken(
-        "tl2",
-        rows,
-        columns,
-        tile,
-        (tile.bmm == 32, "bmm must be 32, the only one that its kernels have"),
-        (tile.bm % 32 == 0, "bm must be a multiple of 32"),
-        (rows % tile.bm == 0, "the rows must be a multiple of bm"),
-        (tile.bk % 24 == 0, "bk must be a multiple of 24"),
-        (tile.bk <= 240, "bk must be 240 at most, or the sums of a block, in int16, can overflow"),
-        (columns % tile.bk % 32 == 0, "the columns left over by bk must be a multiple of 32"),
-        (columns >= 256, "there must be 256 columns or more"),
-    )
-
-
-def _first_broken(type_name: str, rows: int, columns: int, tile: Tile, *rules: tuple[bool, str]) -> str | None:
+def first_broken_rule(type_name: str, rows: int, columns: int, tile: Tile, *rules: tuple[bool, str]) -> str | None:
+    """The first of (kept, rule) that a tile breaks, as an obstacle."""
     for kept, rule in rules:
         if not kept:
             return f"{type_name} cannot have the tile {tile} (bm,bk,bmm) for {rows}x{columns}: {rule}"
     return None
 
 
-_OBSTACLES: dict[str, Callable[[int, int, Tile], str | None]] = {"tl1": tl1_obstacle, "tl2": tl2_obstacle}
+@dataclass(frozen=True)
+class TileRules:
+    """Which tiles a layout can have, and which it has where nobody says.
 
-# By type and name of a model: the shapes that bitnet.cpp's code generators know under that name, in their order, and
-# the tiles that its setup_env.py passes to them, unchanged from October 2024 to July 2026. The directory
-# preset_kernels holds other tiles for some of these shapes, which no build has: with --use-pretuned, setup_env.py
-# copies them, and then runs the generator over them all the same. For 2B-4T and the Falcon models it generates
-# kernels of the shapes listed here, which those models do not have.
-SHIPPED: dict[str, dict[str, dict[Shape, Tile]]] = {
-    "tl1": {
-        "bitnet_b1_58-large": {
-            (1536, 4096): Tile(256, 128, 32),
-            (1536, 1536): Tile(128, 64, 64),
-            (4096, 1536): Tile(256, 128, 32),
-        },
-        "bitnet_b1_58-3B": {
-            (3200, 8640): Tile(160, 64, 32),
-            (3200, 3200): Tile(320, 128, 64),
-            (8640, 3200): Tile(320, 64, 32),
-        },
-        "Llama3-8B-1.58-100B-tokens": {
-            (14336, 4096): Tile(256, 128, 32),
-            (4096, 14336): Tile(128, 64, 64),
-            (1024, 4096): Tile(256, 128, 32),
-            (4096, 4096): Tile(128, 64, 64),
-        },
-    },
-    "tl2": {
-        "bitnet_b1_58-large": {
-            (1536, 4096): Tile(256, 96, 32),
-            (1536, 1536): Tile(128, 192, 32),
-            (4096, 1536): Tile(256, 96, 32),
-        },
-        "bitnet_b1_58-3B": {
-            (3200, 8640): Tile(160, 96, 32),
-            (3200, 3200): Tile(320, 96, 32),
-            (8640, 3200): Tile(320, 96, 32),
-        },
-        "Llama3-8B-1.58-100B-tokens": {
-            (14336, 4096): Tile(256, 96, 32),
-            (4096, 14336): Tile(128, 96, 32),
-            (1024, 4096): Tile(256, 96, 32),
-            (4096, 4096): Tile(128, 96, 32),
-        },
-    },
-}
+    obstacle: why no build of bitnet.cpp computes the layout of a shape in a tile. shipped: by the name of a model, what
+    bitnet.cpp's own builds have. candidates: for other shapes, sizes of the range of those that it ships. preference:
+    of columns and a tile, the least is best. needs: of a shape, in words. build_option: of bitnet.cpp's CMake build,
+    which compiles the layout's kernels.
 
-
-def shipped_tile(type_name: str, rows: int, columns: int) -> Tile | None:
-    """The tile that bitnet.cpp's own builds have for a shape; None where they have no kernels for it."""
-    return next((tiles[rows, columns] for tiles in SHIPPED[type_name].values() if (rows, columns) in tiles), None)
-
-
-# For shapes that bitnet.cpp ships nothing for: sizes of the range of those that it ships.
-_CANDIDATES = {
-    "tl1": [Tile(bm, bk, 32) for bm in range(32, 321, 32) for bk in range(8, 129, 8)],
-    "tl2": [Tile(bm, bk, 32) for bm in range(32, 321, 32) for bk in range(24, 241, 24)],
-}
-_NEEDS = {
-    "tl1": "it needs rows in multiples of 32, columns in multiples of 16",
-    "tl2": "it needs rows in multiples of 32, and 256 columns or more that a bk of 24, 48, ... or 240 divides but for "
-    "a multiple of 32",
-}
-
-
-def choose(type_name: str, rows: int, columns: int) -> Tile:
-    """The tile for a shape of "tl1" or "tl2": the shipped one, or else one that follows from the shape alone.
-
-    BitconvError where no tile is legal.
+    shipped has the shapes that bitnet.cpp's code generators know under that name, in their order, and the tiles that
+    its setup_env.py passes to them, unchanged from October 2024 to July 2026. The directory preset_kernels holds other
+    tiles for some of these shapes, which no build has: with --use-pretuned, setup_env.py copies them, and then runs the
+    generator over them all the same. For 2B-4T and the Falcon models it generates kernels of the shapes listed, which
+    those models do not have.
     """
-    shipped = shipped_tile(type_name, rows, columns)
-    if shipped is not None:
-        return shipped
-    legal = [tile for tile in _CANDIDATES[type_name] if _OBSTACLES[type_name](rows, columns, tile) is None]
-    if not legal:
-        raise BitconvError(f"{type_name} has no legal tile for {rows}x{columns}: {_NEEDS[type_name]}", code=Code.TILES)
-    if type_name == "tl1":
-        return max(legal, key=lambda tile: (tile.bm, tile.bk))
-    # The fewest columns in pairs, which take more of the runner's memory for tables than triples: it sets aside 11
-    # bytes a column, which more than columns / 16 in pairs overrun. Then bk closest to 96, the usual one.
-    return min(legal, key=lambda tile: (columns % tile.bk, abs(tile.bk - 96), tile.bk, -tile.bm))
+
+    type_name: str
+    obstacle: Callable[[int, int, Tile], str | None]
+    shipped: Mapping[str, Mapping[Shape, Tile]]
+    candidates: tuple[Tile, ...]
+    preference: Callable[[int, Tile], tuple[int, ...]]
+    needs: str
+    build_option: str
+
+    def shipped_tile(self, rows: int, columns: int) -> Tile | None:
+        """The tile that bitnet.cpp's own builds have for a shape; None where they have no kernels for it."""
+        return next((tiles[rows, columns] for tiles in self.shipped.values() if (rows, columns) in tiles), None)
+
+    def choose(self, rows: int, columns: int) -> Tile:
+        """The tile for a shape: the shipped one, or else one that follows from the shape alone.
+
+        BitconvError where no tile is legal.
+        """
+        shipped = self.shipped_tile(rows, columns)
+        if shipped is not None:
+            return shipped
+        legal = [tile for tile in self.candidates if self.obstacle(rows, columns, tile) is None]
+        if not legal:
+            cause = f"{self.type_name} has no legal tile for {rows}x{columns}: {self.needs}"
+            raise BitconvError(cause, code=Code.TILES)
+        return min(legal, key=lambda tile: self.preference(columns, tile))
 
 
-def read_kernel_config(file: Path, type_name: str | None = None) -> dict[Shape, Tile]:
+def read_kernel_config(file: Path, rules: TileRules | None = None) -> dict[Shape, Tile]:
     """The tiles in bitnet.cpp's include/kernel_config.ini: a section [Kernels_N] with m, k, bm, bk, bmm for a shape.
 
-    type_name: checks every tile against the rules of "tl1" or "tl2"; the file does not say which one it is for.
+    rules: of the layout that it is for, which every tile is checked by; the file does not say which layout that is.
     """
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -184,7 +109,7 @@ def read_kernel_config(file: Path, type_name: str | None = None) -> dict[Shape, 
             _size(parser[name].get(key), file, f"[{name}]: {key}") for key in ("m", "k", "bm", "bk", "bmm")
         )
         tile = Tile(bm, bk, bmm)
-        obstacle = _OBSTACLES[type_name](rows, columns, tile) if type_name in _OBSTACLES else None
+        obstacle = None if rules is None else rules.obstacle(rows, columns, tile)
         if obstacle is not None:
             raise BitconvError(f"[{name}]: {obstacle}", code=Code.TILES, file=file)
         if (rows, columns) in tiles:

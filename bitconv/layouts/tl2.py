@@ -9,11 +9,63 @@ import numpy.typing as npt
 
 from bitconv import _kernels
 from bitconv.layouts import tail_scale
-from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Region, Scales, Trits
-from bitconv.layouts.tiles import Tile, tl2_obstacle
+from bitconv.layouts.layout import NO_SCALES, Bytes, InvalidCode, Region, Scales, Trits
+from bitconv.layouts.tiled import TiledLayout
+from bitconv.layouts.tiles import Tile, TileRules, first_broken_rule
 
 
-class TL2(Layout):
+def _obstacle(rows: int, columns: int, tile: Tile) -> str | None:
+    """Why no build of bitnet.cpp computes TL2 of this shape in this tile; None where one can.
+
+    bk being 240 at most, fewer than 256 columns are packed in pairs, and so the data fits the tensor's size.
+    """
+    return first_broken_rule(
+        "tl2",
+        rows,
+        columns,
+        tile,
+        (tile.bmm == 32, "bmm must be 32, the only one that its kernels have"),
+        (tile.bm % 32 == 0, "bm must be a multiple of 32"),
+        (rows % tile.bm == 0, "the rows must be a multiple of bm"),
+        (tile.bk % 24 == 0, "bk must be a multiple of 24"),
+        (tile.bk <= 240, "bk must be 240 at most, or the sums of a block, in int16, can overflow"),
+        (columns % tile.bk % 32 == 0, "the columns left over by bk must be a multiple of 32"),
+        (columns >= 256, "there must be 256 columns or more"),
+    )
+
+
+_TILES = TileRules(
+    type_name="tl2",
+    obstacle=_obstacle,
+    shipped={
+        "bitnet_b1_58-large": {
+            (1536, 4096): Tile(256, 96, 32),
+            (1536, 1536): Tile(128, 192, 32),
+            (4096, 1536): Tile(256, 96, 32),
+        },
+        "bitnet_b1_58-3B": {
+            (3200, 8640): Tile(160, 96, 32),
+            (3200, 3200): Tile(320, 96, 32),
+            (8640, 3200): Tile(320, 96, 32),
+        },
+        "Llama3-8B-1.58-100B-tokens": {
+            (14336, 4096): Tile(256, 96, 32),
+            (4096, 14336): Tile(128, 96, 32),
+            (1024, 4096): Tile(256, 96, 32),
+            (4096, 4096): Tile(128, 96, 32),
+        },
+    },
+    candidates=tuple(Tile(bm, bk, 32) for bm in range(32, 321, 32) for bk in range(24, 241, 24)),
+    # The fewest columns in pairs, which take more of the runner's memory for tables than triples: it sets aside 11
+    # bytes a column, which more than columns / 16 in pairs overrun. Then bk closest to 96, the usual one.
+    preference=lambda columns, tile: (columns % tile.bk, abs(tile.bk - 96), tile.bk, -tile.bm),
+    needs="it needs rows in multiples of 32, and 256 columns or more that a bk of 24, 48, ... or 240 divides but for "
+    "a multiple of 32",
+    build_option="BITNET_X86_TL2",
+)
+
+
+class TL2(TiledLayout):
     """Triples of columns as a magnitude and a sign, and pairs for the columns that bk leaves over.
 
     Three parts follow each other. Values: of each triple the magnitude of 9 * first + 3 * second + third in a nibble.
@@ -23,14 +75,9 @@ class TL2(Layout):
     """
 
     name = "tl2"
-    tile: Tile
-
-    def __init__(self, tile: Tile) -> None:
-        self.tile = tile
-        self.row_multiple = tile.bm
-
-    def obstacle(self, rows: int, columns: int) -> str | None:
-        return tl2_obstacle(rows, columns, self.tile)
+    # Its generated kernels give NaN for 8 and more.
+    max_batch = 4
+    tile_rules = _TILES
 
     def nbytes(self, rows: int, columns: int) -> int:
         # ggml_nbytes of bitnet.cpp: as if 256 columns were in pairs, whatever the tile leaves over.
@@ -58,7 +105,7 @@ class TL2(Layout):
         bad = _kernels.tl2_unpack(values, signs, pairs, self.tile.bm, self.tile.bk, trits)
         if bad >= 0:
             raise InvalidCode(*divmod(bad, columns))
-        return trits, np.empty(0, np.float32)
+        return trits, NO_SCALES
 
     def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
         values, signs, pairs = packed
@@ -69,8 +116,5 @@ class TL2(Layout):
     def _rows(self, values: Bytes, columns: int) -> int:
         return values.size // self._row_bytes(columns)[0]
 
-    def tail(self, scale: np.float32) -> bytes:
-        return tail_scale.encode(scale)
 
-    def tail_scale(self, tail: bytes) -> np.float32:
-        return tail_scale.decode(tail)
+LAYOUT = TL2

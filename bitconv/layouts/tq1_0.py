@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bitconv import _kernels
 from bitconv.layouts.layout import ScaleT, float16_scale
 from bitconv.layouts.scaled_rows import ScaledRows
 
@@ -18,9 +17,10 @@ class TQ1_0(ScaledRows):  # noqa: N801 - the format's name
     name = "tq1_0"
     block = 256
     block_bytes = 54
-    pack_kernel = staticmethod(_kernels.tq1_0_pack)
-    unpack_kernel = staticmethod(_kernels.tq1_0_unpack)
-    matmul_kernel = staticmethod(_kernels.tq1_0_matmul)
+    scale_beside = True
 
     def stored_scale(self, scale: ScaleT) -> ScaleT:
         return float16_scale(scale)
+
+
+LAYOUT = TQ1_0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bitconv import _kernels
 from bitconv.layouts.layout import ScaleT, float16_scale
 from bitconv.layouts.scaled_rows import ScaledRows
 
@@ -16,9 +15,10 @@ class TQ2_0(ScaledRows):  # noqa: N801 - the format's name
     name = "tq2_0"
     block = 256
     block_bytes = 66
-    pack_kernel = staticmethod(_kernels.tq2_0_pack)
-    unpack_kernel = staticmethod(_kernels.tq2_0_unpack)
-    matmul_kernel = staticmethod(_kernels.tq2_0_matmul)
+    scale_beside = True
 
     def stored_scale(self, scale: ScaleT) -> ScaleT:
         return float16_scale(scale)
+
+
+LAYOUT = TQ2_0

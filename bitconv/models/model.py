@@ -12,9 +12,9 @@ from bitconv.checkpoint.directory import Checkpoint
 from bitconv.models import families, hyperparameters
 from bitconv.models.architectures import Role, Slot
 from bitconv.models.binder import Binder
-from bitconv.models.families import Family, microsoft_gpu
+from bitconv.models.families import Family
 from bitconv.models.hyperparameters import Hyperparameters
-from bitconv.models.quantization import ScaleConvention, Storage, check_plausible, gpu_storage, storage
+from bitconv.models.quantization import ScaleConvention, Storage, check_plausible
 from bitconv.models.weights import ComputedWeight, Model, Weight
 from bitconv.system.errors import BitconvError, Code
 
@@ -41,10 +41,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     if head is not None and head.dtype == "u8":
         raise refusals.TERNARY_HEAD.error(head.file, tensor="lm_head.weight")
     _check_architecture(family, sizes, checkpoint, tied=tied)
-    if family is microsoft_gpu.FAMILY:
-        stored_as, implied = gpu_storage(checkpoint.tensors)
-    else:
-        stored_as, implied = storage(config, file, native=family.native)
+    stored_as, implied = family.storage(config, file, checkpoint.tensors)
     llama3 = sizes.rope_llama3
 
     slots = family.architecture.slots(sizes)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitconv.layouts import ScaleT
+from bitconv.layouts.layout import ScaleT
 from bitconv.system.errors import BitconvError, Code, option
 
 # The geometric mean of a model's scales lies between 0.01 and 2.5 in every published checkpoint; their inverses,
@@ -102,12 +102,6 @@ def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[S
         code=Code.UNSUPPORTED,
         file=file,
     )
-
-
-def gpu_storage(names: Collection[str]) -> tuple[Storage, ScaleConvention]:
-    """How the GPU pipeline stores the projections. names: of the tensors; what config.json says is of the source."""
-    packed = any(name.endswith(".weight_scale") for name in names)
-    return Storage.INT2 if packed else Storage.MASTER, ScaleConvention.MULTIPLY
 
 
 def check_plausible(

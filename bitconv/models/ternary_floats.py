@@ -62,7 +62,7 @@ def settle_scales(
             where = f"{weight.stored.name} ({found} of {len(scales)} projections are ternary)"
             raise UNMARKED_MASTER.error(config, tensor=where)
 
-    def settled(weight: TernaryWeight) -> TernaryWeight:
+    def with_scale(weight: TernaryWeight) -> TernaryWeight:
         if weight.has_scale:
             return weight
         found = scales[weight.stored.name]
@@ -70,8 +70,8 @@ def settle_scales(
 
     def with_scales(weight: Weight) -> Weight:
         if isinstance(weight, ExpertsWeight):
-            return replace(weight, matrices=tuple(map(settled, weight.matrices)))
-        return settled(weight) if isinstance(weight, TernaryWeight) else weight
+            return replace(weight, matrices=tuple(map(with_scale, weight.matrices)))
+        return with_scale(weight) if isinstance(weight, TernaryWeight) else weight
 
     return replace(model, weights=tuple(map(with_scales, model.weights)))
 

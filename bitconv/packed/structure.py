@@ -9,7 +9,9 @@ from math import prod
 import numpy as np
 
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
-from bitconv.layouts import FLOATS, I2_S_ORDERS, TERNARY_TYPES, TILED, Layout, make_layout
+from bitconv.layouts import EIGHT_BIT, FLOATS, I2_S_ORDERS, TERNARY_TYPES
+from bitconv.layouts.layout import Layout
+from bitconv.layouts.registry import TILED, make_layout
 from bitconv.layouts.scales import GROUPS_KEY, check_group, group_obstacle, groups_from_metadata
 from bitconv.layouts.tiles import Tile, tiles_from_metadata
 from bitconv.models import hyperparameters
@@ -19,7 +21,7 @@ from bitconv.packed.vocabulary import vocabulary_faults
 from bitconv.runners import RUNNERS, file_types, layout_name
 from bitconv.system.errors import BitconvError, Code, option, plain
 
-_TERNARY = {*TERNARY_TYPES, "q8_0"}
+_TERNARY = {*TERNARY_TYPES, EIGHT_BIT}
 _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
 # Which types runners load in each role. Those of norms depend on the architecture: bitnet.cpp to May 2026 aborts on
 # norms that are not F32.
@@ -182,11 +184,7 @@ def _find_layouts(
             if obstacle is not None:
                 raise MalformedGGUF(obstacle, file=gguf.path, tensor=tensor.name)
             structure.groups[tensor.name] = group
-        layout = (
-            I2_S_ORDERS[i2_s_order]
-            if name == "i2_s" and i2_s_order
-            else make_layout(name, (rows, columns), tiles, group)
-        )
+        layout = make_layout(name, (rows, columns), tiles, group).in_byte_order(i2_s_order)
         obstacle = layout.obstacle(rows, columns) or group_obstacle(layout, columns, group)
         if obstacle is not None:
             structure.fault(tensor, obstacle)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitconv.gguf import TensorInfo
-from bitconv.layouts import Bytes, InvalidCode, Layout, Scales, Trits
+from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Scales, Trits
 from bitconv.layouts.scales import Scale
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, plain

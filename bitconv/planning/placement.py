@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bitconv.gguf import Metadata, TensorEntry, align, encode_header
-from bitconv.layouts import BLOCK_SCALED, EXACT_SCALE, Layout, ScaleT, Trits
+from bitconv.layouts.layout import Layout, ScaleT, Trits
 from bitconv.layouts.scales import Scale, block_scales, group_metadata, scale_obstacle
 from bitconv.layouts.tiles import Tile, tile_metadata
 from bitconv.models.architectures import scale_name
@@ -39,7 +39,7 @@ class TernaryPlace(NamedTuple):
     @property
     def exact(self) -> bool:
         """Whether every scale is kept in float32, or as one of several, which are never rounded."""
-        return self.scale_offset is not None or self.layout.name in EXACT_SCALE or self.group is not None
+        return self.scale_offset is not None or self.layout.exact_scale or self.group is not None
 
     def scale_error(self, scale: Scale) -> float:
         """How far off the file's scale is, relative."""
@@ -113,7 +113,7 @@ class DataSection:
         nbytes = layout.nbytes(*matrix)
         offset = self.place(name, shape, self.runner.type_id(layout.name), count * nbytes)
         scales: list[int | None] = [None] * count
-        beside = layout.name in BLOCK_SCALED and self.runner.scale_tensors and not self.scale_in_blocks
+        beside = layout.scale_beside and self.runner.scale_tensors and not self.scale_in_blocks
         if beside and group is None:
             first = self.place(scale_name(name), (count,), self.runner.type_id("f32"), 4 * count)
             scales = [first + 4 * i for i in range(count)]

@@ -11,16 +11,9 @@ import numpy as np
 from bitconv import runners
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.gguf import type_by_name
-from bitconv.layouts import (
-    BLOCK_SCALED,
-    EXACT_SCALE,
-    FLOATS,
-    TERNARY_TYPES,
-    TILED,
-    Layout,
-    check_has_tiles,
-    make_layout,
-)
+from bitconv.layouts import EIGHT_BIT, FLOATS, PACKED, TERNARY_TYPES
+from bitconv.layouts.layout import Layout
+from bitconv.layouts.registry import TILED, check_has_tiles, make_layout
 from bitconv.layouts.scales import group_of, scale_obstacle
 from bitconv.layouts.tiles import Tile
 from bitconv.models.architectures import Role
@@ -31,7 +24,7 @@ from bitconv.runners import Runner
 from bitconv.system.errors import BitconvError, Code, option
 
 EMBED_TYPES = ("f16", "f32", "bf16")
-FALLBACKS = ("error", "f16", "bf16", "f32", "q8_0")
+FALLBACKS = ("error", "f16", "bf16", "f32", EIGHT_BIT)
 
 
 @dataclass(frozen=True)
@@ -125,15 +118,17 @@ def _check(options: Options) -> None:
         ("type", options.type, (*TERNARY_TYPES, "auto")),
         ("embedding type", options.embed_type, EMBED_TYPES),
         ("fallback", options.fallback, FALLBACKS),
-        *(("type", name, (*TERNARY_TYPES, "q8_0")) for _, name in options.overrides),
+        *(("type", name, (*TERNARY_TYPES, EIGHT_BIT)) for _, name in options.overrides),
     ):
         if name not in known:
             raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are", code=Code.USAGE)
     types = {options.type, *(name for _, name in options.overrides)}
     if options.tiles is not None:
         check_has_tiles(types)
-    if {"tl1", "tl2"} <= types:
-        raise BitconvError("tl1 and tl2 in one file: no build of a runner computes both", code=Code.OPTIONS)
+    tiled = [name for name in TILED if name in types]
+    if len(tiled) > 1:
+        cause = f"{' and '.join(tiled)} in one file: no build of a runner computes both"
+        raise BitconvError(cause, code=Code.OPTIONS)
     for pattern, _ in options.overrides:
         try:
             re.compile(pattern)
@@ -187,22 +182,20 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
     shapes = [weight.shape for weight in weights]
     candidates = []
     for target in runners.RUNNERS if options.runner is None else [runners.runner(options.runner)]:
-        for name in TERNARY_TYPES:
-            beside = name in BLOCK_SCALED and target.scale_tensors and not options.scale_in_blocks
-            if name in (*TILED, *FLOATS):
-                continue
+        for name in (name for name in PACKED if name not in TILED):
+            layout = make_layout(name)
+            beside = layout.scale_beside and target.scale_tensors and not options.scale_in_blocks
             if runners.graph_obstacle(target, architecture.graph, architecture.activation, name):
                 continue
             if model.sizes.experts and name not in target.expert_types:
                 continue
-            one_exact = beside or name in EXACT_SCALE
+            one_exact = beside or layout.exact_scale
             if any(
-                _obstacle(weight, target, make_layout(name))
-                or not (one_exact or group_of(weight.scale, weight.shape[1]))
+                _obstacle(weight, target, layout) or not (one_exact or group_of(weight.scale, weight.shape[1]))
                 for weight in weights
             ):
                 continue
-            candidates.append((sum(make_layout(name).nbytes(*shape) for shape in shapes), name, target))
+            candidates.append((sum(layout.nbytes(*shape) for shape in shapes), name, target))
     if not candidates:
         raise BitconvError(
             f"{option('type', 'auto')}: no packed layout of {options.runner or 'any runner'} takes every tensor of "

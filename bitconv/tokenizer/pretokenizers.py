@@ -163,10 +163,6 @@ def recognise(path: Path, json: Mapping[str, Any], *, ignore_merges: bool, clean
     return next((row.name for row in matches if row.cleans == cleans), matches[0].name)
 
 
-# What bitnet.cpp's own converter calls Falcon3's and Falcon-E's pre-tokenizer, up to May 2026. See PRE_TOKENIZERS.
-BITNET_CPP_NAMES = ("falcon3", "falcon_e")
-
-
 def check_name(name: str) -> str:
     """`name`, if llama.cpp knows it. Raises BitconvError otherwise."""
     if name not in _KNOWN_NAMES.split():

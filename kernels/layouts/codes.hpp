@@ -1,6 +1,7 @@
 // What the layouts of 2-bit and of base-3 codes have in common: pack and unpack, driven by a description.
 //
 // A description is a struct with
+//   name      as in the registry of bitconv.layouts
 //   Codes     TwoBit or Base3: how a byte holds the codes (code = trit + 1) of several columns
 //   geometry  see kernels.hpp
 //   codes_at  where in a block the code bytes begin, after or before its scale

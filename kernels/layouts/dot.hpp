@@ -26,15 +26,20 @@ struct Chunks {
     // Where scales part the code bytes, each block is padded to a power of two; otherwise the row is one run.
     static constexpr bool dense = g.block_bytes == code_bytes();
     static constexpr size_t padded_block = dense ? code_bytes() : code_bytes() > 16 ? 64 : 16;
-    static constexpr size_t step = dense || padded_block < width ? width : padded_block;  // padded bytes in a step
-    static constexpr size_t per_step = step / width;                                      // chunks in a step
-    static constexpr size_t advance = dense ? width : step / padded_block * g.block_bytes;
-    static constexpr size_t reach = L::codes_at + (dense || padded_block >= width
-        ? step : (width / padded_block - 1) * g.block_bytes + padded_block);  // bytes read in a step
-    static constexpr size_t steps_per_partial = Dot::chunks_per_partial / per_step;
-    static constexpr size_t activations = per_step * digits * width;  // a step's activations
 
-    static constexpr size_t steps(size_t cols) { return (cols / g.block * padded_block + step - 1) / step; }
+    // A row is computed in steps of whole vectors and whole padded blocks.
+    static constexpr size_t padded_per_step = dense || padded_block < width ? width : padded_block;
+    static constexpr size_t chunks_per_step = padded_per_step / width;
+    static constexpr size_t activations_per_step = chunks_per_step * digits * width;
+    static constexpr size_t steps_per_partial = Dot::chunks_per_partial / chunks_per_step;
+    // Packed bytes from where a step starts to where the next does, and those that it reads, which may be more.
+    static constexpr size_t bytes_per_step = dense ? width : padded_per_step / padded_block * g.block_bytes;
+    static constexpr size_t bytes_read = L::codes_at + (dense || padded_block >= width
+        ? padded_per_step : (width / padded_block - 1) * g.block_bytes + padded_block);
+
+    static constexpr size_t steps(size_t cols) {
+        return (cols / g.block * padded_block + padded_per_step - 1) / padded_per_step;
+    }
 
     static Dot::Bytes load(const uint8_t* codes, size_t chunk) {
         if constexpr (dense || padded_block >= width) {
@@ -44,7 +49,7 @@ struct Chunks {
         }
     }
 
-    /// Puts x [N, cols] in the order of the codes: [steps][N][per_step][digits][width]. Unused places stay as
+    /// Puts x [N, cols] in the order of the codes: [steps][N][chunks_per_step][digits][width]. Unused places stay as
     /// they are, zero.
     template <size_t N>
     static void order(const int8_t* __restrict x, size_t cols, int8_t* __restrict ordered) {
@@ -54,7 +59,8 @@ struct Chunks {
                     constexpr Run run = L::runs[index];
                     for (int j = 0; j < run.bytes; ++j) {
                         const size_t byte = b * padded_block + static_cast<size_t>(start + j);
-                        const size_t chunk = byte / step * N * per_step + v * per_step + byte % step / width;
+                        const size_t step = byte / padded_per_step, rest = byte % padded_per_step;
+                        const size_t chunk = (step * N + v) * chunks_per_step + rest / width;
                         int8_t* to = ordered + chunk * digits * width + byte % width;
                         for (int p = 0; p < L::Codes::digits; ++p) {
                             if (run.uses(p)) to[static_cast<size_t>(p) * width] = x[b * g.block + run.column(j, p)];
@@ -106,13 +112,13 @@ void dot(const uint8_t* const (&rows)[R], size_t row_bytes, size_t steps, const 
         Dot::Partial partials[R * N];
         unrolled<R * N>([&](auto i) { partials[i] = Dot::zero(); });
         for (size_t s = 0; s < now; ++s) {
-            unrolled<(R * C::advance + line - 1) / line>([&](auto i) { Dot::prefetch(next + i * line); });
-            unrolled<C::per_step * R>([&](auto i) {
+            unrolled<(R * C::bytes_per_step + line - 1) / line>([&](auto i) { Dot::prefetch(next + i * line); });
+            unrolled<C::chunks_per_step * R>([&](auto i) {
                 constexpr size_t chunk = i / R, r = i % R;
                 Dot::Bytes digits[C::digits];
                 split<typename L::Codes>(C::load(rows[r] + at, chunk), digits);
                 unrolled<N>([&](auto v) {
-                    const int8_t* xv = x + (v * C::per_step + chunk) * C::digits * C::width;
+                    const int8_t* xv = x + (v * C::chunks_per_step + chunk) * C::digits * C::width;
                     Dot::Partial product = Dot::zero();
                     unrolled<C::digits>([&](auto p) {
                         product = Dot::multiply_add(product, digits[p], xv + p * C::width);
@@ -120,9 +126,9 @@ void dot(const uint8_t* const (&rows)[R], size_t row_bytes, size_t steps, const 
                     partials[r * N + v] = Dot::add(partials[r * N + v], product);
                 });
             });
-            x += N * C::activations;
-            at += C::advance;
-            next += R * C::advance;
+            x += N * C::activations_per_step;
+            at += C::bytes_per_step;
+            next += R * C::bytes_per_step;
         }
         unrolled<R * N>([&](auto i) { totals[i] = Dot::widen(totals[i], partials[i]); });
         steps -= now;
@@ -138,14 +144,14 @@ struct PackedRows {
     const uint8_t* packed;
     size_t rows, cols;
     size_t row_bytes = L::geometry.row_header + cols / L::geometry.block * L::geometry.block_bytes;
-    size_t row_reach = L::geometry.row_header + (C::steps(cols) - 1) * C::advance + C::reach;
-    Buffer copies{at_once * row_reach};
+    size_t row_bytes_read = L::geometry.row_header + (C::steps(cols) - 1) * C::bytes_per_step + C::bytes_read;
+    Buffer copies{at_once * row_bytes_read};
 
     /// The blocks of row r, readable for all its steps.
     const uint8_t* row(size_t r) {
         const uint8_t* row = packed + r * row_bytes;
-        if (r * row_bytes + row_reach > rows * row_bytes) {
-            uint8_t* copy = copies.data() + r % at_once * row_reach;
+        if (r * row_bytes + row_bytes_read > rows * row_bytes) {
+            uint8_t* copy = copies.data() + r % at_once * row_bytes_read;
             std::memcpy(copy, row, row_bytes);
             row = copy;
         }
@@ -158,7 +164,7 @@ template <class L, size_t R, size_t N>
 void dot_rows(PackedRows<L>& w, size_t first, size_t start, size_t steps, const int8_t* x, int32_t* out) {
     for (; first + R <= w.rows; first += R) {
         const uint8_t* rows[R];
-        for (size_t r = 0; r < R; ++r) rows[r] = w.row(first + r) + start * Chunks<L>::advance;
+        for (size_t r = 0; r < R; ++r) rows[r] = w.row(first + r) + start * Chunks<L>::bytes_per_step;
         dot<L, R, N>(rows, w.row_bytes, steps, x, out + first, w.rows);
     }
     if constexpr (R > 1) dot_rows<L, R / 2, N>(w, first, start, steps, x, out);
@@ -169,14 +175,14 @@ template <class L, size_t N>
 void dot_tiles(PackedRows<L>& w, const int8_t* x, int32_t* out, size_t n, int8_t* ordered) {
     using C = Chunks<L>;
     constexpr size_t cache = 16384;  // bytes of activations that stay close while the rows pass
-    constexpr size_t steps_at_once = cache / (N * C::activations) + 1;
+    constexpr size_t steps_at_once = cache / (N * C::activations_per_step) + 1;
     const size_t steps = C::steps(w.cols);
-    if (n >= N) std::memset(ordered, 0, steps * N * C::activations);
+    if (n >= N) std::memset(ordered, 0, steps * N * C::activations_per_step);
     for (; n >= N; n -= N, x += N * w.cols, out += N * w.rows) {
         C::template order<N>(x, w.cols, ordered);
         for (size_t s = 0; s < steps; s += steps_at_once) {
             const size_t now = steps - s < steps_at_once ? steps - s : steps_at_once;
-            dot_rows<L, PackedRows<L>::at_once / N, N>(w, 0, s, now, ordered + s * N * C::activations, out);
+            dot_rows<L, PackedRows<L>::at_once / N, N>(w, 0, s, now, ordered + s * N * C::activations_per_step, out);
         }
     }
     if constexpr (N > 1) dot_tiles<L, N / 2>(w, x, out, n, ordered);
@@ -191,7 +197,7 @@ void dot_matmul(const uint8_t* packed, const int8_t* x, int32_t* out, size_t row
         for (size_t r = 0; r < rows; ++r) out[v * rows + r] = -sum;
     }
     if (rows == 0 || cols == 0) return;
-    Buffer ordered(tile * Chunks<L>::steps(cols) * Chunks<L>::activations);
+    Buffer ordered(tile * Chunks<L>::steps(cols) * Chunks<L>::activations_per_step);
     PackedRows<L> w{packed, rows, cols};
     dot_tiles<L, tile>(w, x, out, n, reinterpret_cast<int8_t*>(ordered.data()));
 }

@@ -5,6 +5,7 @@
 namespace bitconv::BITCONV_ISA {
 
 struct I2S {
+    static constexpr const char* name = "i2_s";
     using Codes = TwoBit;
     static constexpr Geometry geometry{128, 32, 0, Scale::none};
     static constexpr size_t codes_at = 0;
@@ -12,6 +13,7 @@ struct I2S {
 };
 
 struct I2SArm64 {
+    static constexpr const char* name = "i2_s_arm64";
     using Codes = TwoBit;
     static constexpr Geometry geometry{64, 16, 0, Scale::none};
     static constexpr size_t codes_at = 0;

@@ -6,6 +6,7 @@
 namespace bitconv::BITCONV_ISA {
 
 struct IQ1BN {
+    static constexpr const char* name = "iq1_bn";
     using Codes = Base3;
     static constexpr Geometry geometry{64, 13, 2, Scale::row};
     static constexpr size_t codes_at = 0;

@@ -5,6 +5,7 @@
 namespace bitconv::BITCONV_ISA {
 
 struct IQ2BN {
+    static constexpr const char* name = "iq2_bn";
     using Codes = TwoBit;
     static constexpr Geometry geometry{64, 16, 4, Scale::row};
     static constexpr size_t codes_at = 0;

@@ -5,6 +5,7 @@
 namespace bitconv::BITCONV_ISA {
 
 struct Q2_0 {
+    static constexpr const char* name = "q2_0";
     using Codes = TwoBit;
     static constexpr Geometry geometry{64, 18, 0, Scale::block};
     static constexpr size_t codes_at = 2;

@@ -5,6 +5,7 @@
 namespace bitconv::BITCONV_ISA {
 
 struct TQ1_0 {
+    static constexpr const char* name = "tq1_0";
     using Codes = Base3;
     static constexpr Geometry geometry{256, 54, 0, Scale::block};
     static constexpr size_t codes_at = 0;

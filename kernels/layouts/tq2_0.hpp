@@ -5,6 +5,7 @@
 namespace bitconv::BITCONV_ISA {
 
 struct TQ2_0 {
+    static constexpr const char* name = "tq2_0";
     using Codes = TwoBit;
     static constexpr Geometry geometry{256, 66, 0, Scale::block};
     static constexpr size_t codes_at = 0;

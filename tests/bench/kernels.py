@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from bitconv.layouts import Bytes, Layout, make_layout
-from bitconv.layouts.layout import Trits
+from bitconv.layouts.layout import Bytes, Layout, Trits
+from bitconv.layouts.registry import make_layout
 from bitconv.layouts.scales import block_scales
 from bitconv.system.blocks import row_blocks
 

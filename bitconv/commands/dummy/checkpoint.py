@@ -14,7 +14,7 @@ from typing import Any
 from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
 from bitconv.commands.dummy.noise import Noise, Stream
 from bitconv.commands.dummy.shapes import Shape, find_shape
-from bitconv.layouts import Bytes
+from bitconv.layouts.layout import Bytes
 from bitconv.models.architectures import Role, Slot
 from bitconv.models.config_json import config_json
 from bitconv.models.quantization import ScaleConvention

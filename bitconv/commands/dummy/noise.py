@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE
-from bitconv.layouts import Bytes
+from bitconv.layouts.layout import Bytes
 
 _BLOCK = 1 << 17  # words of 64 bits in a block, which is 1 MB
 _WORDS = np.dtype("<u8")

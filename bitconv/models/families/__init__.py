@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bitconv.models.families import llama, llama_sub_norms, microsoft, microsoft_gpu, mixtral, onebitllm, qwen3
-from bitconv.models.families.family import Family
+from bitconv.models.families.family import Family, Reference
 from bitconv.system.errors import BitconvError, Code
 
+# A line each, in the order in which they are listed; nothing else depends on it.
 FAMILIES = (
     onebitllm.FAMILY,
     microsoft_gpu.FAMILY,
@@ -36,20 +37,27 @@ def of_class(config: Mapping[str, Any], file: object) -> list[Family]:
 
 
 def detect(config: Mapping[str, Any], file: object, names: Collection[str]) -> Family:
-    """The family of a checkpoint: of those of its class the one with its "hidden_act".
+    """The family of a checkpoint: of those of its class that show their signs, the one with the strongest.
 
     names: of the checkpoint's tensors, which tell a checkpoint that was made out of another and has its config.json.
+    BitconvError where there is none, or more than one.
     """
     families = of_class(config, file)
-    told = [f for f in families if not f.tensor or any(name.endswith(f.tensor) for name in names)]
-    for family in told:
-        if family.architecture.activation == config.get("hidden_act"):
-            return family
-    if told:
-        return told[0]
-    raise BitconvError(
-        f"nothing marks this as a BitNet checkpoint (no tensors *{families[0].tensor})", code=Code.REFUSED, file=file
-    )
+    shown = [family for family in families if family.shows(config, names)]
+    if not shown:
+        signs = " or ".join(f"*{family.tensor}" for family in families)
+        cause = f"nothing marks this as a BitNet checkpoint (no tensors {signs})"
+        raise BitconvError(cause, code=Code.REFUSED, file=file)
+    strongest = max(_strength(family) for family in shown)
+    found = [family for family in shown if _strength(family) == strongest]
+    if len(found) > 1:
+        both = " and ".join(f"{family.name} (*{family.tensor})" for family in found)
+        raise BitconvError(f"the tensors are those of two families, {both}", code=Code.REFUSED, file=file)
+    return found[0]
 
 
-__all__ = ["FAMILIES", "Family", "detect", "of_class"]
+def _strength(family: Family) -> tuple[bool, ...]:
+    return tuple(map(bool, family.signs))
+
+
+__all__ = ["FAMILIES", "Family", "Reference", "detect", "of_class"]

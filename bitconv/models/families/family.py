@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
 
 from bitconv.models.architectures import Architecture
+from bitconv.models.quantization import ScaleConvention, Storage, storage
 
 # GGUF slot within a block -> module within a layer of transformers' Llama, which BitNet models extend.
 _LLAMA_MODULES = {
@@ -29,6 +32,14 @@ _LLAMA_MODULES = {
 _TOP_LEVEL = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
 
 
+class Reference(Enum):
+    """What computes a checkpoint in PyTorch, for a file to be compared with."""
+
+    TRANSFORMERS = "its class in transformers"
+    SUB_NORMS = "Llama with sub-norms, written out in bitconv.inference.torch_reference"
+    NONE = "nothing: transformers would run what config.json says, and the tensors tell another model"
+
+
 @dataclass(frozen=True)
 class Family:
     """name: as publishers call it. hf_architecture: the entry of config.json's "architectures".
@@ -37,12 +48,15 @@ class Family:
     checkpoints: those that are published, in words.
     modules: slots of a block whose modules are not named as in Llama.
     interleaved_rows: the rows of q and k are stored in the order of interleaved rotation.
-    tensor: the end of a name that tells the family from others of the same config.json. weights: how they may be
-    stored, in words, where that is not as transformers does.
+    tensor, hidden_act: signs that tell the family from others of its class: the end of a tensor's name, and a value in
+    config.json. Where several families show theirs, a tensor says more than a value, and either more than no sign.
+    weights: how they may be stored, in words, where that is not as transformers does.
     Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots.
     input_norm: the module within a projection that normalises its input.
     embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.
     experts: the feed-forward network is a mixture of them.
+    reference: what runs it in PyTorch. exported: its class in transformers computes the architecture's graph from
+    packed weights, so that a file of the architecture is exported as one of this family.
     """
 
     name: str
@@ -53,10 +67,29 @@ class Family:
     modules: Mapping[str, str] = field(default_factory=dict)
     interleaved_rows: bool = False
     tensor: str = ""
+    hidden_act: str = ""
     weights: str = ""
     input_norm: str = ""
     embedding: bool = False
     experts: bool = False
+    reference: Reference = Reference.TRANSFORMERS
+    exported: bool = False
+
+    @property
+    def signs(self) -> tuple[str, str]:
+        """What tells it from others of its class, the stronger sign first; empty ones are none."""
+        return self.tensor, self.hidden_act
+
+    def shows(self, config: Mapping[str, Any], names: Collection[str]) -> bool:
+        """Whether a checkpoint of the family's class has all of its signs. names: of the tensors."""
+        tensor = not self.tensor or any(name.endswith(self.tensor) for name in names)
+        return tensor and self.hidden_act in ("", config.get("hidden_act"))
+
+    def storage(
+        self, config: Mapping[str, Any], file: object, names: Collection[str]
+    ) -> tuple[Storage, ScaleConvention]:
+        """How the projections are stored, and which way a weight_scale works. file: config.json."""
+        return storage(config, file, native=self.native)
 
     def source_name(self, slot_name: str) -> str:
         """The checkpoint's name of a slot's tensor; of a stack of experts with {} for the number of one."""

@@ -9,4 +9,5 @@ FAMILY = Family(
     architecture=LLAMA,
     native=False,
     checkpoints="HF1BitLLM Llama3-8B-1.58, tiiuae Falcon3-1.58bit and Falcon-E",
+    exported=True,
 )

@@ -3,18 +3,20 @@
 The tensors tell, under either name that the norms have; the class alone would be the plain Llama.
 """
 
-from dataclasses import replace
-
+from bitconv.models.architectures import BITNET
 from bitconv.models.families import microsoft, onebitllm
+from bitconv.models.families.family import Family, Reference
 
 FAMILIES = tuple(
-    replace(
-        family,
+    Family(
         name=f"Llama with {whose} sub-norms",
         hf_architecture="LlamaForCausalLM",
+        architecture=BITNET,
         native=False,
         checkpoints="trainings that add the norms to Llama",
-        tensor=f"model.layers.0.{family.modules['attn_sub_norm']}.weight",
+        modules=modules,
+        tensor=f"model.layers.0.{modules['attn_sub_norm']}.weight",
+        reference=Reference.NONE,
     )
-    for family, whose in ((onebitllm.FAMILY, "1bitLLM's"), (microsoft.SILU_FAMILY, "Microsoft's"))
+    for modules, whose in ((onebitllm.FAMILY.modules, "1bitLLM's"), (microsoft.FAMILY.modules, "Microsoft's"))
 )

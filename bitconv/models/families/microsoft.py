@@ -12,6 +12,7 @@ FAMILY = Family(
     native=True,
     checkpoints="microsoft bitnet-b1.58-2B-4T, -bf16",
     modules={"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
+    exported=True,
 )
 # transformers' BitNetForCausalLM applies any hidden_act: with SiLU it computes what 1bitLLM's class does, which
 # transformers lacks. An exported 1bitLLM model is this.
@@ -19,5 +20,6 @@ SILU_FAMILY = replace(
     FAMILY,
     name="1bitLLM b1.58 for transformers",
     architecture=BITNET,
+    hidden_act="silu",
     checkpoints="what bitconv export makes of 1bitLLM files",
 )

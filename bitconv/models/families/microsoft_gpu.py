@@ -7,8 +7,12 @@ pipeline rotates them; output.weight is the embedding once more. (The pipeline's
 scales of wqkv evenly over its rows, which is wrong with fewer key-value heads; they belong to q, k and v.)
 """
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from bitconv.models.architectures import BITNET_B158
-from bitconv.models.families.family import Family
+from bitconv.models.families.family import Family, Reference
+from bitconv.models.quantization import ScaleConvention, Storage
 
 _MODULES = {
     "token_embd": "tok_embeddings",
@@ -34,6 +38,13 @@ class _GpuFamily(Family):
         module = f"layers.{block[1]}.{_MODULES[slot]}" if block else _MODULES[slot]
         return f"{module}.weight"
 
+    def storage(
+        self, config: Mapping[str, Any], file: object, names: Collection[str]
+    ) -> tuple[Storage, ScaleConvention]:
+        # What config.json says is of the checkpoint that this one was made of.
+        packed = any(name.endswith(".weight_scale") for name in names)
+        return Storage.INT2 if packed else Storage.MASTER, ScaleConvention.MULTIPLY
+
 
 FAMILY = _GpuFamily(
     name="Microsoft b1.58, GPU pipeline",
@@ -42,6 +53,7 @@ FAMILY = _GpuFamily(
     native=True,
     checkpoints="what bitnet.cpp's gpu/ makes of microsoft bitnet-b1.58-2B-4T-bf16",
     interleaved_rows=True,
+    reference=Reference.NONE,
     tensor="tok_embeddings.weight",
     weights="packed (model_state_int2.pt), ternary floats (model_state_fp16.pt), or float master (model_state.pt)",
 )

@@ -16,4 +16,5 @@ FAMILY = replace(
     checkpoints="mixtures of Llama-class experts, with a router of floats",
     weights="packed, float master (online), or ternary floats (online)",
     experts=True,
+    exported=False,
 )

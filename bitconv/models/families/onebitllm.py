@@ -1,7 +1,7 @@
 """1bitLLM/bitnet_b1_58-*: the reproduction of the b1.58 paper. Float32 master weights, SiLU, sub-norms."""
 
 from bitconv.models.architectures import BITNET
-from bitconv.models.families.family import Family
+from bitconv.models.families.family import Family, Reference
 
 FAMILY = Family(
     name="1bitLLM b1.58",
@@ -10,4 +10,6 @@ FAMILY = Family(
     native=True,
     checkpoints="1bitLLM bitnet_b1_58-large, -xl, -3B",
     modules={"attn_sub_norm": "self_attn.inner_attn_ln", "ffn_sub_norm": "mlp.ffn_layernorm"},
+    # transformers lacks its class, and loads such a checkpoint as a plain Llama without the sub-norms.
+    reference=Reference.SUB_NORMS,
 )
