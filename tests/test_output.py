@@ -176,8 +176,10 @@ def test_a_file_of_the_checkpoint_is_not_replaced(tmp_path: Path, name: str, cac
     (model / name).parent.mkdir(exist_ok=True)
     (model / name).touch()
     if cached:
-        (model / name).rename(tmp_path / "blob")
-        (model / name).symlink_to(tmp_path / "blob")
+        blob = tmp_path / "models--of--somebody" / "blobs" / ("0" * 64)
+        blob.parent.mkdir(parents=True)
+        (model / name).rename(blob)
+        (model / name).symlink_to(blob)
     before = (model / name).read_bytes()
     for output in (model / name, tmp_path / "link"):
         if output != model / name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from bitconv.checkpoint import refusals, torch_files
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.files import Stamp, check_unchanged, is_there, open_input, read_start, stamps
 from bitconv.system.json_files import read_json
 from bitconv.system.rawio import read_at
+from bitconv.tokenizer.files import FILES as TOKENIZER_FILES
 
 # safetensors dtype -> (our name, bytes); the float names are those of the kernels.
 _DTYPES = {
@@ -78,13 +81,16 @@ class Checkpoint:
         if not path.is_dir():
             raise BitconvError("no such model directory", code=Code.NOT_FOUND, file=path)
         self.path = path
+        self._before: dict[Path, Stamp | None] = {}
+        self.sources(path / name for name in ("config.json", "README.md", *WEIGHT_FILES))
+        self.sources(file for pattern in TOKENIZER_FILES for file in path.glob(pattern))
         self.config = _config(path)
-        self.tensors = _index(path)
+        self.tensors = self._index()
         self._descriptors: dict[Path, int] = {}
 
     def __enter__(self) -> Checkpoint:
         for file in {tensor.file for tensor in self.tensors.values()}:
-            self._descriptors[file] = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._descriptors[file] = open_input(file, self.path)
         return self
 
     def __exit__(
@@ -96,8 +102,20 @@ class Checkpoint:
 
     def read(self, tensor: StoredTensor, start: int, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out` with the tensor's bytes from byte `start` of it on."""
-        if not read_at(self._descriptors[tensor.file], out, tensor.offset + start):
+        try:
+            whole = read_at(self._descriptors[tensor.file], out, tensor.offset + start)
+        except OSError as error:
+            raise tensor.error(f"cannot be read: {error.strerror}", code=Code.READ) from None
+        if not whole:
             raise tensor.error("the file has become shorter while it was read", code=Code.CHANGED)
+
+    def sources(self, files: Iterable[Path]) -> None:
+        """Files that are about to be read. The same ones must be there at the end."""
+        self._before |= stamps(files)
+
+    def check_unchanged(self) -> None:
+        """BitconvError where a file of the model is not the one that was read: the output would be of two models."""
+        check_unchanged(self._before)
 
     def values(self, tensor: StoredTensor) -> npt.NDArray[np.float32]:
         """A small float tensor (a scale, a norm) whole, in float32. Shape as stored."""
@@ -111,10 +129,41 @@ class Checkpoint:
             raise tensor.error(f"stored as {tensor.dtype}; expected bf16, f16 or f32", code=Code.TENSOR_FORM)
         return values.reshape(tensor.shape)
 
+    def _index(self) -> dict[str, StoredTensor]:
+        """All tensors of the directory by name. Of several files the first of WEIGHT_FILES wins."""
+        file = next((self.path / name for name in WEIGHT_FILES if is_there(self.path / name)), None)
+        if file is None:
+            raise BitconvError(
+                f"holds no weights: none of {', '.join(WEIGHT_FILES)}", code=Code.INCOMPLETE, file=self.path
+            )
+        return self._read_indexed(file) if file.suffix == ".json" else _read_header(file)
+
+    def _read_indexed(self, index: Path) -> dict[str, StoredTensor]:
+        """All tensors of the files that an index names."""
+        shards = read_shards(index)
+        self.sources(set(shards.values()))
+        tensors: dict[str, StoredTensor] = {}
+        for shard in sorted(set(shards.values())):
+            for name, tensor in _read_header(shard).items():
+                if name in tensors:
+                    raise BitconvError(
+                        f"stored a second time, {tensors[name].file} holds it too",
+                        code=Code.CONTRADICTION,
+                        file=shard,
+                        tensor=name,
+                    )
+                tensors[name] = tensor
+        for name, shard in shards.items():
+            if name not in tensors or tensors[name].file != shard:
+                raise BitconvError(
+                    f"missing, though {index.name} says it is there", code=Code.INCOMPLETE, file=shard, tensor=name
+                )
+        return tensors
+
 
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
-    if not file.exists() and any((path / name).exists() for name in _GPU_FILES):
+    if not is_there(file) and any(is_there(path / name) for name in _GPU_FILES):
         raise BitconvError(
             "missing; a file of the GPU pipeline holds weights alone",
             code=Code.INCOMPLETE,
@@ -122,42 +171,12 @@ def _config(path: Path) -> dict[str, Any]:
             way_out="put config.json and the tokenizer's files of the checkpoint that it was made of beside it "
             "(microsoft/bitnet-b1.58-2B-4T)",
         )
-    return read_json(file)
-
-
-def _index(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of the directory by name. Of several files the first of WEIGHT_FILES wins."""
-    file = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
-    if file is None:
-        raise BitconvError(f"holds no weights: none of {', '.join(WEIGHT_FILES)}", code=Code.INCOMPLETE, file=path)
-    return _read_indexed(file) if file.suffix == ".json" else _read_header(file)
-
-
-def _read_indexed(index: Path) -> dict[str, StoredTensor]:
-    """All tensors of the files that an index names."""
-    shards = read_shards(index)
-    tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(set(shards.values())):
-        for name, tensor in _read_header(shard).items():
-            if name in tensors:
-                raise BitconvError(
-                    f"stored a second time, {tensors[name].file} holds it too",
-                    code=Code.CONTRADICTION,
-                    file=shard,
-                    tensor=name,
-                )
-            tensors[name] = tensor
-    for name, shard in shards.items():
-        if name not in tensors or tensors[name].file != shard:
-            raise BitconvError(
-                f"missing, though {index.name} says it is there", code=Code.INCOMPLETE, file=shard, tensor=name
-            )
-    return tensors
+    return read_json(file, path)
 
 
 def read_shards(index: Path) -> dict[str, Path]:
     """The file beside `index` that each tensor is in, by the tensor's name. The files need not be there."""
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, index.parent).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BitconvError("has no weight_map", code=Code.MALFORMED, file=index)
     shards = {}
@@ -176,21 +195,20 @@ def read_shards(index: Path) -> dict[str, Path]:
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     """Where each tensor of one file lies."""
-    if not file.is_file():
+    if not is_there(file):
         raise BitconvError("missing", code=Code.INCOMPLETE, file=file, way_out="download the checkpoint again")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     return {
         name: StoredTensor(name, file, dtype, shape, offset)
-        for name, dtype, shape, offset in torch_files.read_index(file)
+        for name, dtype, shape, offset in torch_files.read_index(file, file.parent)
     }
 
 
 def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
     """The safetensors library checks the header: its tensors cover the file in order."""
+    start = 8 + int.from_bytes(read_start(file, file.parent, 8), "little")
     try:
-        with file.open("rb") as stream:
-            start = 8 + int.from_bytes(stream.read(8), "little")
         with safe_open(file, framework="np") as header:
             stored = [(name, header.get_slice(name)) for name in header.offset_keys()]
             entries = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in stored]

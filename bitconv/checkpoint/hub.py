@@ -125,7 +125,7 @@ def _choose(
         missing = f"no {_CONFIG}" if weights else f"none of {', '.join(WEIGHT_FILES)}"
         hint = "; it holds GGUF files" if any(name.endswith(".gguf") for name in listed) else ""
         raise BitconvError(f"is no checkpoint: holds {missing}{hint}", code=Code.INCOMPLETE, file=model_id)
-    config = read_json(snapshot / _CONFIG)
+    config = read_json(snapshot / _CONFIG, snapshot)
     refusals.check_checkpoint(config, (), snapshot)  # what config.json tells needs no weights
     accept(config, snapshot / _CONFIG)
     yield from sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in _FILES))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from bitconv.gguf import Metadata
 from bitconv.system.errors import BitconvError, Code
-from bitconv.system.json_files import read_json
+from bitconv.system.files import is_there
+from bitconv.system.json_files import read_json, read_json_value
 
 # The flag in sentence-transformers' Pooling config -> llama.cpp's number.
 _TYPES = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
@@ -25,9 +25,10 @@ def pooling_metadata(directory: Path, architecture: str) -> Metadata:
     docs/bitnet-embeddings-i2s-guide.md). BitconvError where they say none, several, or one that runners lack.
     """
     pooling_type = _LAST_TOKEN
-    if (directory / MODULES).exists():
+    if is_there(directory / MODULES):
         config = directory / pooling_config(directory)
-        flags = [key for key, value in read_json(config).items() if key.startswith("pooling_mode_") and value is True]
+        modes = read_json(config, directory).items()
+        flags = [key for key, value in modes if key.startswith("pooling_mode_") and value is True]
         if len(flags) != 1 or flags[0] not in _TYPES:
             raise BitconvError(
                 f"pools by {flags}; runners have one of {', '.join(_TYPES)}", code=Code.UNSUPPORTED, file=config
@@ -40,9 +41,9 @@ def pooling_config(directory: Path) -> str:
     """The config of the Pooling module that modules.json names, within the model directory, by a path with slashes."""
     path = directory / MODULES
     try:
-        modules: Any = json.loads(path.read_bytes())
+        modules: Any = read_json_value(path, directory)
         module = next(str(module["path"]) for module in modules if module["type"].endswith("Pooling"))
-    except (AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError):
+    except (AttributeError, LookupError, StopIteration, TypeError):
         raise BitconvError("lists no Pooling module with its path", code=Code.MALFORMED, file=path) from None
     within = PurePosixPath(module)
     # A list from a stranger must not make us read files elsewhere.

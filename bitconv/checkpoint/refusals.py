@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.files import read_start
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,8 @@ REFUSALS = (
 
 def check_path(path: Path) -> None:
     """Refuse what can be told before a config.json is read. path: MODEL."""
-    if path.is_file():
-        with path.open("rb") as stream:
-            if stream.read(4) == b"GGUF":
-                raise GGUF_FILE.error(path)
+    if path.is_file() and read_start(path, None, 4) == b"GGUF":
+        raise GGUF_FILE.error(path)
     if not path.is_dir():
         return
     names = sorted(entry.name for entry in path.iterdir())

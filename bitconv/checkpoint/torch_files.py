@@ -12,6 +12,7 @@ else is refused by name, and nothing that it names is imported, let alone called
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.files import open_input
 
 # torch's storage classes -> (our dtype, bytes).
 _DTYPES = {
@@ -48,13 +50,13 @@ class TorchTensor(NamedTuple):
     offset: int
 
 
-def read_index(file: Path) -> list[TorchTensor]:
+def read_index(file: Path, within: Path | None = None) -> list[TorchTensor]:
     """Every tensor of a state dict.
 
     BitconvError where the file is none, or damaged, or where its pickle asks for more than tensors; where a tensor
     is not contiguous; where the file is big-endian, compressed, or in the format of torch before 1.6.
     """
-    with file.open("rb") as stream:
+    with os.fdopen(open_input(file, within), "rb") as stream:
         try:
             start = stream.read(4)
             if start[:1] == pickle.PROTO:

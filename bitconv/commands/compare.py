@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
-from bitconv.commands.evaluate import log_probabilities, perplexity, read_text
+from bitconv.commands.evaluate import log_probabilities, perplexity
 from bitconv.gguf import Metadata, read_gguf
 from bitconv.inference.forward import Floats, ForwardPass, Tokens
 from bitconv.inference.tokenizer import load_tokenizer
@@ -20,6 +20,7 @@ from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
 from bitconv.packed.structure import check_structure
 from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
+from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
 from bitconv.tokenizer.vocabulary import TokenType
 
@@ -128,7 +129,7 @@ def compare(
     gguf = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(gguf, tiles, i2_s_order)
-    content = DEFAULT_TEXT if text is None else read_text(text)
+    content = DEFAULT_TEXT if text is None else read_text(text, limit=MAX_TEXT)
     source = Checkpoint(local_model(model, revision, token, accept=families.of_class))
     with source as checkpoint, ForwardPass(gguf, structure, threads=threads) as forward:
         encode = load_encode(checkpoint)

@@ -137,6 +137,7 @@ def convert(
         if not dry_run:
             with replacing(target, plan.size, force=force) as descriptor:
                 scales = _write(checkpoint, plan, descriptor, threads, progress)
+                checkpoint.check_unchanged()
     return Conversion(
         output=str(target),
         family=plan.model.family.name,

@@ -17,6 +17,7 @@ from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.packed.structure import check_structure
 from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
+from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
 
 
@@ -69,7 +70,8 @@ def evaluate(
     gguf = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(gguf, tiles, i2_s_order)
-    tokens = np.array(load_tokenizer(gguf.metadata, gguf.path).encode(read_text(text), add_special_tokens=False).ids)
+    content = read_text(text, limit=MAX_TEXT)
+    tokens = np.array(load_tokenizer(gguf.metadata, gguf.path).encode(content, add_special_tokens=False).ids)
     tokens = tokens[:max_tokens]
     windows = tokens[: len(tokens) // window * window].reshape(-1, window)
     if not windows.size:
@@ -120,11 +122,3 @@ def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
-
-
-def read_text(text: str | os.PathLike[str]) -> str:
-    """A UTF-8 file, its line ends as they are. BitconvError where it is not."""
-    try:
-        return Path(text).read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BitconvError(f"not UTF-8: {error}", code=Code.MALFORMED, file=os.fspath(text)) from None

@@ -106,7 +106,7 @@ def export(
         raise BitconvError(f"{name}: {faults[0]}", code=Code.FAULTY, file=source)
     files = tokenizer_files(header.metadata, source, pre)
     ids = token_ids(header.metadata, source)
-    descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    descriptor = header.open()
     try:
         checkpoint = _Source(header, structure, descriptor).checkpoint()
         files |= {"config.json": encode_json(checkpoint.config | ids), "generation_config.json": encode_json(ids)}
@@ -116,6 +116,7 @@ def export(
                 with replacing(temporary / name, len(data)) as output:
                     write_at(output, data, 0)
             written = tuple(sorted(path.name for path in temporary.iterdir()))
+            header.check_unchanged()
     finally:
         os.close(descriptor)
     return Export(

@@ -135,6 +135,7 @@ def repack(
     size = len(header) + section.size
     with replacing(target, size, force=force) as descriptor:
         tensors = _write(gguf, structure, header, planned, descriptor, size, threads, progress)
+        gguf.check_unchanged()
     architecture = _architecture_name(structure, chosen)
     run = chosen.command(type, target, embedding=f"{structure.architecture_name}.pooling_type" in gguf.metadata)
     return Repacking(str(target), architecture, type, chosen.name, size, run, tensors)
@@ -205,7 +206,7 @@ def _write(
 ) -> tuple[RepackedTensor, ...]:
     scale_tensors = {t.name: t for t in gguf.tensors if structure.roles[t.name] is Role.SCALE}
     repacked: dict[str, RepackedTensor] = {}
-    source = os.open(gguf.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    source = gguf.open()
 
     def ternary(info: TensorInfo, place: TernaryPlace, keep_going: KeepGoing) -> int:
         name = info.name

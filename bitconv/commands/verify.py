@@ -187,7 +187,7 @@ class _Verifier:
         work = [partial(self.tensor, tensor) for tensor in self.gguf.tensors]
         total = sum(self.structure.nbytes.values())
         done, results = 0, []
-        self.descriptor = os.open(self.gguf.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.descriptor = self.gguf.open()
         try:
             for result in jobs.run(work, threads):
                 results.append(result)
@@ -196,6 +196,9 @@ class _Verifier:
                     progress(done, total)
         finally:
             os.close(self.descriptor)
+        self.gguf.check_unchanged()
+        if self.checkpoint is not None:
+            self.checkpoint.check_unchanged()
         return Verification(
             str(self.gguf.path),
             None if self.checkpoint is None else str(self.checkpoint.path),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,14 @@ import numpy as np
 
 from bitconv.gguf.values import ARRAY, BOOL, NUMBER_DTYPES, STRING, Metadata, Value
 from bitconv.system.errors import BitconvError, Code, plain
+from bitconv.system.files import Stamp, check_unchanged, open_input
+from bitconv.system.rawio import read_at_most
 
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
+# Tensors or metadata keys, of which the largest published models have a few thousand: memory is what they are for.
+MAX_LISTED = 1 << 16
+_READ_AHEAD = 1 << 20
 
 
 class MalformedGGUF(BitconvError):  # noqa: N818 - it is a BitconvError
@@ -24,7 +29,7 @@ class MalformedGGUF(BitconvError):  # noqa: N818 - it is a BitconvError
         super().__init__(cause, code=code, **where)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """shape is row-major, offset is from the start of the file."""
 
@@ -41,20 +46,42 @@ class GGUFFile:
     tensors: tuple[TensorInfo, ...]
     alignment: int
     data_offset: int
-    size: int
+    stamp: Stamp
+
+    @property
+    def size(self) -> int:
+        return self.stamp.size
+
+    def open(self) -> int:
+        """A descriptor to read the tensors by."""
+        return open_input(self.path)
+
+    def check_unchanged(self) -> None:
+        """BitconvError where it is no longer the file whose header was read."""
+        check_unchanged({self.path: self.stamp})
 
 
 class _Cursor:
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    """Reads by pread: a file that is cut while it is mapped into memory would kill the process."""
+
+    def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self.path = path
-        self.data = data
+        self.descriptor = descriptor
+        self.size = size
         self.at = 0
+        self._ahead, self._start = b"", 0
 
     def bytes(self, count: int, what: str) -> bytes:
-        if count > len(self.data) - self.at:
-            raise MalformedGGUF(f"truncated: the file ends inside {what}", file=self.path)
+        first = self.at - self._start
+        if first + count > len(self._ahead):
+            if count <= self.size - self.at:
+                wanted = min(max(count, _READ_AHEAD), self.size - self.at)
+                self._ahead, self._start = read_at_most(self.descriptor, wanted, self.at), self.at
+            first = self.at - self._start
+            if first + count > len(self._ahead):
+                raise MalformedGGUF(f"truncated: the file ends inside {what}", file=self.path)
         self.at += count
-        return self.data[self.at - count : self.at]
+        return self._ahead[first : first + count]
 
     def unpack(self, form: str, what: str) -> tuple[Any, ...]:
         return struct.unpack(form, self.bytes(struct.calcsize(form), what))
@@ -82,7 +109,7 @@ class _Cursor:
     def array(self, what: str) -> Value:
         type_id, count = self.unpack("<IQ", what)
         if type_id == STRING:
-            if count > (len(self.data) - self.at) // 8:  # each string takes 8 bytes at least
+            if count > (self.size - self.at) // 8:  # each string takes 8 bytes at least
                 raise MalformedGGUF(f"truncated: the file ends inside {what}", file=self.path)
             return [self.string(what) for _ in range(count)]
         if type_id == BOOL:
@@ -102,8 +129,9 @@ def read_gguf(path: Path) -> GGUFFile:
     BitconvError where the file is not GGUF version 2 or 3 in little endian (the versions that differ in nothing
     that is read here), MalformedGGUF where it is and is not sound.
     """
-    with path.open("rb") as stream:
-        magic = stream.read(8)
+    descriptor = open_input(path)
+    try:
+        magic = read_at_most(descriptor, 8, 0)
         if magic[:4] != b"GGUF" or len(magic) < 8:
             raise BitconvError("not a GGUF file", code=Code.FORMAT, file=path)
         (version,) = struct.unpack("<I", magic[4:])
@@ -111,14 +139,20 @@ def read_gguf(path: Path) -> GGUFFile:
             raise BitconvError(
                 f"GGUF version {version} is not supported (2 and 3 in little endian are)", code=Code.FORMAT, file=path
             )
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read_header(path, data)
+        return _read_header(path, descriptor, Stamp.of(os.fstat(descriptor)))
+    finally:
+        os.close(descriptor)
 
 
-def _read_header(path: Path, data: mmap.mmap) -> GGUFFile:
-    cursor = _Cursor(path, data)
+def _read_header(path: Path, descriptor: int, stamp: Stamp) -> GGUFFile:
+    cursor = _Cursor(path, descriptor, stamp.size)
     cursor.at = 8
     tensor_count, value_count = cursor.unpack("<QQ", "the header")
+    if max(tensor_count, value_count) > MAX_LISTED:
+        raise MalformedGGUF(
+            f"lists {tensor_count} tensors and {value_count} metadata keys; {MAX_LISTED} of each are the most",
+            file=path,
+        )
 
     metadata: Metadata = {}
     for _ in range(value_count):
@@ -158,5 +192,5 @@ def _read_header(path: Path, data: mmap.mmap) -> GGUFFile:
         tuple(TensorInfo(t.name, t.shape, t.type_id, data_offset + t.offset) for t in listed.values()),
         int(alignment),
         data_offset,
-        len(data),
+        stamp,
     )

@@ -8,6 +8,7 @@ Embedding, norms, rotation, attention and output head are float32.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.files import open_input
 from bitconv.system.jobs import KeepGoing
+from bitconv.system.rawio import read_at
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Tokens: TypeAlias = npt.NDArray[np.int64]
@@ -171,7 +174,7 @@ class ForwardPass:
             )
         self._float_activations = float_activations
         self._threads = jobs.thread_count(threads)
-        self._data: Bytes = np.memmap(gguf.path, np.uint8, "r").view(np.ndarray)
+        self._data = _read_file(gguf)
         infos = {tensor.name: tensor for tensor in gguf.tensors}
         self._norms = {
             name: _dense(self._data, infos[name], structure.nbytes[name])
@@ -306,7 +309,7 @@ class ForwardPass:
 
     def _read_projections(self, infos: dict[str, TensorInfo], structure: Structure) -> dict[str, Projection]:
         names = [name for name, role in structure.roles.items() if role is Role.TERNARY]
-        with self.file.open("rb") as stream:
+        with os.fdopen(open_input(self.file), "rb") as stream:
 
             def read(name: str, keep_going: KeepGoing) -> Projection:
                 layout = structure.layouts[name]
@@ -329,6 +332,19 @@ def _refuse_faults(gguf: GGUFFile, structure: Structure) -> None:
     faults = [f"{name}: {fault}" for name, found in structure.tensor_faults.items() for fault in found]
     for fault in [*structure.faults, *faults]:
         raise MalformedGGUF(fault, file=gguf.path, way_out="see bitconv verify")
+
+
+def _read_file(gguf: GGUFFile) -> Bytes:
+    """All of it in memory: a file that is cut while it is mapped would kill the process."""
+    data = np.empty(gguf.size, np.uint8)
+    descriptor = gguf.open()
+    try:
+        if not read_at(descriptor, data, 0):
+            raise BitconvError("the file has become shorter while it was read", code=Code.CHANGED, file=gguf.path)
+    finally:
+        os.close(descriptor)
+    gguf.check_unchanged()
+    return data
 
 
 def _shares(rows: int, multiple: int, parts: int) -> list[tuple[int, int]]:

@@ -29,6 +29,7 @@ from bitconv.models.ternary_floats import find_scale
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import TernaryWeight
 from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.files import is_there
 from bitconv.tokenizer.files import read_files
 from bitconv.tokenizer.pretokenizers import is_byte_level
 
@@ -99,7 +100,7 @@ def load_encode(checkpoint: Checkpoint) -> Encode:
     """From texts to the tokens of prompts. A SentencePiece model is run by SentencePiece, others by transformers."""
     files = read_files(checkpoint.path, checkpoint.config)
     model = checkpoint.path / "tokenizer.model"
-    if not model.exists() or (files.json is not None and is_byte_level(files.json)):
+    if not is_there(model) or (files.json is not None and is_byte_level(files.json)):
         _hush()
         tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
         return lambda texts: tokenizer(texts).input_ids

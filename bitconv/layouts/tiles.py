@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from bitconv.gguf import MalformedGGUF, Metadata
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.files import MAX_KERNEL_CONFIG, read_text
 
 Shape: TypeAlias = tuple[int, int]  # rows, columns
 
@@ -94,10 +95,10 @@ def read_kernel_config(file: Path, rules: TileRules | None = None) -> dict[Shape
     """
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(file.read_text(encoding="utf-8"))
+        parser.read_string(read_text(file, limit=MAX_KERNEL_CONFIG))
     except OSError as error:
         raise BitconvError(f"cannot be read: {error.strerror}", code=Code.READ, file=file) from None
-    except (UnicodeDecodeError, configparser.Error) as error:
+    except configparser.Error as error:
         raise BitconvError(
             f"not a kernel_config.ini: {' '.join(str(error).split())}", code=Code.MALFORMED, file=file
         ) from None

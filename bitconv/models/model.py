@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,10 @@ from bitconv.models.hyperparameters import Hyperparameters
 from bitconv.models.quantization import ScaleConvention, Storage, check_plausible
 from bitconv.models.weights import ComputedWeight, Model, Weight
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.patterns import PatternError, compile_pattern
+
+# Names in modules_to_not_convert: a model's own modules are not as many.
+_MAX_PATTERNS = 10_000
 
 
 def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None) -> Model:
@@ -175,30 +178,52 @@ def _check_converted(modules: Iterable[str], config: Mapping[str, Any], file: Pa
             code=Code.CONFIG,
             file=file,
         )
+    is_listed = _Listed(listed, file)
     for name in modules:
         module = name.removesuffix(".weight").replace("{}", "0")
-        if _is_listed(module, listed):
+        if is_listed(module):
             raise BitconvError(
                 f"quantization_config.modules_to_not_convert lists {module}: it is a matrix of floats, "
                 "whose activations are not rounded, and runners have it ternary like the others",
                 code=Code.UNSUPPORTED,
                 file=file,
             )
-    if head and not _is_listed("lm_head", listed):
+    if head and not is_listed("lm_head"):
         raise refusals.TERNARY_HEAD.error(file, "quantization_config.modules_to_not_convert lacks lm_head")
 
 
-def _is_listed(module: str, patterns: Iterable[str]) -> bool:
-    """Whether transformers 5 keeps a module as it is (should_convert_module in quantizers/quantizers_utils.py)."""
+class _Listed:
+    """Whether transformers 5 keeps a module as it is (should_convert_module in quantizers/quantizers_utils.py).
 
-    def matches(pattern: str) -> bool:
+    It does where the module's name starts with what one of the patterns matches, up to a point between two parts of
+    the name, or ends with the pattern as it stands.
+    """
+
+    def __init__(self, patterns: Sequence[str], file: Path) -> None:
+        self._file = file
+        if len(patterns) > _MAX_PATTERNS:
+            raise self._error(f"lists {len(patterns)} names; {_MAX_PATTERNS} are the most", Code.TOO_LARGE)
+        self._ends = tuple(patterns)
+        for pattern in patterns:
+            self._compile(pattern, f"{pattern!r:.120}")
+        any_of = "|".join(f"(?:{pattern})" for pattern in patterns)
+        self._before_a_part = self._compile(f"(?:{any_of})(?:\\.|$)", f"{len(patterns)} patterns")
+        self._with_a_dot = self._compile(any_of, f"{len(patterns)} patterns")
+
+    def _compile(self, pattern: str, name: str) -> Any:
         try:
-            start = re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", module)
-        except re.error:
-            start = None
-        return start is not None or module.endswith(pattern)
+            return compile_pattern(pattern)
+        except PatternError as error:
+            raise self._error(f"{name} cannot be matched: {error}", Code.CONFIG) from None
 
-    return any(map(matches, patterns))
+    def _error(self, cause: str, code: Code) -> BitconvError:
+        return BitconvError(f"quantization_config.modules_to_not_convert: {cause}", code=code, file=self._file)
+
+    def __call__(self, module: str) -> bool:
+        if module.endswith(self._ends) or (self._ends and self._before_a_part.match(module)):
+            return True
+        ends = [at + 1 for at, character in enumerate(module) if character == "."]
+        return bool(self._ends) and any(self._with_a_dot.fullmatch(module[:end]) for end in ends)
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shutil
-import tempfile
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,33 @@ import numpy as np
 
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import model_name
+from bitconv.checkpoint.model_card import MAX_NAME, read_card
 from bitconv.checkpoint.pooling import pooling_metadata
 from bitconv.gguf import Metadata, Value
 from bitconv.models.weights import ComputedWeight, Model
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.files import is_there
+from bitconv.system.json_files import read_json
 from bitconv.tokenizer import tokenizer_metadata
 
 # GGML_QNT_VERSION: which encoding of ggml's quantized blocks the file uses.
 QUANTIZATION_VERSION = 2
 
-# What the gguf package reads of a model directory.
-_CARD_FILES = ("README.md", "config.json", "generation_config.json")
+# general.sampling.* -> the key of generation_config.json, as in the gguf package.
+_SAMPLING = {
+    "sequence": "sequence",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "temp": "temperature",
+    "penalty_last_n": "penalty_last_n",
+    "penalty_repeat": "penalty_repeat",
+    "mirostat": "mirostat",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+}
 
 _NUMBERS = {
     gguf.GGUFValueType.UINT8: np.uint8,
@@ -49,7 +63,7 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
     return {
         "general.architecture": architecture,
         "general.type": "model",
-        **_authorship(checkpoint.path, architecture, parameters),
+        **_authorship(checkpoint, architecture, parameters),
         "general.file_type": np.uint32(file_type),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
         **model.sizes.metadata(architecture),
@@ -58,22 +72,28 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
     }
 
 
-def _authorship(directory: Path, architecture: str, parameters: int) -> Metadata:
+def _authorship(checkpoint: Checkpoint, architecture: str, parameters: int) -> Metadata:
     """Name, basename, size label, license, source and what else the model card says, by the gguf package's rules."""
+    directory = checkpoint.path
     name = model_name(directory)
-    with tempfile.TemporaryDirectory() as parent:
-        # The package takes the name of the directory for the model's. In the Hub's cache, that is a commit.
-        named = Path(parent, "model", name)
-        named.mkdir(parents=True)
-        for file in _CARD_FILES:
-            if (directory / file).exists():
-                shutil.copyfile(directory / file, named / file)
-        try:
-            card = gguf.Metadata.load(None, named, total_params=parameters)
-        except Exception as error:  # whatever a malformed front matter makes the library raise
-            cause = " ".join(str(error).split())
-            what = "README.md's front matter, or _name_or_path in config.json"
-            raise BitconvError(f"{what}, cannot be read: {cause}", code=Code.MALFORMED, file=directory) from None
+    said = read_card(directory)
+    generation = directory / "generation_config.json"
+    generated = read_json(generation, directory) if is_there(generation) else {}
+    named = checkpoint.config.get("_name_or_path")
+    if isinstance(named, str) and len(named) > MAX_NAME:  # of no model, and the package takes long to take it apart
+        named = None
+    try:
+        # Of config.json it takes the name of the model that this one was made of.
+        card = gguf.Metadata.apply_metadata_heuristic(
+            gguf.Metadata(), said, {"_name_or_path": named}, Path(name), parameters
+        )
+    except Exception as error:  # whatever a value of another type makes the library raise
+        cause = " ".join(str(error).split())
+        what = "README.md's front matter, or _name_or_path in config.json"
+        raise BitconvError(f"{what}, cannot be read: {cause}", code=Code.MALFORMED, file=directory) from None
+    for key, source in _SAMPLING.items():
+        if source in generated:
+            setattr(card, f"sampling_{key}", generated[source])
     card.name = card.name or name
     card.basename = card.basename or card.name
     card.size_label = gguf.size_label(parameters, 0, 0, 0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from bitconv.planning.metadata import build_metadata
 from bitconv.planning.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
 from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.patterns import PatternError, compile_pattern
 
 EMBED_TYPES = ("f16", "f32", "bf16")
 FALLBACKS = ("error", "f16", "bf16", "f32", EIGHT_BIT)
@@ -130,20 +132,15 @@ def _check(options: Options) -> None:
         cause = f"{' and '.join(tiled)} in one file: no build of a runner computes both"
         raise BitconvError(cause, code=Code.OPTIONS)
     for pattern, _ in options.overrides:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise BitconvError(
-                f"{option('tensor_types', pattern)} is not a regular expression: {error}", code=Code.USAGE
-            ) from None
+        _compiled(pattern)
 
 
 def _check_patterns(model: Model, options: Options) -> None:
     choices = [weight.name for weight in model.weights if _has_choice(weight)]
     for pattern, _ in options.overrides:
-        if not any(re.search(pattern, name) for name in choices):
+        if not any(_compiled(pattern).search(name) for name in choices):
             raise BitconvError(
-                f"{option('tensor_types', pattern)} is found in the name of no tensor whose type can be chosen: "
+                f"{option('tensor_types', pattern[:80])} is found in the name of no tensor whose type can be chosen: "
                 "a projection, the embedding or an untied head",
                 code=Code.USAGE,
             )
@@ -224,7 +221,17 @@ def _dense_type(weight: Weight, options: Options) -> str:
 
 
 def _override(name: str, options: Options) -> str | None:
-    return next((type_name for pattern, type_name in options.overrides if re.search(pattern, name)), None)
+    return next((type_name for pattern, type_name in options.overrides if _compiled(pattern).search(name)), None)
+
+
+@cache
+def _compiled(pattern: str) -> Any:
+    try:
+        return compile_pattern(pattern)
+    except PatternError as error:
+        raise BitconvError(
+            f"{option('tensor_types', pattern[:80])} is not a regular expression of RE2's: {error}", code=Code.USAGE
+        ) from None
 
 
 def _layout(

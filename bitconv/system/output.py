@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.files import read_start
 
 WRITE_BACK_SECONDS = 0.05
 # Of temporary names. Those of outputs are no part of them: they may be as long as the file system takes.
@@ -41,9 +42,8 @@ def check_no_model_file(path: Path, model: Path, start: bytes) -> None:
     """Refuse to replace a file of a model directory, unless it starts as the new one will."""
     if not path.exists():
         return
-    with path.open("rb") as stream:
-        if stream.read(len(start)) == start:
-            return
+    if read_start(path, None, len(start)) == start:
+        return
     # By what they are, not by name: in the Hub's cache, files are links to elsewhere.
     if any(file.is_file() and file.samefile(path) for file in model.rglob("*")):
         raise BitconvError(

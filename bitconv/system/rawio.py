@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any, TypeAlias
 
@@ -27,5 +28,20 @@ def write_at(descriptor: int, data: Buffer, offset: int) -> None:
     view = (memoryview(data) if isinstance(data, bytes) else data.data).cast("B")
     while view:
         count = os.pwrite(descriptor, view, offset)
+        if count == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         view = view[count:]
         offset += count
+
+
+def read_at_most(descriptor: int, count: int, offset: int) -> bytes:
+    """`count` bytes at `offset`, fewer where the file ends before."""
+    data = bytearray(count)
+    view = memoryview(data)
+    done = 0
+    while done < count:
+        got = os.preadv(descriptor, [view[done:]], offset + done)
+        if got == 0:
+            break
+        done += got
+    return bytes(view[:done])

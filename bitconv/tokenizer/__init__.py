@@ -8,6 +8,7 @@ from typing import Any
 
 from bitconv.gguf import Metadata
 from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.files import is_there
 from bitconv.tokenizer.byte_level import byte_level_vocabulary
 from bitconv.tokenizer.chat import chat_metadata
 from bitconv.tokenizer.files import TokenizerFiles, read_files
@@ -60,7 +61,7 @@ def _vocabulary(files: TokenizerFiles, pre: str | None) -> Vocabulary:
             code=Code.OPTIONS,
             file=files.directory,
         )
-    if (files.directory / "tokenizer.model").exists():
+    if is_there(files.directory / "tokenizer.model"):
         return sentencepiece_vocabulary(files)
     if files.json is not None:
         return spm_json_vocabulary(files, files.json)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bitconv.gguf import Metadata
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.files import is_there, read_text
 from bitconv.tokenizer.files import TokenizerFiles
 
 
@@ -31,10 +32,9 @@ def chat_metadata(files: TokenizerFiles) -> Metadata:
 def _from_files(directory: Path) -> dict[str, str]:
     paths = {"default": directory / "chat_template.jinja"}
     paths |= {path.stem: path for path in (directory / "additional_chat_templates").glob("*.jinja")}
-    try:
-        return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.exists()}
-    except UnicodeDecodeError as error:
-        raise BitconvError(f"a chat template is not UTF-8: {error}", code=Code.TOKENIZER, file=directory) from None
+    texts = {name: read_text(path, directory) for name, path in paths.items() if is_there(path)}
+    # As in Python's text files, which is how transformers reads them.
+    return {name: text.replace("\r\n", "\n").replace("\r", "\n") for name, text in texts.items()}
 
 
 def _from_config(files: TokenizerFiles) -> dict[str, str]:

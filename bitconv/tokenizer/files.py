@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.files import is_there
 from bitconv.system.json_files import read_json
 
 # Every file that this package reads, but for config.json; patterns.
@@ -65,7 +66,7 @@ class TokenizerFiles:
 def read_files(directory: Path, config: Mapping[str, Any]) -> TokenizerFiles:
     """Read the tokenizer files of `directory`. Raises BitconvError for one that is there and malformed."""
     tokenizer_json = directory / "tokenizer.json"
-    json = read_json(tokenizer_json) if tokenizer_json.exists() else None
+    json = read_json(tokenizer_json, directory) if is_there(tokenizer_json) else None
     tokenizer_config = _read_optional(directory / "tokenizer_config.json")
     special_tokens_map = _read_optional(directory / "special_tokens_map.json")
     return TokenizerFiles(
@@ -79,8 +80,13 @@ def read_files(directory: Path, config: Mapping[str, Any]) -> TokenizerFiles:
     )
 
 
+def _is_id(key: str) -> bool:
+    """Whether a key is a number, and not one of so many digits that Python does not take it."""
+    return key.isdecimal() and len(key) < 20
+
+
 def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path, path.parent) if is_there(path) else {}
 
 
 def _added_tokens(
@@ -104,14 +110,16 @@ def _added_tokens(
     decoder = tokenizer_config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise BitconvError("added_tokens_decoder is no object", code=Code.TOKENIZER, file=path)
-    sources.append((path, [(int(key) if key.isdecimal() else key, entry) for key, entry in decoder.items()]))
+    sources.append((path, [(int(key) if _is_id(key) else key, entry) for key, entry in decoder.items()]))
 
     added: dict[int, AddedToken] = {}
     for path, tokens in sources:
         for token_id, entry in tokens:
             content = entry.get("content") if isinstance(entry, dict) else None
             if not isinstance(token_id, int) or token_id < 0 or not isinstance(content, str):
-                raise BitconvError(f"added token {token_id!r} has no id and content", code=Code.TOKENIZER, file=path)
+                raise BitconvError(
+                    f"added token {token_id!r:.80} has no id and content", code=Code.TOKENIZER, file=path
+                )
             if token_id in added and added[token_id].content != content:
                 raise BitconvError(
                     f"added token {token_id} is {content!r}, and {added[token_id].content!r} in another entry",
@@ -137,10 +145,12 @@ def steps(node: Any, children: str) -> Iterator[Mapping[str, Any]]:
 
     children: the key that a Sequence of this component lists its steps under.
     """
-    if isinstance(node, dict) and node.get("type") == "Sequence":
-        yield from steps(node.get(children), children)
-    elif isinstance(node, dict):
-        yield node
-    elif isinstance(node, list):
-        for child in node:
-            yield from steps(child, children)
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += reversed(node)
+        elif isinstance(node, dict) and node.get("type") == "Sequence":
+            waiting.append(node.get(children))
+        elif isinstance(node, dict):
+            yield node

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitconv.system.errors import BitconvError, Code
+from bitconv.system.files import read_whole
 from bitconv.tokenizer.bpe import read_bpe
 from bitconv.tokenizer.files import TokenizerFiles
 from bitconv.tokenizer.spm import Piece, spm_vocabulary
@@ -26,8 +27,9 @@ def sentencepiece_vocabulary(files: TokenizerFiles) -> Vocabulary:
     Raises BitconvError for a model that llama.cpp's SPM tokenizer, BPE on the text as it is, cannot express.
     """
     path = files.directory / "tokenizer.model"
+    data = read_whole(path, files.directory)
     try:
-        fields = list(_fields(path.read_bytes()))
+        fields = list(_fields(data))
         pieces = [_piece(value) for number, value in fields if number == 1]
         trainer, normalizer = (
             dict(_fields(b"".join(value for number, value in fields if number == wanted))) for wanted in (2, 3)
