@@ -27,6 +27,7 @@ class Runner:
     activations: the hidden_act that each graph (Architecture.graph) applies, whatever the file says.
     type_ids: the ggml type ids of ternary types. Other types have ids that all runners agree on.
     scale_tensors: a float32 `.scale` beside a weight multiplies its output. expert_types: of stacked experts.
+    rope_lists: for longrope, the graph of llama loads a list of factors for long contexts and one for short.
     min_columns: the fewest columns of a ternary tensor of a type. run: the command that runs a file, {} standing for
     it. preferred: before others that compute a type, and know a type id, as well. release_of: the runner that this is
     a later release of. own_pre: the values of tokenizer.ggml.pre that it alone knows.
@@ -40,6 +41,7 @@ class Runner:
     run: str
     scale_tensors: bool = False
     expert_types: tuple[str, ...] = ()
+    rope_lists: bool = False
     min_columns: Mapping[str, int] = field(default_factory=dict)
     preferred: bool = False
     release_of: str = ""
@@ -110,6 +112,7 @@ RUNNERS = (
         preferred=True,
         scale_tensors=True,
         expert_types=("tq1_0", "tq2_0", "q2_0", *FLOAT_FILE_TYPES),
+        rope_lists=True,
         notes=("refuses the type ids of I2_S, TL1 and TL2, or reads them as something else",),
     ),
     Runner(
@@ -160,8 +163,13 @@ def pre_obstacle(target: Runner, pre: object) -> str | None:
     return f"tokenizer.ggml.pre is {pre}, which {target.name} does not know or takes for another"
 
 
-def graph_obstacle(target: Runner, architecture: str, activation: str, type_name: str) -> str | None:
-    """Why a runner would not load a model of this type, or compute it wrong; None where it is right."""
+def graph_obstacle(
+    target: Runner, architecture: str, activation: str, type_name: str, *, rope_lists: bool = False
+) -> str | None:
+    """Why a runner would not load a model of this type, or compute it wrong; None where it is right.
+
+    rope_lists: the model has rope factors for long contexts and others for short.
+    """
     if architecture not in target.activations:
         cause = f"{target.name} does not know the architecture {architecture}"
     elif target.activations[architecture] != activation:
@@ -171,17 +179,19 @@ def graph_obstacle(target: Runner, architecture: str, activation: str, type_name
         )
     elif type_name not in target.types:
         cause = f"{target.name} does not compute {type_name}"
+    elif rope_lists and not target.rope_lists:
+        cause = f"{target.name} has one list of rope factors, the model one for long contexts and one for short"
     else:
         return None
     return cause
 
 
-def nearest(target: Runner, architecture: str, activation: str, type_name: str) -> str:
+def nearest(target: Runner, architecture: str, activation: str, type_name: str, *, rope_lists: bool = False) -> str:
     """The way out where graph_obstacle finds one: a type and a runner that work, as near as there are."""
     able = [
         (name, r.name)
         for r in RUNNERS
-        if r.activations.get(architecture) == activation
+        if r.activations.get(architecture) == activation and (r.rope_lists or not rope_lists)
         for name in r.types
         if name not in FLOATS
     ]

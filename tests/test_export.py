@@ -306,8 +306,8 @@ def test_llama3_factors_computed_in_float32_are_recognised(llama: Synthetic, tmp
     assert read_json(exported / "config.json")["rope_scaling"] == LLAMA3_ROPE
 
 
-@pytest.mark.parametrize("change", ["linear", "one", "all", "nan"])
-def test_factors_that_are_not_llama3_s_are_refused(llama: Synthetic, tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["linear", "one", "all", "nan", "zero"])
+def test_factors_that_are_not_llama3_s_are_longrope_s(llama: Synthetic, tmp_path: Path, change: str) -> None:
     llama.rewrite_config(rope_scaling=LLAMA3_ROPE)
     bitconv.convert(llama.path, tmp_path / "out.gguf")
     factors = np.frombuffer(File(tmp_path / "out.gguf").bytes("rope_freqs.weight", 32 * 4), np.float32).copy()
@@ -320,8 +320,17 @@ def test_factors_that_are_not_llama3_s_are_refused(llama: Synthetic, tmp_path: P
             factors[:] = 8
         case "nan":
             factors[-1] = np.nan
+        case "zero":
+            factors[3] = 0
     replace_tensor(tmp_path / "out.gguf", "rope_freqs.weight", 0, factors.tobytes())
-    refused(tmp_path / "out.gguf", "rope_freqs.weight", "not Llama 3's")
+    if change in ("nan", "zero"):
+        refused(tmp_path / "out.gguf", "rope_freqs.weight", "its factors are not all positive")
+        return
+    bitconv.export(tmp_path / "out.gguf", tmp_path / "exported")
+    scaling = read_json(tmp_path / "exported" / "config.json")["rope_scaling"]
+    assert scaling["rope_type"] == "longrope" and scaling["attention_factor"] == 1
+    assert scaling["short_factor"] == scaling["long_factor"]
+    assert np.array(scaling["long_factor"], np.float32).tolist() == factors.tolist()
 
 
 def test_other_rope_scaling_is_refused(file: Path) -> None:

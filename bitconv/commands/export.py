@@ -175,7 +175,7 @@ class _Source:
         """What there is to write. Reads the scales, and the dense weights to see which float type holds them."""
         ternary: dict[str, tuple[TernaryTensor, np.float32]] = {}
         dense: dict[str, TensorInfo] = {}
-        factors = None
+        factors: dict[str, npt.NDArray[np.float32]] = {}
         architecture = self.structure.architecture
         for slot in architecture.slots(self.sizes):
             info = self.infos.get(slot.name)
@@ -185,7 +185,7 @@ class _Source:
             elif slot.role is Role.TERNARY:
                 ternary[slot.name] = self.ternary(info)
             elif slot.role is Role.ROPE_FACTORS:
-                factors = np.concatenate(list(self.values(info)))
+                factors[slot.name] = np.concatenate(list(self.values(info)))
             elif slot.role is not Role.SCALE and (architecture.untied_head or slot.name != "output.weight"):
                 dense[slot.name] = info
 

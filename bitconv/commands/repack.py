@@ -112,9 +112,10 @@ def repack(
 
     known = structure.architecture
     chosen = runners.default_runner(type, known.graph) if runner is None else runners.runner(runner)
-    obstacle = runners.graph_obstacle(chosen, known.graph, known.activation, type)
+    lists = structure.sizes.rope_long is not None
+    obstacle = runners.graph_obstacle(chosen, known.graph, known.activation, type, rope_lists=lists)
     if obstacle is not None:
-        way_out = runners.nearest(chosen, known.graph, known.activation, type)
+        way_out = runners.nearest(chosen, known.graph, known.activation, type, rope_lists=lists)
         raise BitconvError(obstacle, code=Code.RUNNER, way_out=way_out)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config), tile_rules(type))
     section = DataSection(chosen, scale_in_blocks=scale_in_blocks)

@@ -26,6 +26,7 @@ from bitconv.layouts import FLOATS
 from bitconv.layouts.layout import Bytes, Layout, Scales
 from bitconv.layouts.scales import Scale
 from bitconv.models.architectures import Role, scale_name
+from bitconv.models.hyperparameters import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from bitconv.packed.structure import Structure
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.system import jobs
@@ -183,7 +184,9 @@ class ForwardPass:
         }
         self._embedding, self._head = self._read_embeddings(infos, structure)
         self._projections = self._read_projections(infos, structure)
-        self._frequencies = self._rope_frequencies()
+        long = self.sizes.rope_long
+        self._frequencies = self._rope_frequencies(ROPE_FREQS if long is None else ROPE_SHORT)
+        self._long_frequencies = None if long is None else self._rope_frequencies(ROPE_LONG)
         self._pool = ThreadPoolExecutor(self._threads)
 
     def __enter__(self) -> ForwardPass:
@@ -203,8 +206,12 @@ class ForwardPass:
         """Of the token after each of `tokens`, float32 (n, vocabulary). tokens: (n,), following those in the cache."""
         x = self._embedding.of(tokens)
         positions = np.arange(cache.used, cache.used + len(tokens))
-        angles = np.outer(positions, self._frequencies)
-        magnitude = self.sizes.rope_yarn.magnitude if self.sizes.rope_yarn else 1.0
+        frequencies, long = self._frequencies, self.sizes.rope_long
+        # As llama.cpp chooses: by the room for tokens, so that all of a text are rotated alike.
+        if long is not None and self._long_frequencies is not None and cache.keys.shape[2] > long.original_context:
+            frequencies = self._long_frequencies
+        angles = np.outer(positions, frequencies)
+        magnitude = self.sizes.rope_magnitude * (self.sizes.rope_yarn.magnitude if self.sizes.rope_yarn else 1.0)
         rotation = (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
         for layer in range(self.sizes.layers):
             block = f"blk.{layer}"
@@ -288,13 +295,13 @@ class ForwardPass:
         rotated = np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
         return (rotated if self.architecture.interleaved_rope else rotated.swapaxes(-1, -2)).reshape(x.shape)
 
-    def _rope_frequencies(self) -> npt.NDArray[np.float64]:
-        """Radians a position, float64 (head_dim / 2,)."""
+    def _rope_frequencies(self, factor_tensor: str) -> npt.NDArray[np.float64]:
+        """Radians a position, float64 (head_dim / 2,). factor_tensor: whose factors they are divided by."""
         dims = self.sizes.head_dim
         frequencies = self.sizes.rope_base ** -(np.arange(0, dims, 2) / dims)
         if self.sizes.rope_yarn:
             frequencies /= self.sizes.rope_yarn.factors(self.sizes.rope_base, dims)
-        factors = self._norms.get("rope_freqs.weight", np.ones(1, np.float32))
+        factors = self._norms.get(factor_tensor, np.ones(1, np.float32))
         return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
 
     def _read_embeddings(self, infos: dict[str, TensorInfo], structure: Structure) -> tuple[Embedding, Embedding]:

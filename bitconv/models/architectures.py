@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from bitconv.models.hyperparameters import Hyperparameters
+from bitconv.models.hyperparameters import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, Hyperparameters
 
 
 class Role(Enum):
@@ -41,7 +41,8 @@ class Architecture:
     untied_head: an output.weight is loaded and used. bitnet has none, and the bitnet-b1.58 graph multiplies by the
     embedding even where one is present.
     idle_head: an output.weight is loaded and not used.
-    rope_scaling: kinds that the graph applies; for llama3 it loads a rope_freqs.weight.
+    rope_scaling: kinds that the graph applies; for llama3 it loads a rope_freqs.weight, and so for longrope with one
+    list. For longrope with two it loads both in some runners.
     interleaved_rope: the graph rotates neighbouring pairs of a head's rows; Hugging Face checkpoints rotate row i
     with row i + head_dim/2, so rows of q and k are permuted for it.
     free_head_dim: head_dim may differ from hidden / heads.
@@ -76,8 +77,11 @@ class Architecture:
         left_out = set() if self.sub_norms else {"attn_sub_norm", "ffn_sub_norm"}
         left_out |= set() if self.qk_norms else {"attn_q_norm", "attn_k_norm"}
         slots = [Slot("token_embd.weight", (sizes.vocab, hidden), Role.EMBEDDING)]
-        if "llama3" in self.rope_scaling:
-            slots.append(Slot("rope_freqs.weight", (sizes.head_dim // 2,), Role.ROPE_FACTORS, optional=True))
+        factors = (sizes.head_dim // 2,)
+        if sizes.rope_long is not None and "longrope" in self.rope_scaling:
+            slots += [Slot(name, factors, Role.ROPE_FACTORS) for name in (ROPE_LONG, ROPE_SHORT)]
+        elif "llama3" in self.rope_scaling:
+            slots.append(Slot(ROPE_FREQS, factors, Role.ROPE_FACTORS, optional=True))
         for layer in range(sizes.layers):
             block = [
                 Slot("attn_norm", (hidden,), Role.NORM),
@@ -135,7 +139,7 @@ LLAMA = Architecture(
     activation="silu",
     sub_norms=False,
     untied_head=True,
-    rope_scaling=("linear", "llama3"),
+    rope_scaling=("linear", "llama3", "longrope"),
     interleaved_rope=True,
     free_head_dim=True,
     mixture=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from bitconv.gguf import Metadata
 from bitconv.models.families import Family
-from bitconv.models.hyperparameters import Hyperparameters, Llama3Rope
+from bitconv.models.hyperparameters import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, Hyperparameters, Llama3Rope
 from bitconv.models.quantization import ScaleConvention
 from bitconv.system.errors import BitconvError, Code, plain
 
@@ -56,6 +57,7 @@ def config_json(
         },
         "rms_norm_eps": _decimal(sizes.rms_eps),
         "rope_scaling": scaling,
+        **_beside_rope_scaling(scaling),
         "rope_theta": _decimal(sizes.rope_base),
         "tie_word_embeddings": tied,
         "torch_dtype": _DTYPES[dtype],
@@ -64,38 +66,70 @@ def config_json(
 
 
 def rope_scaling(
-    metadata: Metadata, architecture: str, sizes: Hyperparameters, factors: npt.NDArray[np.float32] | None, file: object
+    metadata: Metadata,
+    architecture: str,
+    sizes: Hyperparameters,
+    factors: Mapping[str, npt.NDArray[np.float32]],
+    file: object,
 ) -> dict[str, Any] | None:
-    """rope_scaling of config.json, None where there is none. factors: the values of rope_freqs.weight if it is there.
+    """rope_scaling of config.json, None where there is none. factors: the tensors of rope factors that are there.
 
-    BitconvError for what `convert` does not write either, and for factors that are not Llama 3's.
+    BitconvError for what `convert` does not write either.
     """
     kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
     factor = metadata.get(f"{architecture}.rope.scaling.factor")
-    if kind == "linear" and isinstance(factor, np.floating) and factor > 0 and factors is None:
+    for name, values in factors.items():
+        if not np.isfinite(values).all() or (values <= 0).any():
+            raise BitconvError("its factors are not all positive", code=Code.FAULTY, file=file, tensor=name)
+    one_list = factors.get(ROPE_FREQS)
+    if one_list is not None and (one_list == 1).all():
+        one_list = None
+    unscaled = sizes.rope_magnitude == 1 and one_list is None
+    if kind == "linear" and isinstance(factor, np.floating) and factor > 0 and unscaled:
         return {"rope_type": "linear", "factor": _decimal(factor)}
+    if kind == "longrope" and ROPE_FREQS not in factors and sizes.rope_linear_factor is None and sizes.rope_long:
+        return _longrope(sizes, factors[ROPE_SHORT], factors[ROPE_LONG], sizes.rope_long.original_context)
     if kind != "none":
         raise BitconvError(
-            f"{architecture}.rope.scaling.type {plain(kind)} cannot be exported (linear can)",
+            f"{architecture}.rope.scaling.type {plain(kind)} cannot be exported beside what else the file says of rope "
+            "(linear and longrope alone can)",
             code=Code.GGUF_UNSUPPORTED,
             file=file,
         )
-    if factors is None or (factors == 1).all():
+    if unscaled:
         return None
-    rope = _llama3_rope(factors, sizes)
+    if one_list is None:
+        one_list = np.ones(sizes.head_dim // 2, np.float32)
+    rope = _llama3_rope(one_list, sizes) if sizes.rope_magnitude == 1 else None
     if rope is None:
-        raise BitconvError(
-            "its factors are not Llama 3's, and cannot be exported",
-            code=Code.GGUF_UNSUPPORTED,
-            file=file,
-            tensor="rope_freqs.weight",
-        )
+        return _longrope(sizes, one_list, one_list, sizes.context)
     return {
         "rope_type": "llama3",
         "factor": rope.factor,
         "low_freq_factor": rope.low_freq_factor,
         "high_freq_factor": rope.high_freq_factor,
         "original_max_position_embeddings": rope.original_context,
+    }
+
+
+def _beside_rope_scaling(scaling: dict[str, Any] | None) -> dict[str, Any]:
+    """What of longrope transformers 4 looks for beside rope_scaling, and transformers 5 there first."""
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return {}
+    return {"original_max_position_embeddings": scaling["original_max_position_embeddings"]}
+
+
+def _longrope(
+    sizes: Hyperparameters, short: npt.NDArray[np.float32], long: npt.NDArray[np.float32], original: int
+) -> dict[str, Any]:
+    """Factors as they are. With attention_factor stated, transformers makes nothing of `factor`, and asks for it."""
+    return {
+        "rope_type": "longrope",
+        "factor": 1.0,
+        "attention_factor": _decimal(sizes.rope_magnitude),
+        "short_factor": [_decimal(value) for value in short],
+        "long_factor": [_decimal(value) for value in long],
+        "original_max_position_embeddings": original,
     }
 
 

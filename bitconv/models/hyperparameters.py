@@ -13,6 +13,10 @@ import numpy.typing as npt
 from bitconv.gguf import MalformedGGUF, Metadata
 from bitconv.system.errors import BitconvError, Code, plain
 
+# Tensors of divisors of the rotary frequencies. llama.cpp (2026, the graph of llama) loads the first, or the two others
+# where rope.scaling.type is longrope; of them it takes the long one in a context of more than original_context_length.
+ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+
 
 @dataclass(frozen=True)
 class Llama3Rope:
@@ -60,7 +64,22 @@ class YarnRope:
 
 
 @dataclass(frozen=True)
+class LongRope:
+    """rope_type "longrope" with two lists: the frequencies are divided by `short`, and by `long` where there are more
+    than `original_context` tokens. The lists are empty in what a file's metadata says: it has them as tensors.
+    """
+
+    original_context: int
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Hyperparameters:
+    """rope_factors: divisors of the rotary frequencies, those of longrope whose two lists are one. rope_magnitude: cos
+    and sin are multiplied by it, and by what yarn multiplies them by.
+    """
+
     layers: int
     hidden: int
     ffn: int
@@ -74,14 +93,34 @@ class Hyperparameters:
     rope_linear_factor: float | None = None
     rope_llama3: Llama3Rope | None = None
     rope_yarn: YarnRope | None = None
+    rope_long: LongRope | None = None
+    rope_factors: tuple[float, ...] | None = None
+    rope_magnitude: float = 1.0
     experts: int = 0
     experts_used: int = 0
 
     @property
     def rope_scaling(self) -> str | None:
         """transformers' rope_type, None for "default"."""
-        kinds = {"linear": self.rope_linear_factor, "llama3": self.rope_llama3, "yarn": self.rope_yarn}
-        return next((kind for kind, scaling in kinds.items() if scaling is not None), None)
+        kinds = {
+            "linear": self.rope_linear_factor,
+            "llama3": self.rope_llama3,
+            "yarn": self.rope_yarn,
+            "longrope": self.rope_long or self.rope_factors,
+        }
+        stated = next((kind for kind, scaling in kinds.items() if scaling is not None), None)
+        return "longrope" if stated is None and self.rope_magnitude != 1 else stated
+
+    def factor_tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Divisors of the rotary frequencies by the names of the tensors that hold them."""
+        if self.rope_llama3 is not None:
+            return {ROPE_FREQS: self.rope_llama3.factors(self.rope_base, self.head_dim)}
+        if self.rope_factors is not None:
+            return {ROPE_FREQS: np.array(self.rope_factors, np.float32)}
+        if self.rope_long is not None:
+            lists = {ROPE_LONG: self.rope_long.long, ROPE_SHORT: self.rope_long.short}
+            return {name: np.array(factors, np.float32) for name, factors in lists.items()}
+        return {}
 
     def metadata(self, architecture: str) -> Metadata:
         """The `{architecture}.*` keys that runners read (llama.cpp's names and types)."""
@@ -110,9 +149,16 @@ class Hyperparameters:
             keys["rope.scaling.type"] = "yarn"
             keys["rope.scaling.factor"] = np.float32(self.rope_yarn.factor)
             keys["rope.scaling.original_context_length"] = np.uint32(self.rope_yarn.original_context)
+        if self.rope_long is not None:
+            # Without rope.scaling.factor: llama.cpp would divide all frequencies by it, whatever the type.
+            keys["rope.scaling.type"] = "longrope"
+            keys["rope.scaling.original_context_length"] = np.uint32(self.rope_long.original_context)
+        if self.rope_magnitude != 1:
+            keys["rope.scaling.attn_factor"] = np.float32(self.rope_magnitude)
         return {f"{architecture}.{key}": value for key, value in keys.items()}
 
 
+_ORIGINAL_CONTEXT = "original_max_position_embeddings"
 # rope_scaling's keys that yarn may have, with what follows from the others in transformers: anything else is refused.
 _YARN = {
     "attention_factor": None,
@@ -153,6 +199,17 @@ class Config:
             code=Code.CONFIG,
             file=self.file,
         )
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of so many, as float32 holds them."""
+        value = self.values.get(key)
+        if not isinstance(value, list) or len(value) != count:
+            found = f"a list of {len(value)}" if isinstance(value, list) else f"{value!r:.80}"
+            raise BitconvError(
+                f"{key} is {found}, expected a list of {count} numbers", code=Code.CONFIG, file=self.file
+            )
+        items = (Config({key: item}, self.file).number(key) for item in value)
+        return tuple(float(np.float32(item)) for item in items)
 
     def boolean(self, key: str) -> bool:
         """False where it is missing."""
@@ -206,7 +263,7 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         if holder.values.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise BitconvError("partial_rotary_factor other than 1 is not supported", code=Code.UNSUPPORTED, file=file)
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-    linear, llama3, yarn = None, None, None
+    linear, llama3, yarn, long, factors, magnitude = None, None, None, None, None, 1.0
     if rope.values.get("rope_theta") is None and config.values.get("rope_theta") is None:
         raise BitconvError(
             "rope_theta is missing; what transformers takes then depends on the class and on its release",
@@ -222,7 +279,7 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
             rope.number("factor"),
             rope.number("low_freq_factor"),
             rope.number("high_freq_factor"),
-            rope.integer("original_max_position_embeddings"),
+            rope.integer(_ORIGINAL_CONTEXT),
         )
         if llama3.high_freq_factor <= llama3.low_freq_factor:
             raise BitconvError(
@@ -236,14 +293,18 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
                     code=Code.UNSUPPORTED,
                     file=file,
                 )
-        yarn = YarnRope(rope.number("factor"), rope.integer("original_max_position_embeddings", context))
+        yarn = YarnRope(rope.number("factor"), rope.integer(_ORIGINAL_CONTEXT, context))
         if yarn.factor < 1:
             raise BitconvError("rope scaling: factor must be 1 or more", code=Code.CONFIG, file=file)
         if rope_base <= 1:
             raise BitconvError("rope_theta must be above 1 for rope scaling 'yarn'", code=Code.CONFIG, file=file)
+    elif kind == "longrope":
+        long, magnitude = _longrope(config, rope, context, head_dim)
+        if long.short == long.long:
+            factors, long = (None if set(long.short) == {1.0} else long.short), None
     elif kind != "default":
         raise BitconvError(
-            f"rope scaling {kind!r} is not supported (default, linear, llama3 and yarn are)",
+            f"rope scaling {kind!r} is not supported (default, linear, llama3, yarn and longrope are)",
             code=Code.UNSUPPORTED,
             file=file,
         )
@@ -268,9 +329,35 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         rope_linear_factor=linear,
         rope_llama3=llama3,
         rope_yarn=yarn,
+        rope_long=long,
+        rope_factors=factors,
+        rope_magnitude=magnitude,
         experts=experts,
         experts_used=experts_used,
     )
+
+
+def _longrope(config: Config, rope: Config, context: int, head_dim: int) -> tuple[LongRope, float]:
+    """The lists, and what cos and sin are multiplied by, as transformers 5 reads them.
+
+    Phi-3's configs have original_max_position_embeddings beside rope_scaling, where it wins over one within.
+    """
+    for key in ("short_mscale", "long_mscale"):
+        if rope.values.get(key) not in (None, 1, 1.0):
+            raise BitconvError(
+                f"{key} is {rope.values[key]!r:.80}; a magnitude for each list is not supported",
+                code=Code.UNSUPPORTED,
+                file=rope.file,
+            )
+    holder = rope if config.values.get(_ORIGINAL_CONTEXT) is None else config
+    original = holder.integer(_ORIGINAL_CONTEXT, context)
+    short, long = (rope.numbers(f"{length}_factor", head_dim // 2) for length in ("short", "long"))
+    if rope.values.get("attention_factor") is not None:
+        magnitude = rope.number("attention_factor")
+    else:
+        factor = rope.number("factor", context / original)
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return LongRope(original, short, long), magnitude
 
 
 # The keys after `{architecture}.` that from_metadata reads or checks: with any other, a runner may compute otherwise.
@@ -291,6 +378,7 @@ METADATA_KEYS = frozenset(
         "rope.scaling.type",
         "rope.scaling.factor",
         "rope.scaling.original_context_length",
+        "rope.scaling.attn_factor",
         "expert_count",
         "expert_used_count",
     }
@@ -325,15 +413,18 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
             raise MalformedGGUF(f"{architecture}.{key} is {size(key)}, a head has {head_dim} dimensions", file=file)
     tokens = metadata.get("tokenizer.ggml.tokens")
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn"):
+    if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn", "longrope"):
         raise BitconvError(
-            f"{architecture}.rope.scaling.type is {plain(scaling)}, which is not supported (linear and yarn are)",
+            f"{architecture}.rope.scaling.type is {plain(scaling)}, which is not supported (linear, yarn, longrope)",
             code=Code.GGUF_UNSUPPORTED,
             file=file,
         )
     context = size("context_length")
     original = size("rope.scaling.original_context_length", context)
     rope_base = real("rope.freq_base", 10000.0)
+    linear = None
+    if scaling in ("linear", "longrope"):
+        linear = _linear(real("rope.scaling.factor", None if scaling == "linear" else 1.0))
     if scaling == "yarn" and rope_base <= 1:
         raise MalformedGGUF(f"{architecture}.rope.freq_base is {rope_base}, expected above 1 for yarn", file=file)
     # Files of models without experts state 0 of them, or nothing.
@@ -350,8 +441,10 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         context=context,
         rms_eps=real("attention.layer_norm_rms_epsilon"),
         rope_base=rope_base,
-        rope_linear_factor=_linear(real("rope.scaling.factor")) if scaling == "linear" else None,
+        rope_linear_factor=linear,
         rope_yarn=YarnRope(real("rope.scaling.factor", 1.0), original) if scaling == "yarn" else None,
+        rope_long=LongRope(original) if scaling == "longrope" else None,
+        rope_magnitude=real("rope.scaling.attn_factor", 1.0),
         experts=experts,
         experts_used=size("expert_used_count") if experts else 0,
     )

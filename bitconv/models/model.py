@@ -45,7 +45,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
         raise refusals.TERNARY_HEAD.error(head.file, tensor="lm_head.weight")
     _check_architecture(family, sizes, checkpoint, tied=tied)
     stored_as, implied = family.storage(config, file, checkpoint.tensors)
-    llama3 = sizes.rope_llama3
+    factors = sizes.factor_tensors()
 
     slots = family.architecture.slots(sizes)
     modules: dict[str, list[Slot]] = {}
@@ -58,8 +58,8 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     weights: list[Weight] = []
     for slot in slots:
         if slot.role is Role.ROPE_FACTORS:
-            if llama3 is not None:
-                weights.append(ComputedWeight(slot.name, llama3.factors(sizes.rope_base, sizes.head_dim)))
+            if slot.name in factors:
+                weights.append(ComputedWeight(slot.name, factors[slot.name]))
         elif slot.role is Role.TERNARY and len(slot.shape) == 3:
             weights.append(binder.experts(slot, family.source_name(slot.name)))
         elif slot.role is Role.TERNARY:

@@ -81,6 +81,9 @@ def check_structure(
             file=gguf.path,
         )
     sizes = hyperparameters.from_metadata(gguf.metadata, name, gguf.path)
+    if sizes.rope_long is not None and "longrope" not in known.rope_scaling:
+        cause = f"{name}.rope.scaling.type is longrope, and the graph of {known.graph} loads no lists of rope factors"
+        raise BitconvError(cause, code=Code.GGUF_UNSUPPORTED, file=gguf.path)
     structure = Structure(known, name, sizes)
     if sizes.layers > len(gguf.tensors):
         raise MalformedGGUF(f"{name}.block_count is {sizes.layers}, more than there are tensors", file=gguf.path)

@@ -162,11 +162,17 @@ def _type_and_runner(model: Model, options: Options) -> tuple[str, Runner, str |
             return options.type, target, None
     else:
         target = runners.runner(options.runner)
-    obstacle = runners.graph_obstacle(target, architecture.graph, architecture.activation, options.type)
+    obstacle = _graph_obstacle(model, target, options.type)
     if obstacle is not None:
-        way_out = runners.nearest(target, architecture.graph, architecture.activation, options.type)
+        lists = model.sizes.rope_long is not None
+        way_out = runners.nearest(target, architecture.graph, architecture.activation, options.type, rope_lists=lists)
         raise BitconvError(obstacle, code=Code.RUNNER, way_out=way_out)
     return options.type, target, None
+
+
+def _graph_obstacle(model: Model, target: Runner, type_name: str) -> str | None:
+    architecture, lists = model.family.architecture, model.sizes.rope_long is not None
+    return runners.graph_obstacle(target, architecture.graph, architecture.activation, type_name, rope_lists=lists)
 
 
 def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
@@ -174,7 +180,6 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
 
     TL1 and TL2 are left out: they run only in a build made for the model's shapes.
     """
-    architecture = model.family.architecture
     weights = model.matrices
     shapes = [weight.shape for weight in weights]
     candidates = []
@@ -182,7 +187,7 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
         for name in (name for name in PACKED if name not in TILED):
             layout = make_layout(name)
             beside = layout.scale_beside and target.scale_tensors and not options.scale_in_blocks
-            if runners.graph_obstacle(target, architecture.graph, architecture.activation, name):
+            if _graph_obstacle(model, target, name):
                 continue
             if model.sizes.experts and name not in target.expert_types:
                 continue
