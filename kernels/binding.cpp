@@ -10,6 +10,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <tuple>
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -82,6 +83,14 @@ Float float_type(const std::string& name) {
     if (name == "f16") return Float::f16;
     if (name == "bf16") return Float::bf16;
     throw nb::value_error(("dtype is '" + name + "', expected f32, f16 or bf16").c_str());
+}
+
+/// The type, and the values and bytes of its blocks.
+std::tuple<Quant, size_t, size_t> quantized_type(const std::string& name) {
+    if (name == "q8_0") return {Quant::q8_0, 32, 34};
+    if (name == "q6_k") return {Quant::q6_k, 256, 210};
+    if (name == "q4_k") return {Quant::q4_k, 256, 144};
+    throw nb::value_error(("dtype is '" + name + "', expected q8_0, q6_k or q4_k").c_str());
 }
 
 size_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
@@ -330,6 +339,22 @@ NB_MODULE(_kernels, m) {
         require_size("w", float_count(w, type), times(rows, cols));
         if (out.size() > 0) active().float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
     }, "w"_a.noconvert(), "dtype"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release());
+
+    m.def("quantize", [](const Bytes& x, const std::string& dtype, const OutBytes& out, const std::string& out_dtype) {
+        const Float type = float_type(dtype);
+        const auto [quant, block, block_bytes] = quantized_type(out_dtype);
+        const size_t n = float_count(x, type);
+        require_multiple("the number of values", n, block);
+        require_size("out", out.size(), n / block * block_bytes);
+        return active().quantize(x.data(), n, type, out.data(), quant);
+    }, "x"_a.noconvert(), "dtype"_a, "out"_a.noconvert(), "out_dtype"_a, Release());
+
+    m.def("dequantize_blocks", [](const Bytes& packed, const std::string& dtype, const OutScales& out) {
+        const auto [quant, block, block_bytes] = quantized_type(dtype);
+        require_multiple("the number of values", out.size(), block);
+        require_size("packed", packed.size(), out.size() / block * block_bytes);
+        return active().dequantize_blocks(packed.data(), out.size(), quant, out.data());
+    }, "packed"_a.noconvert(), "dtype"_a, "out"_a.noconvert(), Release());
 
     define_row_layouts(m);
     define_tl1(m);

@@ -66,8 +66,8 @@ void add_native(std::vector<const Kernels*>& tables) {
     const Registers one = cpuid(1), seven = cpuid(7);
     if (!has(one.c, 27)) return;  // OSXSAVE: xgetbv may be asked
     const uint64_t state = saved_state();
-    const bool f16c = has(one.c, 29);
-    if ((state & 0x6) != 0x6 || !has(seven.b, 5) || !f16c) return;
+    const bool fma = has(one.c, 12), f16c = has(one.c, 29);
+    if ((state & 0x6) != 0x6 || !has(seven.b, 5) || !fma || !f16c) return;
     tables.push_back(&avx2::table);
 #ifdef BITCONV_EMULATE_AVX512
     const bool avx512_usable = true, vnni = true;

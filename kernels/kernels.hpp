@@ -22,6 +22,9 @@ namespace bitconv {
 
 enum class Float { f32, f16, bf16 };
 
+/// ggml's quantized blocks of dense weights.
+enum class Quant { q8_0, q6_k, q4_k };
+
 /// Where a layout stores scales.
 enum class Scale { none, row, block };
 
@@ -134,6 +137,13 @@ struct Kernels {
     /// out[v, r] = sum over k of w[r, k] * x[v, k] in float32, in an order that is the same on every instruction set:
     /// 16 partial sums, folded as in abs_sum.
     void (*float_matmul)(const uint8_t* w, Float type, const float* x, float* out, size_t rows, size_t cols, size_t n);
+
+    /// Quantizes n floats, whole blocks, as ggml does. Returns the index of a NaN or an infinity, or of the largest
+    /// magnitude in blocks whose scales the type cannot hold, or -1. The bytes after such an index are undefined.
+    int64_t (*quantize)(const uint8_t* x, size_t n, Float type, uint8_t* out, Quant out_type);
+
+    /// The n values of whole blocks. Returns the index of the first in a block whose scale is not finite, or -1.
+    int64_t (*dequantize_blocks)(const uint8_t* packed, size_t n, Quant type, float* out);
 
     RowLayouts layouts;
     Tl1 tl1;

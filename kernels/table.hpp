@@ -6,6 +6,7 @@
 #include "layouts/tl1.hpp"
 #include "layouts/tl2.hpp"
 #include "matmul.hpp"
+#include "quantize.hpp"
 #ifdef BITCONV_SIMD
 #include "layouts/lookup.hpp"
 #else
@@ -25,6 +26,8 @@ const Kernels table = {
     dequantize,
     matmul,
     float_matmul,
+    quantize,
+    dequantize_blocks,
     row_layouts,
     {tl1_pack, tl1_unpack, tl1_matmul},
     {tl2_pack, tl2_unpack, tl2_matmul},

@@ -292,6 +292,45 @@ void test_float_matmul(const Kernels& kernels, const Kernels& portable) {
     }
 }
 
+/// Values of every magnitude that blocks can hold, among them ties, zeros, and blocks of one value.
+std::vector<float> random_values(size_t n) {
+    std::vector<float> values(n);
+    for (size_t i = 0; i < n; ++i) {
+        const float value = static_cast<float>(random_bits() % 2001) / 1000 - 1;
+        const size_t kind = i / 512 % 6;
+        values[i] = kind == 0   ? value
+                    : kind == 1 ? std::round(value * 8)
+                    : kind == 2 ? std::ldexp(value, static_cast<int>(random_bits() % 40) - 30)
+                    : kind == 3 ? std::ldexp(value, -static_cast<int>(random_bits() % 150))
+                    : kind == 4 ? 3.5f
+                                : -1 - std::fabs(value);
+    }
+    return values;
+}
+
+void test_quantize(const Kernels& kernels, const Kernels& portable) {
+    struct {
+        Quant type;
+        size_t block, bytes;
+    } const types[] = {{Quant::q8_0, 32, 34}, {Quant::q6_k, 256, 210}, {Quant::q4_k, 256, 144}};
+    for (const auto& [type, block, bytes] : types) {
+        for (size_t blocks : {1, 3, 36}) {
+            const size_t n = blocks * block;
+            const std::vector<float> x = random_values(n);
+            const uint8_t* raw = reinterpret_cast<const uint8_t*>(x.data());
+            Bytes out(blocks * bytes), expected(blocks * bytes);
+            check(kernels.quantize(raw, n, Float::f32, out.data(), type) == -1 &&
+                      portable.quantize(raw, n, Float::f32, expected.data(), type) == -1 && out == expected,
+                  std::string(kernels.name) + " quantize");
+            std::vector<float> back(n), expected_back(n);
+            check(kernels.dequantize_blocks(out.data(), n, type, back.data()) == -1 &&
+                      portable.dequantize_blocks(out.data(), n, type, expected_back.data()) == -1 &&
+                      std::memcmp(back.data(), expected_back.data(), n * sizeof(float)) == 0,
+                  std::string(kernels.name) + " dequantize_blocks");
+        }
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -302,6 +341,7 @@ int main(int argc, char** argv) {
         test_sources(*kernels, portable);
         test_matmul(*kernels);
         test_float_matmul(*kernels, portable);
+        test_quantize(*kernels, portable);
         const RowLayout* truth = portable.layouts.begin();
         for (const RowLayout& layout : kernels->layouts) test_row_layout(kernels->name, layout, *truth++);
         test_tl1(*kernels, portable);
