@@ -237,6 +237,7 @@ def verify(
     scale_convention: ConventionOption = None,
     ternarize: TernarizeOption = None,
     pre: PreOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are faults.")] = False,
     threads: ThreadsOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
     as_json: JsonOption = False,
@@ -255,6 +256,7 @@ def verify(
             pre=pre,
             kernel_config=kernel_config,
             i2_s_order=i2_s_order,
+            strict=strict,
             threads=threads,
             progress=progress,
         )
@@ -318,6 +320,7 @@ def repack(
     print(f"{len(result.tensors)} tensors, {', '.join(changes)}, architecture {result.architecture}")
     worst = max((tensor.scale_error for tensor in result.tensors), default=0.0)
     print("scales: exact" if worst == 0 else f"scales: rounded, off by {worst:.2g} at most")
+    _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
     _print_output(result.output, result.size, result.run, result.runner)
 
 
@@ -354,6 +357,7 @@ def export(
     print(f"{result.architecture}, {len(result.tensors)} tensors, to be run in {result.dtype}")
     if not result.exact_scales:
         print(f"scales: exact in the files; {result.dtype} cannot hold them, so transformers rounds them when it loads")
+    _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
     print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
 
 
@@ -707,14 +711,25 @@ def _print_verification(result: "Verification", *, verbose: bool) -> None:
     if result.checked:
         print("checked:")
         for what, count in result.checked.items():
-            print(f"  {count:>16,}  {what}")
+            of = "" if count.passed == count.of else f" of {count.of:,}"
+            print(f"  {f'{count.passed:,}{of}':>27}  {what}")
+    if result.digests is not None:
+        print("sha256, the same in every layout:")
+        print(f"  {result.digests.trits}  trits")
+        print(f"  {result.digests.trits_and_scales}  trits and scales")
     print("not covered:")
     for what in result.not_covered:
         print(f"  {what}")
-    for fault in result.faults:
-        print(f"WRONG  {fault}")
-    for tensor in result.tensors:
-        for fault in tensor.faults:
-            print(f"WRONG  {tensor.name}: {fault}")
+    _print_first("warning  ", [*result.warnings, *(f"{t.name}: {text}" for t in result.tensors for text in t.warnings)])
+    _print_first("WRONG  ", [*result.faults, *(f"{t.name}: {text}" for t in result.tensors for text in t.faults)])
     against = f", equal to {result.against}" if result.against else ""
     print(f"{result.file}: {f'right{against}' if result.right else 'WRONG'}")
+
+
+def _print_first(head: str, lines: list[str]) -> None:
+    from bitconv.commands.verify import MAX_FAULTS
+
+    for line in lines[:MAX_FAULTS]:
+        print(f"{head}{line}")
+    if len(lines) > MAX_FAULTS:
+        print(f"{head}and {len(lines) - MAX_FAULTS:,} more")

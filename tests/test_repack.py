@@ -118,11 +118,14 @@ def test_the_published_i2_s_file_becomes_iq2_bn_for_ik_llama_cpp(tmp_path: Path,
 def test_a_published_file_without_pre_and_with_an_idle_head_is_taken(tmp_path: Path) -> None:
     """bitnet.cpp's converters write no tokenizer.ggml.pre, and some an output.weight that its graph does not use."""
     rebuilt = Rebuilt(published(tmp_path, "bitnet-25"))
-    del rebuilt.metadata["tokenizer.ggml.pre"]
+    del rebuilt.metadata["tokenizer.ggml.pre"], rebuilt.metadata["somebody.note"]
     rebuilt.tensors.append(["output.weight", *rebuilt.tensor("token_embd.weight")[1:]])
     source = rebuilt.write(tmp_path / "source.gguf")
     assert bitconv.verify(source).faults == ("tokenizer.ggml.pre is missing",)
-    bitconv.repack(source, tmp_path / "out.gguf", type="iq2_bn", pre="llama-bpe")
+    assert bitconv.repack(source, tmp_path / "as_it_is.gguf", type="iq2_bn").warnings == (
+        "tokenizer.ggml.pre is missing",
+    )
+    assert bitconv.repack(source, tmp_path / "out.gguf", type="iq2_bn", pre="llama-bpe").warnings == ()
     assert bitconv.verify(tmp_path / "out.gguf").right
     assert bitconv.verify(tmp_path / "out.gguf", against=FIXTURES / "bitnet-b1.58-2B-4T-tiny").right
     with pytest.raises(bitconv.BitconvError, match="pre='other'"):

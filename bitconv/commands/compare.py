@@ -129,6 +129,8 @@ def compare(
     gguf = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(gguf, tiles, i2_s_order)
+    structure.check_loads(gguf.path)
+    structure.check_known_keys(gguf.path)
     content = DEFAULT_TEXT if text is None else read_text(text, limit=MAX_TEXT)
     source = Checkpoint(local_model(model, revision, token, accept=families.of_class))
     with source as checkpoint, ForwardPass(gguf, structure, threads=threads) as forward:

@@ -70,6 +70,8 @@ def evaluate(
     gguf = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(gguf, tiles, i2_s_order)
+    structure.check_loads(gguf.path)
+    structure.check_known_keys(gguf.path)
     content = read_text(text, limit=MAX_TEXT)
     tokens = np.array(load_tokenizer(gguf.metadata, gguf.path).encode(content, add_special_tokens=False).ids)
     tokens = tokens[:max_tokens]

@@ -61,6 +61,7 @@ class Export:
 
     scale_convention: what it does with weight_scale, "multiply" or "divide". exact_scales: dtype holds every
     weight_scale; where not they are stored in float32, and transformers rounds them when it loads the model.
+    warnings: what verify calls wrong in the file's metadata, which the checkpoint then has too.
     """
 
     directory: str
@@ -71,6 +72,7 @@ class Export:
     size: int
     files: tuple[str, ...]
     tensors: tuple[ExportedTensor, ...]
+    warnings: tuple[str, ...]
 
 
 @reports_system_errors
@@ -102,6 +104,8 @@ def export(
     header = read_gguf(source)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(header, tiles, i2_s_order)
+    structure.check_loads(source, pre)
+    structure.check_known_keys(source)
     for name, faults in structure.tensor_faults.items():
         raise BitconvError(f"{name}: {faults[0]}", code=Code.FAULTY, file=source)
     files = tokenizer_files(header.metadata, source, pre)
@@ -131,6 +135,7 @@ def export(
             ExportedTensor(t.name, t.dtype.upper(), t.shape, t.nbytes, checkpoint.scales.get(t.name))
             for t in checkpoint.tensors
         ),
+        warnings=structure.metadata_warnings(pre),
     )
 
 

@@ -54,7 +54,10 @@ class RepackedTensor:
 
 @dataclass(frozen=True)
 class Repacking:
-    """What a repacking wrote. size in bytes. run: the command that runs the file."""
+    """What a repacking wrote. size in bytes. run: the command that runs the file.
+
+    warnings: what verify calls wrong in the metadata, which is carried over.
+    """
 
     output: str
     architecture: str
@@ -63,6 +66,7 @@ class Repacking:
     size: int
     run: str
     tensors: tuple[RepackedTensor, ...]
+    warnings: tuple[str, ...]
 
 
 class _Planned(NamedTuple):
@@ -108,6 +112,7 @@ def repack(
     gguf = read_gguf(source)
     from_tiles = None if from_kernel_config is None else read_kernel_config(Path(from_kernel_config))
     structure = check_structure(gguf, from_tiles, from_i2_s_order)
+    structure.check_loads(source, pre)
     _check_input(gguf, structure)
 
     known = structure.architecture
@@ -139,7 +144,8 @@ def repack(
         gguf.check_unchanged()
     architecture = _architecture_name(structure, chosen)
     run = chosen.command(type, target, embedding=f"{structure.architecture_name}.pooling_type" in gguf.metadata)
-    return Repacking(str(target), architecture, type, chosen.name, size, run, tensors)
+    warnings = structure.metadata_warnings(pre)
+    return Repacking(str(target), architecture, type, chosen.name, size, run, tensors, warnings)
 
 
 def _check_input(gguf: GGUFFile, structure: Structure) -> None:

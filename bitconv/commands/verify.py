@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import lcm, prod
@@ -16,25 +17,27 @@ from bitconv import _kernels
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
 from bitconv.checkpoint.hub import local_model
-from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, Value, read_gguf
+from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, Value, read_gguf
 from bitconv.layouts import FLOATS
 from bitconv.layouts.layout import Bytes, Layout, Scales, Trits
 from bitconv.layouts.scales import Scale, describe
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
 from bitconv.models.architectures import Role, scale_name
-from bitconv.models.hyperparameters import METADATA_KEYS
+from bitconv.models.hyperparameters import METADATA_KEYS, UnsupportedMetadata
 from bitconv.models.model import load_model
 from bitconv.models.quantization import rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
+from bitconv.packed.digest import TensorDigest, TensorHash, model_digests
+from bitconv.packed.keys import Finding, Level, find_key, is_idle, name_findings
 from bitconv.packed.structure import Structure, check_structure
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, matrices
 from bitconv.planning.metadata import build_metadata
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError, Code, option, plain, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, one_line, option, plain, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.rawio import read_at
 from bitconv.tokenizer.special import runner_default
@@ -45,11 +48,15 @@ NOT_COVERED = (
 )
 
 
+# Of the file as a whole, and on the command line of all tensors: more do not help, and a stranger's file has many.
+MAX_FAULTS = 50
+
+
 @dataclass(frozen=True)
 class VerifiedTensor:
     """scale: of a ternary tensor that has one. group: the columns of a row that share a scale, where it has several.
 
-    faults: empty where the tensor is right.
+    faults, warnings: empty where the tensor is right.
     """
 
     name: str
@@ -59,23 +66,49 @@ class VerifiedTensor:
     scale: float | None
     group: int | None
     faults: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Passed:
+    """How many of what was checked passed. Nothing that belongs to a faulty tensor counts as passed."""
+
+    passed: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Digests:
+    """SHA-256 of all trits, and of all trits and scales, whatever the layouts: docs/verification.md."""
+
+    trits: str
+    trits_and_scales: str
 
 
 @dataclass(frozen=True)
 class Verification:
-    """faults: those of the file as a whole. checked: what was checked and how many of it. not_covered: what was not."""
+    """What was found. docs/verification.schema.json describes its JSON.
+
+    faults, warnings: those of the file as a whole; the first MAX_FAULTS of each, and how many more there are.
+    checked: what was checked. not_covered: what was not. digests: None where a ternary tensor could not be read.
+    strict: warnings are faults.
+    """
 
     file: str
     against: str | None
     architecture: str | None
     faults: tuple[str, ...]
+    warnings: tuple[str, ...]
     tensors: tuple[VerifiedTensor, ...]
-    checked: dict[str, int]
+    checked: dict[str, Passed]
     not_covered: tuple[str, ...]
+    digests: Digests | None
+    strict: bool = False
 
     @property
     def right(self) -> bool:
-        return not self.faults and not any(tensor.faults for tensor in self.tensors)
+        holders: tuple[Verification | VerifiedTensor, ...] = (self, *self.tensors)
+        return not any(holder.faults or (self.strict and holder.warnings) for holder in holders)
 
 
 @reports_system_errors
@@ -90,6 +123,7 @@ def verify(
     pre: str | None = None,
     kernel_config: str | os.PathLike[str] | None = None,
     i2_s_order: str | None = None,
+    strict: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -101,7 +135,7 @@ def verify(
     the file's type, every size and the vocabulary equal the checkpoint's, read with revision, token, scale_convention,
     ternarize and pre as `convert` takes them. kernel_config: the ini with the tiles of a TL1 or TL2 file that does not
     record them. i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in a file
-    tells which one it is in. threads: all cores where None.
+    tells which one it is in. strict: warnings are faults. threads: all cores where None.
 
     BitconvError where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
     """
@@ -117,71 +151,118 @@ def verify(
                 f"{option(name)} is for {option('against', 'MODEL')}, which is missing", code=Code.OPTIONS
             )
     path = Path(file)
+    unsupported: str | None = None
+    structure = None
     try:
         gguf = read_gguf(path)
         tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
         structure = check_structure(gguf, tiles, i2_s_order)
     except MalformedGGUF as fault:
-        return Verification(str(path), None, None, (str(fault),), (), {}, NOT_COVERED)
+        return _of_a_header(path, None, str(fault), strict=strict)
+    except UnsupportedMetadata as fault:
+        if against is None:
+            raise
+        unsupported = str(fault)
     if against is None:
-        return _Verifier(gguf, structure, None, None).run(threads, progress)
+        assert structure is not None
+        return _Verifier(gguf, structure, None, None, strict=strict).run(threads, progress)
     with Checkpoint(local_model(against, revision, token, accept=families.of_class)) as checkpoint:
         convention = scale_convention_of(scale_convention)
-        loaded = load_model(checkpoint, convention)
-        model = settle_scales(checkpoint, loaded, rule_of(ternarize), threads, convention)
-        verifier = _Verifier(gguf, structure, checkpoint, model)
+        understood = load_model(checkpoint, convention)
+        if structure is None:
+            assert unsupported is not None
+            return _of_a_header(path, checkpoint, f"{unsupported}, nor asked for by the checkpoint", strict=strict)
+        model = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
+        verifier = _Verifier(gguf, structure, checkpoint, model, strict=strict)
         verifier.compare_metadata(pre)
         return verifier.run(threads, progress)
 
 
+def _of_a_header(path: Path, checkpoint: Checkpoint | None, fault: str, *, strict: bool) -> Verification:
+    """The verdict on a file of which no more can be read."""
+    against = None if checkpoint is None else str(checkpoint.path)
+    return Verification(str(path), against, None, (fault,), (), (), {}, NOT_COVERED, None, strict)
+
+
 class _Verifier:
     def __init__(
-        self, gguf: GGUFFile, structure: Structure, checkpoint: Checkpoint | None, model: Model | None
+        self,
+        gguf: GGUFFile,
+        structure: Structure,
+        checkpoint: Checkpoint | None,
+        model: Model | None,
+        *,
+        strict: bool,
     ) -> None:
         self.gguf = gguf
         self.structure = structure
         self.checkpoint = checkpoint
-        self.faults = [*structure.faults, *structure.metadata_faults]
+        self.strict = strict
+        self.faults = list(structure.faults)
+        self.metadata = list(structure.metadata)
         self.expected: dict[str, Weight] = {} if model is None else {w.name: w for w in model.weights}
         self.model = model
         self.scale_tensors = {t.name: t for t in gguf.tensors if structure.roles[t.name] is Role.SCALE}
+        self.digests: list[TensorDigest] = []
+        self.other_tensors: list[str] = []  # whose trits, or shape, are not the checkpoint's
         self.descriptor = -1
 
     def compare_metadata(self, pre: str | None) -> None:
-        """Sizes and vocabulary: all that a runner computes by must be what bitconv would write."""
+        """All that a runner computes by must be what bitconv would write, or what runners take for it."""
         assert self.checkpoint is not None and self.model is not None
-        wanted = self.model.family.architecture
-        if wanted is not self.structure.architecture:
-            self.faults.append(
-                f"the architecture is {self.structure.architecture.graph}, the checkpoint's is {wanted.graph}"
-            )
+        wanted_architecture = self.model.family.architecture
+        if wanted_architecture is not self.structure.architecture:
+            said = f"is {self.structure.architecture.graph}, the checkpoint's is {wanted_architecture.graph}"
+            self.faults.append(f"the architecture {said}")
             return
-        name, found = self.structure.architecture_name, self.gguf.metadata
-        stated, wanted_sizes = self.structure.sizes.metadata(name), self.model.sizes.metadata(name)
-        for key in sorted(stated.keys() | wanted_sizes.keys()):
-            self._compare_key(key, stated.get(key), wanted_sizes.get(key))
-        metadata = build_metadata(self.checkpoint, self.model, 0, pre)
-        for key, value in metadata.items():
-            if key.startswith("tokenizer."):
-                self._compare_key(key, found.get(key, runner_default(found, key)), value)
-            elif key.endswith(".pooling_type"):
-                self._compare_key(key, found.get(key), value)
-        for key in self._unknown_keys():
-            self.faults.append(f"{key} is a key that the checkpoint does not ask for")
-        for name in self.expected.keys() - {tensor.name for tensor in self.gguf.tensors}:
-            self.faults.append(f"tensor {name} is missing; the checkpoint has it")
+        wanted = build_metadata(self.checkpoint, self.model, 0, pre)
+        # Under the file's name for the architecture, of which there may be an older one.
+        name = self.structure.architecture_name
+        prefix = f"{wanted_architecture.name}."
+        wanted = {
+            f"{name}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key: value
+            for key, value in wanted.items()
+        }
+        sizes = {f"{name}.{key}" for key in METADATA_KEYS}
+        found = {key: value for key, value in self.gguf.metadata.items() if key not in sizes}
+        found |= self.structure.sizes.metadata(name)
+        faulty = {finding.key for finding in self.metadata if finding.level is not Level.WARNING}
+        for key in sorted(found.keys() | wanted.keys()):
+            if key not in faulty and not self._is_uncompared(key, found):
+                self._compare_key(key, found, wanted)
+        if any(name_findings(self.gguf.metadata)) and not any(name_findings(wanted)):
+            self._fault("general.name", "has runners tokenize otherwise than by the checkpoint's name")
+        for tensor in self.expected.keys() - {tensor.name for tensor in self.gguf.tensors}:
+            self.faults.append(f"tensor {tensor} is missing; the checkpoint has it")
 
-    def _compare_key(self, key: str, value: Value | None, wanted: Value | None) -> None:
-        """value: what the file says, or what runners take for it where it says nothing."""
-        if value is None or wanted is None or not _same(value, wanted):
+    def _is_uncompared(self, key: str, found: Metadata) -> bool:
+        """Keys by which no runner computes, with this vocabulary; and those that depend on the file's types."""
+        unused = {"gpt2": "tokenizer.ggml.scores", "llama": "tokenizer.ggml.merges"}
+        return (
+            is_idle(key, self.structure.architecture_name)
+            or key in ("general.architecture", "general.file_type", "general.alignment")
+            or key.startswith("split.")
+            or key == unused.get(str(found.get("tokenizer.ggml.model")))
+        )
+
+    def _compare_key(self, key: str, found: Metadata, wanted: Metadata) -> None:
+        entry = find_key(key, self.structure.architecture_name)
+        values = [
+            metadata.get(key, runner_default(metadata, key) if entry is None or entry.usual is None else entry.usual)
+            for metadata in (found, wanted)
+        ]
+        if values[0] is not None and values[1] is not None and _same(values[0], values[1]):
+            self.metadata = [finding for finding in self.metadata if finding.key != key]
+        elif values[1] is None:
+            self._fault(key, "is a key that the checkpoint does not ask for")
+        else:
             missing = "" if key in self.gguf.metadata else "is missing, and what runners take for it "
-            self.faults.append(f"{key} {missing}is not what the checkpoint says")
+            self._fault(key, f"{missing}is not what the checkpoint says")
 
-    def _unknown_keys(self) -> list[str]:
-        """Keys of the architecture that change what a runner computes, for all that bitconv knows."""
-        prefix = f"{self.structure.architecture_name}."
-        known = {*METADATA_KEYS, "pooling_type"}
-        return [key for key in self.gguf.metadata if key.startswith(prefix) and key[len(prefix) :] not in known]
+    def _fault(self, key: str, text: str) -> None:
+        """In place of what was said of the key before."""
+        self.metadata = [finding for finding in self.metadata if finding.key != key]
+        self.metadata.append(Finding(key, text))
 
     def run(self, threads: int | None, progress: Progress | None) -> Verification:
         work = [partial(self.tensor, tensor) for tensor in self.gguf.tensors]
@@ -199,42 +280,66 @@ class _Verifier:
         self.gguf.check_unchanged()
         if self.checkpoint is not None:
             self.checkpoint.check_unchanged()
+        ternary = {name for name in self.structure.layouts if self.structure.roles[name] is Role.TERNARY}
+        faults = [*self.faults, *(f"{f.key} {f.text}" for f in self.metadata if f.level is not Level.WARNING)]
+        same_architecture = self.model is not None and self.model.family.architecture is self.structure.architecture
+        if same_architecture and 2 * len(ternary.intersection(self.other_tensors)) > len(ternary):
+            differ = f"{len(self.other_tensors)} of {len(results)} tensors are not the checkpoint's"
+            faults.insert(0, f"this looks like another model: {differ}")
+        complete = len(self.digests) == len(self.structure.layouts)
         return Verification(
-            str(self.gguf.path),
-            None if self.checkpoint is None else str(self.checkpoint.path),
-            self.structure.architecture_name,
-            tuple(self.faults),
-            tuple(results),
-            self._checked(results),
-            (*NOT_COVERED, *self._not_covered()),
+            file=str(self.gguf.path),
+            against=None if self.checkpoint is None else str(self.checkpoint.path),
+            architecture=self.structure.architecture_name,
+            faults=_first(faults),
+            warnings=_first([f"{f.key} {f.text}" for f in self.metadata if f.level is Level.WARNING]),
+            tensors=tuple(results),
+            checked=self._checked(results),
+            not_covered=(*NOT_COVERED, *self._not_covered()),
+            digests=Digests(*model_digests(self.digests)) if complete and self.digests else None,
+            strict=self.strict,
         )
 
     def _not_covered(self) -> list[str]:
-        """Dense tensors of quantized types: runners take them, bitconv does not write them. Keys that are not known."""
+        """Dense tensors of quantized types: runners take them, bitconv does not write them."""
         types = self.structure.types
-        values = [
+        return [
             f"the values of {tensor.name}, which is {types[tensor.name]}"
             for tensor in self.gguf.tensors
             if types[tensor.name] not in FLOATS and tensor.name not in self.structure.layouts
-        ]
-        return values + [f"what a runner makes of the key {key}" for key in self._unknown_keys()]
+        ][:MAX_FAULTS]
 
-    def _checked(self, results: list[VerifiedTensor]) -> dict[str, int]:
+    def _checked(self, results: list[VerifiedTensor]) -> dict[str, Passed]:
         ternary = [t for t in results if t.name in self.structure.layouts]
         floats = [t for t in results if t.type in FLOATS and t not in ternary]
-        scales = sum(1 if t.group is None else prod(t.shape) // t.group for t in ternary)
+        faulty = {finding.key for finding in self.metadata if finding.level is not Level.WARNING}
+
+        def passed(tensors: list[VerifiedTensor], count: Callable[[VerifiedTensor], int]) -> Passed:
+            return Passed(sum(count(t) for t in tensors if not t.faults), sum(map(count, tensors)))
+
+        def scales(tensor: VerifiedTensor) -> int:
+            return 1 if tensor.group is None else prod(tensor.shape) // tensor.group
+
+        def same_scales(tensor: VerifiedTensor) -> int:
+            return scales(tensor) if not tensor.warnings else 0
+
+        keys = self.gguf.metadata.keys()
         checked = {
-            "metadata keys": len(self.gguf.metadata),
-            "tensors placed, typed and shaped": len(results),
-            "ternary tensors whose kernel product equals the unpacked product": len(ternary),
-            "trits valid": sum(prod(t.shape) for t in ternary),
-            "scales finite and positive": scales,
-            "floats finite": sum(prod(t.shape) for t in floats),
+            "metadata keys": Passed(len(keys - faulty), len(keys)),
+            "tensors placed, typed and shaped": Passed(
+                sum(t.name not in self.structure.tensor_faults for t in results), len(results)
+            ),
+            "ternary tensors whose kernel product equals the unpacked product": passed(ternary, lambda _: 1),
+            "trits valid": passed(ternary, lambda t: prod(t.shape)),
+            "scales finite and positive": passed(ternary, scales),
+            "floats finite": passed(floats, lambda t: prod(t.shape)),
         }
         if self.checkpoint is not None:
-            checked["trits equal to the checkpoint's"] = sum(prod(t.shape) for t in ternary)
-            checked["scales equal to the checkpoint's"] = scales
-            checked["dense values equal to the checkpoint's"] = sum(prod(t.shape) for t in floats)
+            checked["trits equal to the checkpoint's"] = passed(ternary, lambda t: prod(t.shape))
+            checked["scales equal to the checkpoint's"] = Passed(
+                passed(ternary, same_scales).passed, sum(map(scales, ternary))
+            )
+            checked["dense values equal to the checkpoint's"] = passed(floats, lambda t: prod(t.shape))
         return checked
 
     def tensor(self, tensor: TensorInfo, keep_going: KeepGoing) -> VerifiedTensor:
@@ -245,15 +350,20 @@ class _Verifier:
         if scale_name(tensor.name) in self.structure.tensor_faults:
             faults.append(f"{scale_name(tensor.name)} is faulty")
         scale = None
+        warnings: list[str] = []
         if not faults:
             try:
-                scale = self._data(tensor, type_name, keep_going)
+                scale = self._data(tensor, type_name, warnings, keep_going)
             except FaultyTensor as fault:
                 faults.append(str(fault))
+                if isinstance(fault, _OtherTensor):
+                    self.other_tensors.append(tensor.name)
         group = self.structure.groups.get(tensor.name)
-        return VerifiedTensor(tensor.name, type_name, tensor.shape, nbytes, scale, group, tuple(faults))
+        return VerifiedTensor(
+            tensor.name, type_name, tensor.shape, nbytes, scale, group, tuple(faults), tuple(warnings[:1])
+        )
 
-    def _data(self, tensor: TensorInfo, type_name: str, keep_going: KeepGoing) -> float | None:
+    def _data(self, tensor: TensorInfo, type_name: str, warnings: list[str], keep_going: KeepGoing) -> float | None:
         if self.structure.roles[tensor.name] is Role.SCALE:  # read with its weight
             return None
         expected = self.expected.get(tensor.name)
@@ -262,10 +372,10 @@ class _Verifier:
         if self.model is not None and expected is None:
             raise FaultyTensor("the checkpoint has no such tensor")
         if expected is not None and expected.shape != tensor.shape:
-            raise FaultyTensor(f"has shape {tensor.shape}, the checkpoint's is {expected.shape}")
+            raise _OtherTensor(f"has shape {tensor.shape}, the checkpoint's is {expected.shape}")
         layout = self.structure.layouts.get(tensor.name)
         if layout is not None:
-            scale = self._ternary(tensor, layout, expected, keep_going)
+            scale = self._ternary(tensor, layout, expected, warnings, keep_going)
             return None if scale is None else float(scale)
         if tensor.name == "output.weight" and not self.structure.architecture.untied_head:
             self._redundant_head(tensor, keep_going)
@@ -275,48 +385,34 @@ class _Verifier:
         return None
 
     def _ternary(
-        self, tensor: TensorInfo, layout: Layout, expected: Weight | None, keep_going: KeepGoing
+        self,
+        tensor: TensorInfo,
+        layout: Layout,
+        expected: Weight | None,
+        warnings: list[str],
+        keep_going: KeepGoing,
     ) -> np.float32 | None:
-        """Returns the scale of a matrix, None of a stack of them."""
+        """Returns the scale of a matrix, None of a stack of them. Hashes what is not the checkpoint's all the same."""
         assert expected is None or isinstance(expected, TernaryWeight | ExpertsWeight)
         scale_tensor = self.scale_tensors.get(scale_name(tensor.name))
         group = self.structure.groups.get(tensor.name)
         files = list(matrices(self.descriptor, tensor, layout, scale_tensor, group))
+        hasher = TensorHash(tensor.name, tensor.shape, layout)
+        faults: list[FaultyTensor] = []
         for i, file in enumerate(files):
             reader = self._reader(None if expected is None else expected.matrices[i], keep_going)
+            matrix = _Matrix(file, reader, hasher, exact=scale_tensor is not None)
             try:
-                self._matrix(tensor, file, reader, exact=scale_tensor is not None, keep_going=keep_going)
-            except FaultyTensor as fault:
-                if len(files) == 1:
-                    raise
-                raise FaultyTensor(f"expert {i}: {fault.cause}", code=fault.code) from None
+                fault = matrix.check(tensor.name, keep_going)
+            except FaultyTensor as unreadable:
+                raise _within(unreadable, i, len(files)) from None
+            warnings += matrix.warnings
+            if fault is not None:
+                faults.append(_within(fault, i, len(files)))
+        self.digests.append(hasher.result())
+        for fault in faults:
+            raise fault
         return files[0].scale if len(files) == 1 else None
-
-    def _matrix(
-        self, tensor: TensorInfo, file: TernaryTensor, reader: TritReader | None, *, exact: bool, keep_going: KeepGoing
-    ) -> None:
-        """exact: the scale stands in a tensor of its own."""
-        layout, group = file.layout, file.group
-        if reader is not None and group is None and isinstance(reader.scale, np.ndarray):
-            wanted_group = file.columns // reader.scale.shape[1]
-            raise FaultyTensor(f"has one scale, the checkpoint's has {describe(wanted_group, file.columns)}")
-        x = np.random.default_rng(zlib.crc32(tensor.name.encode())).integers(-128, 128, (1, file.columns), np.int8)
-        for first, last in row_blocks(
-            file.rows, file.columns, lcm(layout.row_multiple, reader.row_multiple if reader else 1)
-        ):
-            keep_going()
-            rows = file.read(first, last)
-            row_scales = rows.scales.T if rows.scales is not None and group == file.columns else file.scale
-            _compare_products(layout.matmul_rows(rows.packed, x), rows.trits, x, row_scales, first)
-            if reader is not None:
-                _compare_trits(reader, rows.trits, first, last)
-                if rows.scales is not None:
-                    _compare_scales(reader, rows.trits, rows.scales, first, last)
-        if reader is not None and file.scale is not None:
-            assert not isinstance(reader.scale, np.ndarray)
-            wanted = reader.scale if exact else layout.stored_scale(reader.scale)
-            if file.scale != wanted:
-                raise FaultyTensor(f"its scale is {plain(file.scale)}, the checkpoint's is {plain(wanted)}")
 
     def _redundant_head(self, head: TensorInfo, keep_going: KeepGoing) -> None:
         """A head on a graph that multiplies by the embedding is right only where it is the embedding, byte for byte."""
@@ -369,6 +465,106 @@ class _Verifier:
         return values
 
 
+class _OtherTensor(FaultyTensor):
+    """It is not the checkpoint's tensor at all."""
+
+
+class _Matrix:
+    """One ternary matrix of the file: itself, or of a stack."""
+
+    def __init__(self, file: TernaryTensor, reader: TritReader | None, hasher: TensorHash, *, exact: bool) -> None:
+        """exact: the scale stands in a tensor of its own. hasher: takes the rows."""
+        self.file = file
+        self.reader = reader
+        self.hasher = hasher
+        self.exact = exact
+        self.warnings: list[str] = []
+
+    def check(self, name: str, keep_going: KeepGoing) -> FaultyTensor | None:
+        """The first thing that is not the checkpoint's. FaultyTensor where the matrix itself is not right."""
+        file, reader = self.file, self.reader
+        fault: FaultyTensor | None = None
+        if reader is not None and file.group is None and isinstance(reader.scale, np.ndarray):
+            wanted_group = file.columns // reader.scale.shape[1]
+            raise FaultyTensor(f"has one scale, the checkpoint's has {describe(wanted_group, file.columns)}")
+        x = np.random.default_rng(zlib.crc32(name.encode())).integers(-128, 128, (1, file.columns), np.int8)
+        for first, last in row_blocks(
+            file.rows, file.columns, lcm(file.layout.row_multiple, reader.row_multiple if reader else 1)
+        ):
+            keep_going()
+            rows = file.read(first, last)
+            row_scales = rows.scales.T if rows.scales is not None and file.group == file.columns else file.scale
+            _compare_products(file.layout.matmul_rows(rows.packed, x), rows.trits, x, row_scales, first)
+            self.hasher.update(rows)
+            if reader is not None and fault is None:
+                try:
+                    _compare_trits(reader, rows.trits, first, last)
+                    if rows.scales is not None:
+                        self._compare_scales(reader, rows.trits, rows.scales, first, last)
+                except FaultyTensor as found:
+                    fault = found
+        self.hasher.end_matrix(None if file.group is not None else file.scale)
+        if reader is not None and fault is None and file.scale is not None:
+            assert not isinstance(reader.scale, np.ndarray)
+            wanted = reader.scale if self.exact else file.layout.stored_scale(reader.scale)
+            if file.scale != wanted:
+                said = f"its scale is {plain(file.scale)}, the checkpoint's is {plain(wanted)}"
+                if self._is_rounded(file.scale, reader.scale).all():
+                    self._warn_of_rounding(said)
+                else:
+                    fault = FaultyTensor(said)
+        return fault
+
+    def _is_rounded(self, scales: Scale, wanted: Scale) -> npt.NDArray[np.bool_]:
+        """Whether scales are the checkpoint's as another type has stored them, and then this one."""
+        rounded = [np.asarray(wanted, np.float16).astype(np.float32), _bfloat16(np.asarray(wanted, np.float32))]
+        one, other = (scales == (r if self.exact else self.file.layout.stored_scale(r)) for r in rounded)
+        return np.asarray(one | other)
+
+    def _warn_of_rounding(self, said: str) -> None:
+        self.warnings.append(
+            f"{said}: every trit is the checkpoint's, the scale its own rounded to a 16-bit float, as by a type that "
+            "the file was repacked from"
+        )
+
+    def _compare_scales(self, reader: TritReader, trits: Trits, scales: Scales, first: int, last: int) -> None:
+        """A row's or a group's scales. Where all trits are 0, the file need not have any."""
+        stored = reader.stored_scale
+        if isinstance(stored, np.ndarray):
+            wanted = stored[first:last][_stored_rows(reader, last - first)]
+        else:
+            wanted = np.full((last - first, 1), stored)
+        groups = max(scales.shape[1], wanted.shape[1])
+        scales, wanted = (np.repeat(s, groups // s.shape[1], axis=1) for s in (scales, wanted))
+        wrong = (scales != wanted) & trits.reshape(last - first, groups, -1).any(axis=2)
+        if wrong.any():
+            row, group = np.argwhere(wrong)[0]
+            said = (
+                f"row {first + row}, columns from {group * (trits.shape[1] // groups)}: its scale is "
+                f"{plain(scales[row, group])}, the checkpoint's is {plain(wanted[row, group])}"
+            )
+            if not (self._is_rounded(scales, wanted) | ~wrong).all():
+                raise FaultyTensor(said)
+            self._warn_of_rounding(said)
+
+
+def _bfloat16(values: Scales) -> Scales:
+    """Rounded to the nearest bfloat16."""
+    out = np.empty(values.size, "<u2")
+    _kernels.convert_floats(np.frombuffer(values.astype("<f4").tobytes(), np.uint8), "f32", out.view(np.uint8), "bf16")
+    return (out.astype("<u4") << 16).view("<f4").reshape(values.shape)
+
+
+def _within(fault: FaultyTensor, expert: int, experts: int) -> FaultyTensor:
+    return fault if experts == 1 else type(fault)(f"expert {expert}: {fault.cause}", code=fault.code)
+
+
+def _first(lines: list[str]) -> tuple[str, ...]:
+    """The first of them, and how many more there are."""
+    more = [f"and {len(lines) - MAX_FAULTS:,} more"] if len(lines) > MAX_FAULTS else []
+    return (*map(one_line, lines[:MAX_FAULTS]), *more)
+
+
 def _where(index: int, shape: tuple[int, ...]) -> list[int]:
     return [int(i) for i in np.unravel_index(index, shape)]
 
@@ -418,25 +614,7 @@ def _compare_trits(reader: TritReader, trits: Trits, first: int, last: int) -> N
     stored = reader.stored_trits(first, last)[_stored_rows(reader, last - first)]
     if not np.array_equal(trits, stored):
         row, column = np.argwhere(trits != stored)[0]
-        raise FaultyTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
-
-
-def _compare_scales(reader: TritReader, trits: Trits, scales: Scales, first: int, last: int) -> None:
-    """A row's or a group's scales. Where all trits are 0, the file need not have any."""
-    stored = reader.stored_scale
-    if isinstance(stored, np.ndarray):
-        wanted = stored[first:last][_stored_rows(reader, last - first)]
-    else:
-        wanted = np.full((last - first, 1), stored)
-    groups = max(scales.shape[1], wanted.shape[1])
-    scales, wanted = (np.repeat(s, groups // s.shape[1], axis=1) for s in (scales, wanted))
-    wrong = (scales != wanted) & trits.reshape(last - first, groups, -1).any(axis=2)
-    if wrong.any():
-        row, group = np.argwhere(wrong)[0]
-        raise FaultyTensor(
-            f"row {first + row}, columns from {group * (trits.shape[1] // groups)}: its scale is "
-            f"{plain(scales[row, group])}, the checkpoint's is {plain(wanted[row, group])}"
-        )
+        raise _OtherTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
 
 
 def _compare_floats(raw: Bytes, wanted: Bytes, itemsize: int, first: int, shape: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from bitconv.gguf.reader import GGUFFile, MalformedGGUF, TensorInfo, read_gguf
 from bitconv.gguf.types import TensorType, tensor_type, type_by_name
-from bitconv.gguf.values import Metadata, Value
+from bitconv.gguf.values import Metadata, Value, value_type
 from bitconv.gguf.writer import ALIGNMENT, TensorEntry, align, encode_header
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "read_gguf",
     "tensor_type",
     "type_by_name",
+    "value_type",
 ]

@@ -17,8 +17,9 @@ from bitconv.system.rawio import read_at_most
 
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
-# Tensors or metadata keys, of which the largest published models have a few thousand: memory is what they are for.
-MAX_LISTED = 1 << 16
+# Tensors or metadata keys: a model of 512 layers, which is the most of a runner, has 15,000 tensors; memory is what the
+# limit is for.
+MAX_LISTED = 1 << 14
 _READ_AHEAD = 1 << 20
 
 

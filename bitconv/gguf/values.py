@@ -33,6 +33,19 @@ _NUMBER_IDS = {dtype: type_id for type_id, dtype in NUMBER_DTYPES.items()} | {np
 
 
 _LENGTH = struct.Struct("<Q")
+_TYPE_NAMES = {"b1": "bool", **{f"{kind}{size}": f"{kind}{size * 8}" for kind in "uif" for size in (1, 2, 4, 8)}}
+
+
+def value_type(value: Value) -> str:
+    """What GGUF calls its type, short: u32, f32, bool, str, or [i32] and so on for arrays."""
+    if isinstance(value, bool | np.bool_):
+        return "bool"
+    if isinstance(value, str):
+        return "str"
+    if isinstance(value, list):
+        return "[str]"
+    name = _TYPE_NAMES[value.dtype.str[1:]]
+    return f"[{name}]" if isinstance(value, np.ndarray) else name
 
 
 def encode_string(text: str) -> bytes:

@@ -18,6 +18,10 @@ from bitconv.system.errors import BitconvError, Code, plain
 ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
+class UnsupportedMetadata(BitconvError):  # noqa: N818 - it is a BitconvError
+    """A file asks for what some runner computes and bitconv does not."""
+
+
 @dataclass(frozen=True)
 class Llama3Rope:
     """rope_type "llama3": the frequencies of long wavelengths are divided by `factor`, those between smoothly."""
@@ -360,7 +364,7 @@ def _longrope(config: Config, rope: Config, context: int, head_dim: int) -> tupl
     return LongRope(original, short, long), magnitude
 
 
-# The keys after `{architecture}.` that from_metadata reads or checks: with any other, a runner may compute otherwise.
+# The keys after `{architecture}.` that from_metadata reads.
 METADATA_KEYS = frozenset(
     {
         "vocab_size",
@@ -377,12 +381,17 @@ METADATA_KEYS = frozenset(
         "rope.freq_base",
         "rope.scaling.type",
         "rope.scaling.factor",
+        "rope.scale_linear",
         "rope.scaling.original_context_length",
         "rope.scaling.attn_factor",
         "expert_count",
         "expert_used_count",
     }
 )
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+# That runners know, longrope llama.cpp alone; they stop at others. And the keys of a factor, the older one last.
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+_ROPE_FACTORS = ("rope.scaling.factor", "rope.scale_linear")
 
 
 def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperparameters:
@@ -412,26 +421,35 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         if size(key, head_dim) != head_dim:
             raise MalformedGGUF(f"{architecture}.{key} is {size(key)}, a head has {head_dim} dimensions", file=file)
     tokens = metadata.get("tokenizer.ggml.tokens")
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn", "longrope"):
-        raise BitconvError(
-            f"{architecture}.rope.scaling.type is {plain(scaling)}, which is not supported (linear, yarn, longrope)",
-            code=Code.GGUF_UNSUPPORTED,
+    # What is missing is linear, by no factor or by that of the older key (llama.cpp and its kin, 2024 to 2026).
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "linear")
+    if not isinstance(scaling, str) or scaling not in _ROPE_SCALINGS:
+        raise MalformedGGUF(
+            f"{architecture}.rope.scaling.type is {plain(scaling)}, expected one of {', '.join(_ROPE_SCALINGS)}",
             file=file,
         )
+    factor_key = next((k for k in _ROPE_FACTORS if f"{architecture}.{k}" in metadata), _ROPE_FACTORS[0])
+    # Runners take 0 for 1.
+    zero = metadata.get(f"{architecture}.{factor_key}")
+    factor = 1.0 if isinstance(zero, np.float32) and zero == 0 else real(factor_key, 1.0)
     context = size("context_length")
     original = size("rope.scaling.original_context_length", context)
     rope_base = real("rope.freq_base", 10000.0)
-    linear = None
-    if scaling in ("linear", "longrope"):
-        linear = _linear(real("rope.scaling.factor", None if scaling == "linear" else 1.0))
+    linear = _linear(factor) if scaling in ("linear", "longrope") else None
     if scaling == "yarn" and rope_base <= 1:
         raise MalformedGGUF(f"{architecture}.rope.freq_base is {rope_base}, expected above 1 for yarn", file=file)
     # Files of models without experts state 0 of them, or nothing.
     stated = metadata.get(f"{architecture}.expert_count")
     experts = 0 if stated is None or (isinstance(stated, np.uint32) and stated == 0) else size("expert_count")
+    used = size("expert_used_count") if experts else 0
+    idle_use = None if experts else metadata.get(f"{architecture}.expert_used_count")
+    if used > experts or not (idle_use is None or (isinstance(idle_use, np.uint32) and idle_use == 0)):
+        raise MalformedGGUF(f"{architecture}.expert_used_count is more than the {experts} experts", file=file)
+    layers = size("block_count")
+    if layers > MAX_LAYERS:
+        raise MalformedGGUF(f"{architecture}.block_count is {layers}; runners take {MAX_LAYERS} at most", file=file)
     return Hyperparameters(
-        layers=size("block_count"),
+        layers=layers,
         hidden=hidden,
         ffn=size("feed_forward_length"),
         heads=heads,
@@ -442,9 +460,9 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         rms_eps=real("attention.layer_norm_rms_epsilon"),
         rope_base=rope_base,
         rope_linear_factor=linear,
-        rope_yarn=YarnRope(real("rope.scaling.factor", 1.0), original) if scaling == "yarn" else None,
+        rope_yarn=YarnRope(factor, original) if scaling == "yarn" else None,
         rope_long=LongRope(original) if scaling == "longrope" else None,
         rope_magnitude=real("rope.scaling.attn_factor", 1.0),
         experts=experts,
-        experts_used=size("expert_used_count") if experts else 0,
+        experts_used=used,
     )

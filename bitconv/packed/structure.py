@@ -16,11 +16,13 @@ from bitconv.layouts.scales import GROUPS_KEY, check_group, group_obstacle, grou
 from bitconv.layouts.tiles import Tile, tiles_from_metadata
 from bitconv.models import hyperparameters
 from bitconv.models.architectures import Architecture, Role, Slot, architecture, architecture_names, scale_name
-from bitconv.models.hyperparameters import Hyperparameters
-from bitconv.packed.vocabulary import vocabulary_faults
+from bitconv.models.hyperparameters import Hyperparameters, UnsupportedMetadata
+from bitconv.packed.keys import Finding, Level, key_findings
+from bitconv.packed.vocabulary import vocabulary_findings
 from bitconv.runners import RUNNERS, file_types, layout_name
-from bitconv.system.errors import BitconvError, Code, option, plain
+from bitconv.system.errors import BitconvError, Code, one_line, option, plain
 
+MAX_WARNINGS = 20
 _TERNARY = {*TERNARY_TYPES, EIGHT_BIT}
 _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
 # Which types runners load in each role. Those of norms depend on the architecture: bitnet.cpp to May 2026 aborts on
@@ -39,8 +41,8 @@ class Structure:
     """types, roles and nbytes: of every tensor listed. layouts: of the ternary ones. groups: the columns of a row that
     share a scale, of ternary tensors that have several.
 
-    faults: of the set of tensors and their places; tensor_faults: by tensor name; metadata_faults: of the rest, which
-    a runner meets but which no tensor depends on.
+    faults: of the set of tensors and their places; tensor_faults: by tensor name; metadata: what is to be said of its
+    keys, on which no tensor depends.
     """
 
     architecture: Architecture
@@ -52,11 +54,38 @@ class Structure:
     layouts: dict[str, Layout] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    metadata_faults: list[str] = field(default_factory=list)
+    metadata: list[Finding] = field(default_factory=list)
     tensor_faults: dict[str, list[str]] = field(default_factory=dict)
 
     def fault(self, tensor: TensorInfo, text: str) -> None:
         self.tensor_faults.setdefault(tensor.name, []).append(text)
+
+    def check_loads(self, file: object, pre: str | None = None) -> None:
+        """BitconvError where a runner would refuse the file for its metadata.
+
+        pre: what takes the place of tokenizer.ggml.pre.
+        """
+        for finding in self.metadata:
+            if finding.level is Level.REFUSED and not (pre and finding.key == "tokenizer.ggml.pre"):
+                raise BitconvError(
+                    f"{finding.key} {finding.text}",
+                    code=Code.FAULTY,
+                    file=file,
+                    way_out="no runner loads such a file; bitconv verify lists all that is wrong with it",
+                )
+
+    def check_known_keys(self, file: object) -> None:
+        """BitconvError where it has keys by which runners may compute otherwise than bitconv does."""
+        for finding in self.metadata:
+            if finding.key.startswith(f"{self.architecture_name}.") and finding.level is Level.WARNING:
+                raise BitconvError(f"{finding.key} {finding.text}", code=Code.GGUF_UNSUPPORTED, file=file)
+
+    def metadata_warnings(self, pre: str | None = None) -> tuple[str, ...]:
+        """What is wrong with the metadata or not known, in lines for those who carry it over, who write
+        general.file_type anew. pre: as check_loads has it.
+        """
+        mended = ("general.file_type", *(["tokenizer.ggml.pre"] if pre else []))
+        return tuple(one_line(f"{f.key} {f.text}") for f in self.metadata if f.key not in mended)[:MAX_WARNINGS]
 
 
 def check_structure(
@@ -83,7 +112,7 @@ def check_structure(
     sizes = hyperparameters.from_metadata(gguf.metadata, name, gguf.path)
     if sizes.rope_long is not None and "longrope" not in known.rope_scaling:
         cause = f"{name}.rope.scaling.type is longrope, and the graph of {known.graph} loads no lists of rope factors"
-        raise BitconvError(cause, code=Code.GGUF_UNSUPPORTED, file=gguf.path)
+        raise UnsupportedMetadata(cause, code=Code.GGUF_UNSUPPORTED, file=gguf.path)
     structure = Structure(known, name, sizes)
     if sizes.layers > len(gguf.tensors):
         raise MalformedGGUF(f"{name}.block_count is {sizes.layers}, more than there are tensors", file=gguf.path)
@@ -93,7 +122,8 @@ def check_structure(
     _find_layouts(gguf, structure, tiles, i2_s_order)
     _check_places(gguf, structure)
     _check_file_type(gguf.metadata, structure)
-    structure.metadata_faults += vocabulary_faults(gguf.metadata, sizes.vocab)
+    structure.metadata += key_findings(gguf.metadata, name)
+    structure.metadata += vocabulary_findings(gguf.metadata, sizes.vocab)
     return structure
 
 
@@ -203,12 +233,14 @@ def _find_layouts(
 
 def _check_file_type(metadata: Metadata, structure: Structure) -> None:
     """general.file_type is what people see; a file of floats that says I2_S misleads them."""
-    number = metadata.get("general.file_type")
-    named = file_types(int(number)) if isinstance(number, np.integer) else set()
-    if number is not None and not named:
-        structure.metadata_faults.append(f"general.file_type is {plain(number)}, which is no runner's")
+    key = "general.file_type"
+    number = metadata.get(key)
+    if not isinstance(number, np.uint32):
+        return
+    named = file_types(int(number))
     found = {structure.types[name] for name, role in structure.roles.items() if role is Role.TERNARY}
-    if named and found and not named & found:
-        structure.metadata_faults.append(
-            f"general.file_type says {' or '.join(sorted(named))}, the ternary tensors are {', '.join(sorted(found))}"
-        )
+    if not named:
+        structure.metadata.append(Finding(key, f"is {number}, which is no runner's"))
+    elif found and not named & found:
+        said = f"says {' or '.join(sorted(named))}, the ternary tensors are {', '.join(sorted(found))}"
+        structure.metadata.append(Finding(key, said))

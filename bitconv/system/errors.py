@@ -204,6 +204,11 @@ def rendered(text: str, written: Written = in_python) -> str:
     return " ".join("".join(map(_shown, _OPTION.sub(parameter, _cut(text, 4 * MAX_LINE)))).split())
 
 
+def one_line(text: str) -> str:
+    """Text that may quote a stranger's file as one line of at most MAX_LINE characters."""
+    return _cut(rendered(text), MAX_LINE)
+
+
 def _shown(character: str) -> str:
     """Control characters would steer the terminal. Surrogates stand for bytes of a path, and stderr escapes them."""
     kept = character.isprintable() or character.isspace() or "\ud800" <= character <= "\udfff"

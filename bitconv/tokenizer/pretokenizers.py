@@ -163,9 +163,14 @@ def recognise(path: Path, json: Mapping[str, Any], *, ignore_merges: bool, clean
     return next((row.name for row in matches if row.cleans == cleans), matches[0].name)
 
 
+def is_known(name: str) -> bool:
+    """Whether a runner has a byte-level pre-tokenizer of this name."""
+    return name in _KNOWN_NAMES.split()
+
+
 def check_name(name: str) -> str:
     """`name`, if llama.cpp knows it. Raises BitconvError otherwise."""
-    if name not in _KNOWN_NAMES.split():
+    if not is_known(name):
         raise BitconvError(
             f"{option('pre', name)}: llama.cpp has no such pre-tokenizer; it has {', '.join(_KNOWN_NAMES.split())}",
             code=Code.USAGE,

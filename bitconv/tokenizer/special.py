@@ -39,6 +39,9 @@ FOUND_BY_TEXT = {
     **_FILL_IN_MIDDLE,
 }
 
+# The pre-tokenizers with which llama.cpp and its kin put the begin token in front of a text, if not told otherwise.
+_BOS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken", "chameleon")
+
 
 def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary, *, embedding: bool = False) -> Metadata:
     """The special token ids, add_bos_token and add_eos_token.
@@ -192,13 +195,14 @@ def runner_default(metadata: Metadata, key: str) -> Value | None:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if key in FOUND_BY_TEXT and isinstance(tokens, list):
         return next((np.uint32(tokens.index(text)) for text in FOUND_BY_TEXT[key] if text in tokens), None)
-    sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    sentencepiece = isinstance(model, str) and model == "llama"
     defaults: Metadata = {
-        "tokenizer.ggml.add_bos_token": sentencepiece or metadata.get("tokenizer.ggml.pre") == "llama-bpe",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.add_bos_token": sentencepiece or (isinstance(pre, str) and pre in _BOS_FIRST),
         "tokenizer.ggml.add_eos_token": False,
-        "tokenizer.ggml.add_space_prefix": True,
+        "tokenizer.ggml.add_space_prefix": sentencepiece,
     }
-    if sentencepiece:
-        ids = {"unknown": 0, "bos": 1, "eos": 2}
-        defaults |= {f"tokenizer.ggml.{role}_token_id": np.uint32(token_id) for role, token_id in ids.items()}
+    ids = {"unknown": 0, "bos": 1, "eos": 2} if sentencepiece else {"bos": 11, "eos": 11}
+    defaults |= {f"tokenizer.ggml.{role}_token_id": np.uint32(token_id) for role, token_id in ids.items()}
     return defaults.get(key)
