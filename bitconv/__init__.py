@@ -9,15 +9,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bitconv.system.errors import BitconvError
-
 if TYPE_CHECKING:
     from bitconv.commands.compare import Comparison, compare
     from bitconv.commands.convert import Conversion, ConvertedTensor, convert
+    from bitconv.commands.dummy import Dummy, dummy
     from bitconv.commands.evaluate import Evaluation, evaluate
     from bitconv.commands.export import Export, ExportedTensor, export
+    from bitconv.commands.kernel_config import KernelConfig, kernel_config
     from bitconv.commands.repack import RepackedTensor, Repacking, repack
     from bitconv.commands.verify import Verification, VerifiedTensor, verify
+    from bitconv.system.errors import BitconvError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "Comparison",
     "Conversion",
     "ConvertedTensor",
+    "Dummy",
     "Evaluation",
     "Export",
     "ExportedTensor",
+    "KernelConfig",
     "RepackedTensor",
     "Repacking",
     "Verification",
@@ -35,8 +38,10 @@ __all__ = [
     "__version__",
     "compare",
     "convert",
+    "dummy",
     "evaluate",
     "export",
+    "kernel_config",
     "repack",
     "verify",
 ]
@@ -45,9 +50,11 @@ _HOMES = {
     "Comparison": "compare",
     "Conversion": "convert",
     "ConvertedTensor": "convert",
+    "Dummy": "dummy",
     "Evaluation": "evaluate",
     "Export": "export",
     "ExportedTensor": "export",
+    "KernelConfig": "kernel_config",
     "RepackedTensor": "repack",
     "Repacking": "repack",
     "Verification": "verify",
@@ -58,6 +65,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'bitconv' has no attribute {name!r}")
+    if name == "BitconvError":
+        from bitconv.system.errors import BitconvError
+
+        return BitconvError
     return getattr(import_module(f"bitconv.commands.{_HOMES.get(name, name)}"), name)
 
 

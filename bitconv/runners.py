@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bitconv.layouts import EIGHT_BIT, FLOATS
-from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.errors import option
 
 if TYPE_CHECKING:
     from bitconv.layouts.layout import Layout
@@ -136,9 +136,6 @@ _BY_NAME = {runner.name: runner for runner in RUNNERS}
 
 
 def runner(name: str) -> Runner:
-    """The runner of a name. BitconvError where there is none."""
-    if name not in _BY_NAME:
-        raise BitconvError(f"runner {name!r} is not known; {', '.join(_BY_NAME)} are", code=Code.USAGE)
     return _BY_NAME[name]
 
 

@@ -102,9 +102,18 @@ def test_verify_exits_with_2_where_it_cannot_judge(tmp_path: Path) -> None:
     assert "nothing.gguf" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", ["--revision", "--token", "--scale-convention", "--ternarize", "--pre"])
-def test_verify_refuses_options_of_a_checkpoint_without_one(good: Path, option: str) -> None:
-    code, out, err = run("verify", good, option, "multiply")
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--revision", "main"),
+        ("--token", "hf_x"),
+        ("--scale-convention", "multiply"),
+        ("--ternarize", "absmean"),
+        ("--pre", "gpt-2"),
+    ],
+)
+def test_verify_refuses_options_of_a_checkpoint_without_one(good: Path, option: str, value: str) -> None:
+    code, out, err = run("verify", good, option, value)
     assert (code, out) == (2, "")
     assert err == f"bitconv: error: {option} is for --against MODEL, which is missing\n"
 
@@ -214,7 +223,7 @@ def stop_in_the_middle(
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "out.gguf").write_text("precious")
     result = stop_in_the_middle(tmp_path, number)
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (128 + number, "")
     assert result.stderr == "bitconv: error: interrupted\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
     assert (tmp_path / "out.gguf").read_text() == "precious"
@@ -231,7 +240,7 @@ def test_a_second_signal_does_not_end_the_cleaning_up(tmp_path: Path) -> None:
         "pathlib.Path.unlink = late\n"
     )
     result = stop_in_the_middle(tmp_path, signal.SIGHUP, first_lines=again)
-    assert (result.returncode, result.stderr) == (2, "bitconv: error: interrupted\n")
+    assert (result.returncode, result.stderr) == (129, "bitconv: error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,8 +14,9 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.checkpoint import safetensors_files
+from bitconv.choices import STORED
 from bitconv.cli import app
-from bitconv.commands.dummy import SHAPES, STORED, checkpoint, dummy, noise, vocabulary
+from bitconv.commands.dummy import SHAPES, checkpoint, dummy, noise, vocabulary
 from bitconv.tokenizer import tokenizer_metadata
 from bitconv.tokenizer.rebuild import tokenizer_files
 from safetensors import safe_open
@@ -49,7 +50,7 @@ def tensors(directory: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("stored", STORED.words)
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_what_every_family_stores_converts_and_verifies(
     name: str, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -206,7 +207,7 @@ def test_layers_replace_those_of_the_shape(tmp_path: Path) -> None:
         ({"shape": "2x256x384x4x3"}, "3 key-value heads"),
         ({"shape": "2x256x384x4x2x511"}, "at least 512 tokens"),
         ({"shape": "2x250x384x5", "stored": "packed"}, "250 rows cannot be packed four to a byte"),
-        ({"stored": "int4"}, "stored='int4': expected bf16, f32, packed"),
+        ({"stored": "int4"}, "'int4' is not known; bf16, f32, packed are"),
         ({"layers": 0}, "at least 1"),
         ({"seed": -1}, "seed=-1: "),
     ],

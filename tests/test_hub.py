@@ -454,7 +454,7 @@ def test_an_interrupt_ends_a_download_and_the_next_run_goes_on(
     assert hub.stalled.wait(60)
     stopped.send_signal(number)
     out, err = stopped.communicate(timeout=60)
-    assert (stopped.returncode, out, err) == (2, "", "bitconv: error: interrupted\n")
+    assert (stopped.returncode, out, err) == (128 + number, "", "bitconv: error: interrupted\n")
     assert not [name for name in files(cache) if "incomplete" in name]
     hub.stall = None
     hub.requests.clear()

@@ -195,7 +195,7 @@ def without_tiles(model: Synthetic, tmp_path: Path) -> Path:
 
 def test_the_tiles_of_a_file_from_elsewhere_are_asked_for(model: Synthetic, tmp_path: Path) -> None:
     elsewhere = without_tiles(model, tmp_path)
-    with pytest.raises(bitconv.BitconvError, match="kernel_config="):
+    with pytest.raises(bitconv.BitconvError, match="pass kernel_config with the ini"):
         bitconv.verify(elsewhere)
     shapes = {trits.shape for trits in model.trits.values()}
     ini = tmp_path / "kernel_config.ini"

@@ -12,6 +12,7 @@ from pathlib import Path
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.checkpoint.hub import local_model
+from bitconv.choices import EMBED_TYPE, FALLBACK, RUNNER, TENSOR_TYPE, TYPE
 from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.scales import Scale
 from bitconv.layouts.tiles import read_kernel_config
@@ -117,12 +118,13 @@ def convert(
     """
     target = Path(output)
     check_output(target, force=force, inputs=(kernel_config,))
+    type = TYPE.parse(type)
     options = Options(
         type=type,
-        runner=runner,
-        embed_type=embed_type,
-        fallback=fallback,
-        overrides=tuple(tensor_types),
+        runner=RUNNER.optional(runner),
+        embed_type=EMBED_TYPE.parse(embed_type),
+        fallback=FALLBACK.parse(fallback),
+        overrides=tuple((pattern, TENSOR_TYPE.parse(name)) for pattern, name in tensor_types),
         tiles=None if kernel_config is None else read_kernel_config(Path(kernel_config), tile_rules(type)),
         scale_in_blocks=scale_in_blocks,
         pre=pre,

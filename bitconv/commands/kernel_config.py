@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
-from bitconv.layouts.registry import TILED, tile_rules
+from bitconv.choices import TILED_TYPE
+from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.tiles import Shape, Tile, TileRules, kernel_config_text
 from bitconv.models import families
 from bitconv.models.model import load_model
@@ -65,9 +66,9 @@ def kernel_config(
     model, revision, token: as `convert` takes them. type: "tl1" or "tl2". leave_out: leave out shapes that have no
     legal tile, which is an error otherwise. force: overwrite output.
     """
+    type = TILED_TYPE.parse(type)
     rules = tile_rules(type)
-    if rules is None:
-        raise BitconvError(f"type {type!r} has no tiles; {' and '.join(TILED)} have", code=Code.USAGE)
+    assert rules is not None
     target = Path(output)
     check_output(target, force=force)
     directory = local_model(model, revision, token, accept=families.of_class)

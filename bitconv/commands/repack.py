@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bitconv import runners
+from bitconv.choices import REPACKED_TYPE, RUNNER
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf
-from bitconv.layouts import TERNARY_TYPES
 from bitconv.layouts.registry import check_has_tiles, make_layout, tile_rules
 from bitconv.layouts.scales import group_obstacle
 from bitconv.layouts.tiles import TILES_KEY, Tile, read_kernel_config
@@ -105,8 +105,7 @@ def repack(
     """
     source, target = Path(file), Path(output)
     check_output(target, force=force, inputs=(source, kernel_config, from_kernel_config))
-    if type not in TERNARY_TYPES:
-        raise BitconvError(f"type {type!r} is not known; {', '.join(TERNARY_TYPES)} are", code=Code.USAGE)
+    type, runner = REPACKED_TYPE.parse(type), RUNNER.optional(runner)
     if kernel_config is not None:
         check_has_tiles([type])
     gguf = read_gguf(source)

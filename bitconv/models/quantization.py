@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitconv.choices import SCALE_CONVENTION, TERNARIZE
 from bitconv.layouts.layout import ScaleT
 from bitconv.system.errors import BitconvError, Code, option
 
@@ -47,26 +48,12 @@ class Rule(Enum):
 
 def rule_of(name: str | None) -> Rule | None:
     """The rule that a user names, or None."""
-    if name is None:
-        return None
-    try:
-        return Rule(name)
-    except ValueError:
-        raise BitconvError(
-            f"rule {name!r} to ternarize by is not known; absmean and absmedian are", code=Code.USAGE
-        ) from None
+    return None if name is None else Rule(TERNARIZE.parse(name))
 
 
 def scale_convention_of(name: str | None) -> ScaleConvention | None:
     """The convention that a user names, or None."""
-    if name is None:
-        return None
-    try:
-        return ScaleConvention(name)
-    except ValueError:
-        raise BitconvError(
-            f"scale convention {name!r} is not known; multiply and divide are", code=Code.USAGE
-        ) from None
+    return None if name is None else ScaleConvention(SCALE_CONVENTION.parse(name))
 
 
 def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[Storage, ScaleConvention]:

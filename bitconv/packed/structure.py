@@ -8,8 +8,9 @@ from math import prod
 
 import numpy as np
 
+from bitconv.choices import I2_S_ORDER
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
-from bitconv.layouts import EIGHT_BIT, FLOATS, I2_S_ORDERS, TERNARY_TYPES
+from bitconv.layouts import EIGHT_BIT, FLOATS, TERNARY_TYPES
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, make_layout
 from bitconv.layouts.scales import GROUPS_KEY, check_group, group_obstacle, groups_from_metadata
@@ -186,10 +187,7 @@ def _find_layouts(
     gguf: GGUFFile, structure: Structure, tiles: Mapping[tuple[int, int], Tile] | None, i2_s_order: str | None
 ) -> None:
     """The layout of every ternary or packed tensor, its size, and whether it can take the tensor's shape."""
-    if i2_s_order is not None and i2_s_order not in I2_S_ORDERS:
-        raise BitconvError(
-            f"I2_S byte order {i2_s_order!r} is not known; {' and '.join(I2_S_ORDERS)} are", code=Code.USAGE
-        )
+    i2_s_order = I2_S_ORDER.optional(i2_s_order)
     if tiles is None:
         tiles = tiles_from_metadata(gguf.metadata, gguf.path)
     groups = groups_from_metadata(gguf.metadata, gguf.path)

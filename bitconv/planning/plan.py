@@ -11,8 +11,9 @@ import numpy as np
 
 from bitconv import runners
 from bitconv.checkpoint.directory import Checkpoint
+from bitconv.choices import EMBED_TYPE
 from bitconv.gguf import type_by_name
-from bitconv.layouts import EIGHT_BIT, FLOATS, PACKED, TERNARY_TYPES
+from bitconv.layouts import FLOATS, PACKED
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, check_has_tiles, make_layout
 from bitconv.layouts.scales import group_of, scale_obstacle
@@ -24,9 +25,6 @@ from bitconv.planning.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
 from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.patterns import PatternError, compile_pattern
-
-EMBED_TYPES = ("f16", "f32", "bf16")
-FALLBACKS = ("error", "f16", "bf16", "f32", EIGHT_BIT)
 
 
 @dataclass(frozen=True)
@@ -116,14 +114,6 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
 
 
 def _check(options: Options) -> None:
-    for what, name, known in (
-        ("type", options.type, (*TERNARY_TYPES, "auto")),
-        ("embedding type", options.embed_type, EMBED_TYPES),
-        ("fallback", options.fallback, FALLBACKS),
-        *(("type", name, (*TERNARY_TYPES, EIGHT_BIT)) for _, name in options.overrides),
-    ):
-        if name not in known:
-            raise BitconvError(f"{what} {name!r} is not known; {', '.join(known)} are", code=Code.USAGE)
     types = {options.type, *(name for _, name in options.overrides)}
     if options.tiles is not None:
         check_has_tiles(types)
@@ -216,9 +206,9 @@ def _dense_type(weight: Weight, options: Options) -> str:
     if not _has_choice(weight):
         return "f32"
     name = _override(weight.name, options) or options.embed_type
-    if name not in EMBED_TYPES:
+    if name not in EMBED_TYPE.words:
         raise BitconvError(
-            f"type {name} is for ternary tensors; {', '.join(EMBED_TYPES)} are possible",
+            f"type {name} is for ternary tensors; {', '.join(EMBED_TYPE.words)} are possible",
             code=Code.USAGE,
             tensor=weight.name,
         )

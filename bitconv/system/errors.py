@@ -64,6 +64,9 @@ class Code(Enum):
     GGUF_UNSUPPORTED = ("BC070", "a model that this command does not work on")
     FAULTY = ("BC071", "a GGUF file that is wrong; verify lists all faults")
 
+    INTERRUPTED = ("BC090", "a signal that asks to stop")
+    FAULT = ("BC099", "a fault of bitconv itself")
+
     @property
     def number(self) -> str:
         return self.value[0]
@@ -74,7 +77,7 @@ class Code(Enum):
 
 
 # The parameters that are true or false: option() of one of these without a value is of what sets it.
-_FLAGS = ("dry_run", "float_activations", "force", "leave_out", "scale_in_blocks")
+_FLAGS = ("dry_run", "float_activations", "force", "leave_out", "scale_in_blocks", "strict")
 
 
 def option(name: str, value: object = None) -> str:

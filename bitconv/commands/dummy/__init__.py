@@ -1,6 +1,6 @@
 """Made-up checkpoints of real sizes, for benchmarks and for planning hardware."""
 
-from bitconv.commands.dummy.checkpoint import STORED, Dummy, dummy
+from bitconv.commands.dummy.checkpoint import Dummy, dummy
 from bitconv.commands.dummy.shapes import SHAPES
 
-__all__ = ["SHAPES", "STORED", "Dummy", "dummy"]
+__all__ = ["SHAPES", "Dummy", "dummy"]

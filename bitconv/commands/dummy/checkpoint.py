@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
+from bitconv.choices import STORED
 from bitconv.commands.dummy.noise import Noise, Stream
 from bitconv.commands.dummy.shapes import Shape, find_shape
 from bitconv.layouts.layout import Bytes
@@ -23,7 +24,6 @@ from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import replacing_directory
 from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
 
-STORED = ("bf16", "f32", "packed")
 _NORM_SPREAD = 0.1
 
 
@@ -62,8 +62,7 @@ def dummy(
     """
     target = Path(directory)
     made = find_shape(shape, layers)
-    if stored not in STORED:
-        raise BitconvError(f"{option('stored', stored)}: expected {', '.join(STORED)}", code=Code.USAGE)
+    stored = STORED.parse(stored)
     if seed < 0:
         raise BitconvError(f"{option('seed', seed)}: expected 0 or more", code=Code.USAGE)
     if stored == "packed" and made.convention is None:

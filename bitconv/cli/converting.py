@@ -1,0 +1,178 @@
+"""The commands that make, check and change GGUF files: convert, verify, repack, export."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitconv import choices
+from bitconv.cli.options import (
+    ConventionOption,
+    FilePreOption,
+    ForceOption,
+    I2SOrderOption,
+    JsonOption,
+    KernelConfigOption,
+    ModelArgument,
+    PreOption,
+    RevisionOption,
+    RunnerOption,
+    ScaleInBlocksOption,
+    TernarizeOption,
+    ThreadsOption,
+    TokenOption,
+    one_of,
+    option,
+)
+from bitconv.cli.process import RIGHT, WRONG
+from bitconv.cli.rendering import (
+    print_conversion,
+    print_export,
+    print_repacking,
+    print_verification,
+    show,
+)
+from bitconv.cli.verbs import call
+from bitconv.layouts import FLOATS, PACKED
+from bitconv.system.errors import BitconvError, Code
+from bitconv.system.errors import option as parameter
+
+
+def _pair(text: str) -> tuple[str, str]:
+    pattern, equals, type_name = text.rpartition("=")
+    if not (pattern and equals):
+        raise BitconvError(f"{parameter('tensor_types', text)}: expected PATTERN=TYPE", code=Code.USAGE)
+    return pattern, type_name
+
+
+def convert(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.", show_default=False)],
+    type: Annotated[
+        str,
+        one_of(
+            choices.TYPE,
+            "--type",
+            f"Type of the ternary tensors: {', '.join(PACKED)}; auto for the smallest exact one; {', '.join(FLOATS)} "
+            "for the unpacked model.",
+            metavar="TYPE",
+            show_default=True,
+        ),
+    ] = "i2_s",
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    runner: RunnerOption = None,
+    embed_type: Annotated[
+        str,
+        one_of(choices.EMBED_TYPE, "--embed-type", "Type of the embedding and an untied head.", show_default=True),
+    ] = "f16",
+    fallback: Annotated[
+        str,
+        one_of(
+            choices.FALLBACK,
+            "--fallback",
+            "For tensors whose shape or scales TYPE cannot take.",
+            show_default=True,
+        ),
+    ] = "error",
+    tensor_types: Annotated[
+        list[str] | None,
+        option(
+            "--tensor-type",
+            metavar="PATTERN=TYPE",
+            help="Type of the tensors whose name the regular expression is found in. Can be given again.",
+        ),
+    ] = None,
+    kernel_config: KernelConfigOption = None,
+    scale_in_blocks: ScaleInBlocksOption = False,
+    scale_convention: ConventionOption = None,
+    ternarize: TernarizeOption = None,
+    pre: PreOption = None,
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a checkpoint to a GGUF file."""
+    given = {**locals(), "tensor_types": [_pair(text) for text in tensor_types or ()]}
+    show(call("convert", given, doing="converting"), as_json, print_conversion)
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to check.", show_default=False)],
+    against: Annotated[
+        str | None, option("--against", metavar="MODEL", help="Checkpoint that the file must equal.")
+    ] = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    scale_convention: ConventionOption = None,
+    ternarize: TernarizeOption = None,
+    pre: PreOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are faults.")] = False,
+    threads: ThreadsOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a GGUF file: exit 0 if it is right, 1 if it is wrong, 2 if it cannot be judged."""
+    result = call("verify", locals(), doing="verifying")
+    show(result, as_json, partial(print_verification, verbose=verbose), right=result.right)
+    raise typer.Exit(RIGHT if result.right else WRONG)
+
+
+def repack(
+    file: Annotated[Path, typer.Argument(metavar="IN.gguf", help="File to read.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.", show_default=False)],
+    type: Annotated[
+        str,
+        one_of(
+            choices.REPACKED_TYPE,
+            "--type",
+            "Type of the ternary tensors, as for convert; not auto.",
+            metavar="TYPE",
+        ),
+    ],
+    runner: RunnerOption = None,
+    kernel_config: KernelConfigOption = None,
+    from_kernel_config: Annotated[
+        Path | None,
+        option(
+            "--from-kernel-config",
+            metavar="FILE.ini",
+            help="The same for a TL1 or TL2 IN.gguf without recorded tiles.",
+        ),
+    ] = None,
+    from_i2_s_order: Annotated[
+        str | None,
+        one_of(
+            choices.I2_S_ORDER,
+            "--from-i2-s-order",
+            "IN.gguf is I2_S in the byte order of such a build.",
+        ),
+    ] = None,
+    scale_in_blocks: ScaleInBlocksOption = False,
+    pre: FilePreOption = None,
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Change the layout or the runner of a GGUF file, without the checkpoint and without a changed trit."""
+    show(call("repack", locals(), doing="repacking"), as_json, print_repacking)
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="IN.gguf", help="File to read.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Model directory to write.", show_default=False)],
+    pre: FilePreOption = None,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace a DIR that holds nothing but an export.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a GGUF file as a packed Hugging Face model directory, which transformers loads."""
+    show(call("export", locals(), doing="exporting"), as_json, print_export)

@@ -1,0 +1,184 @@
+"""Results as people read them: a function for each kind, which prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bitconv.cli.streams import print_json
+
+if TYPE_CHECKING:
+    from bitconv.commands.compare import Comparison
+    from bitconv.commands.convert import Conversion
+    from bitconv.commands.dummy import Dummy
+    from bitconv.commands.evaluate import Evaluation
+    from bitconv.commands.export import Export
+    from bitconv.commands.families import Catalogue
+    from bitconv.commands.kernel_config import KernelConfig
+    from bitconv.commands.repack import Repacking
+    from bitconv.commands.verify import Verification
+    from bitconv.runners import Runner
+
+Shown = TypeVar("Shown")
+
+
+def show(result: Shown, as_json: bool, render: Callable[[Shown], None], **more: Any) -> None:
+    """Print a result. more: what its JSON has beside its fields."""
+    if as_json:
+        print_json({**dataclasses.asdict(result), **more})  # type: ignore[call-overload]
+    else:
+        render(result)
+
+
+def print_conversion(result: Conversion) -> None:
+    by_type: dict[str, list[int]] = {}
+    for tensor in result.tensors:
+        by_type.setdefault(tensor.type, []).append(tensor.nbytes)
+    if result.dry_run:
+        for tensor in result.tensors:
+            shape = "x".join(map(str, tensor.shape))
+            print(f"{tensor.name:32} {tensor.type:>6} {shape:>14} {tensor.nbytes:>12,} bytes")
+    print(f"{result.family}, architecture {result.architecture}, for {result.runner}")
+    if result.reason is not None:
+        print(result.reason)
+    for type_name, sizes in by_type.items():
+        print(f"{type_name:>6}: {len(sizes)} tensors, {sum(sizes):,} bytes")
+    for tensor in result.tensors:
+        if tensor.fallback is not None:
+            print(f"fell back to {tensor.type}: {tensor.name}: {tensor.fallback}")
+    was_ternary = [tensor.was_ternary for tensor in result.tensors if tensor.was_ternary is not None]
+    if any(was_ternary):
+        others = "" if all(was_ternary) else "; the others were made so, and a checkpoint of both kinds is unusual"
+        count = f"{sum(was_ternary)} of {len(was_ternary)} projections"
+        print(f"{count} are stored as floats that are ternary already, and are kept as they are{others}")
+    if result.exact_scales:
+        several = any(tensor.group is not None for tensor in result.tensors)
+        print("scales: exact, several a tensor" if several else "scales: exact, in float32")
+    else:
+        worst = max((tensor.scale_error or 0.0 for tensor in result.tensors), default=0.0)
+        print(f"scales: rounded to the type's own floats{'' if result.dry_run else f', off by {worst:.2g} at most'}")
+    if result.dry_run:
+        print(f"{result.output}: {result.size:,} bytes would be written")
+    else:
+        _print_output(result.output, result.size, result.run, result.runner)
+
+
+def print_verification(result: Verification, *, verbose: bool) -> None:
+    if verbose:
+        for tensor in result.tensors:
+            shape = "x".join(map(str, tensor.shape))
+            scale = "" if tensor.scale is None else f"scale {tensor.scale:.9g}"
+            scale = scale if tensor.group is None else f"a scale for {tensor.group} columns"
+            verdict = "; ".join(tensor.faults) or "ok"
+            print(f"{tensor.name:32} {tensor.type:>5} {shape:>14}  {scale:24} {verdict}")
+    if result.checked:
+        print("checked:")
+        for what, count in result.checked.items():
+            of = "" if count.passed == count.of else f" of {count.of:,}"
+            print(f"  {f'{count.passed:,}{of}':>27}  {what}")
+    if result.digests is not None:
+        print("sha256, the same in every layout:")
+        print(f"  {result.digests.trits}  trits")
+        print(f"  {result.digests.trits_and_scales}  trits and scales")
+    print("not covered:")
+    for what in result.not_covered:
+        print(f"  {what}")
+    _print_first("warning  ", [*result.warnings, *(f"{t.name}: {text}" for t in result.tensors for text in t.warnings)])
+    _print_first("WRONG  ", [*result.faults, *(f"{t.name}: {text}" for t in result.tensors for text in t.faults)])
+    against = f", equal to {result.against}" if result.against else ""
+    print(f"{result.file}: {f'right{against}' if result.right else 'WRONG'}")
+
+
+def print_repacking(result: Repacking) -> None:
+    changes = sorted({f"{tensor.from_type} to {tensor.type}" for tensor in result.tensors})
+    print(f"{len(result.tensors)} tensors, {', '.join(changes)}, architecture {result.architecture}")
+    worst = max((tensor.scale_error for tensor in result.tensors), default=0.0)
+    print("scales: exact" if worst == 0 else f"scales: rounded, off by {worst:.2g} at most")
+    _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
+    _print_output(result.output, result.size, result.run, result.runner)
+
+
+def print_export(result: Export) -> None:
+    print(f"{result.architecture}, {len(result.tensors)} tensors, to be run in {result.dtype}")
+    if not result.exact_scales:
+        print(f"scales: exact in the files; {result.dtype} cannot hold them, so transformers rounds them when it loads")
+    _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
+    print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
+
+
+def print_evaluation(result: Evaluation) -> None:
+    print(f"perplexity {result.perplexity:.4f}, {result.nll:.6f} nats a token")
+    print(f"{result.scored} of {result.tokens} tokens scored, {result.tokens_per_second:.1f} a second")
+
+
+def print_comparison(result: Comparison, file: object, model: str) -> None:
+    for name, value in dataclasses.asdict(result).items():
+        print(f"{name.replace('_', ' ')}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+    for disagreement in result.disagreements:
+        print(f"WRONG  {disagreement}")
+    print(f"{file}: {'agrees with' if result.agrees else 'DISAGREES with'} {model}")
+
+
+def print_kernel_config(result: KernelConfig) -> None:
+    for shape in result.shapes:
+        rows, columns = shape.shape
+        print(f"{rows}x{columns}: {shape.tile}{'' if shape.shipped else ', chosen by bitconv'}")
+    for left_out, reason in result.left_out.items():
+        print(f"{left_out}: left out: {reason}")
+    print(f"{result.output}: for --kernel-config. In the directory of bitnet.cpp, build a runner with the same tiles:")
+    if result.generator_entry is not None:
+        print(f"  add to ModelShapeDict in utils/codegen_{result.type}.py:  {result.generator_entry}")
+    for command in (result.generator, *result.build):
+        print(f"  {command}")
+    print("not with its setup_env.py, which would put the kernels of its own list of models over these")
+
+
+def print_dummy(result: Dummy) -> None:
+    print(f"{result.family}, {result.parameters:,} random parameters, {result.stored}")
+    print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
+
+
+def print_runner(runner: Runner) -> None:
+    print(f"{runner.name} ({runner.versions})")
+    graphs = ", ".join(f"{name} ({activation})" for name, activation in runner.activations.items())
+    print(f"  architectures: {graphs}")
+    print(f"  types:         {', '.join(runner.types)}")
+    for type_name, columns in runner.min_columns.items():
+        print(f"  {type_name + ':':14} {columns} columns or more")
+    if runner.scale_tensors:
+        print("  exact scales:  in float32 .scale tensors beside tq1_0, tq2_0, q2_0")
+    if runner.expert_types:
+        print(f"  experts:       stacked, in {', '.join(runner.expert_types)}")
+    for note in runner.notes:
+        print(f"  note:          {note}")
+
+
+def print_catalogue(listed: Catalogue) -> None:
+    for family in listed.families:
+        print(f"{family.name} ({family.checkpoints})")
+        print(f"  recognised by:   {family.recognised}")
+        print(f"  weights:         {family.weights}")
+        print(f"  architecture:    {family.architecture}")
+        for runner, types in family.types.items():
+            print(f"  {runner + ':':16} {', '.join(types)}")
+    for refusal in listed.refusals:
+        print(f"refused: {refusal.name}")
+        print(f"  recognised by:   {refusal.recognised}")
+        print(f"  because:         {refusal.reason}; {refusal.way_out}")
+
+
+def _print_first(head: str, lines: list[str]) -> None:
+    from bitconv.commands.verify import MAX_FAULTS
+
+    for line in lines[:MAX_FAULTS]:
+        print(f"{head}{line}")
+    if len(lines) > MAX_FAULTS:
+        print(f"{head}and {len(lines) - MAX_FAULTS:,} more")
+
+
+def _print_output(output: str, size: int, run: str, runner: str) -> None:
+    print(f"{output}: {size:,} bytes")
+    print(f"check it:  bitconv verify {shlex.quote(output)}")
+    print(f"run it:    {run}   ({runner})")

@@ -1,0 +1,67 @@
+"""The commands that run a GGUF file: eval, compare."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitconv.cli.options import (
+    I2SOrderOption,
+    JsonOption,
+    KernelConfigOption,
+    ModelArgument,
+    RevisionOption,
+    ThreadsOption,
+    TokenOption,
+    WindowOption,
+    option,
+)
+from bitconv.cli.process import RIGHT, WRONG
+from bitconv.cli.rendering import print_comparison, print_evaluation, show
+from bitconv.cli.verbs import call
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to run.", show_default=False)]
+
+
+def evaluate(
+    file: FileArgument,
+    text: Annotated[Path, option("--text", metavar="TEXT.txt", help="Text to predict, UTF-8.")],
+    window: WindowOption = 256,
+    batch: Annotated[
+        int, typer.Option("--batch", metavar="N", min=1, help="Tokens computed at once; 1 is as slow as generating.")
+    ] = 256,
+    max_tokens: Annotated[
+        int | None, option("--max-tokens", metavar="N", min=2, help="Stop after so many tokens of the text.")
+    ] = None,
+    float_activations: Annotated[
+        bool, typer.Option("--float-activations", help="What a runner computes that does not round activations.")
+    ] = False,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Perplexity of a GGUF file on a text, in exact BitNet arithmetic over its packed bytes."""
+    show(call("evaluate", locals(), doing="evaluating", unit="tokens"), as_json, print_evaluation)
+
+
+def compare(
+    file: FileArgument,
+    model: ModelArgument,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    text: Annotated[
+        Path | None, option("--text", metavar="TEXT.txt", help="Text to predict, UTF-8. Default: a short one.")
+    ] = None,
+    window: WindowOption = 256,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a GGUF file and its checkpoint (in PyTorch) on the same text: exit 0 if they agree, 1 if not."""
+    result = call("compare", locals(), doing="comparing", unit="tokens")
+    render = partial(print_comparison, file=file, model=model)
+    show(result, as_json, render, disagreements=result.disagreements, agrees=result.agrees)
+    raise typer.Exit(RIGHT if result.agrees else WRONG)

@@ -1,0 +1,46 @@
+"""stdout and stderr, whatever they are connected to."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any, TextIO
+
+
+def write(stream: TextIO | None, text: str) -> str | None:
+    """Write to stdout or stderr. Returns why the text is lost, if it is.
+
+    What the stream cannot encode is escaped, and a reader that has gone, as `head` does, has read all that it wants.
+    """
+    if stream is None:
+        return None
+    try:
+        stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
+        stream.flush()
+        return None
+    except OSError as error:
+        cause = None if isinstance(error, BrokenPipeError) else error.strerror
+    except KeyboardInterrupt:
+        divert(stream)
+        raise
+    divert(stream)
+    return cause
+
+
+def divert(stream: TextIO) -> None:
+    """Where the rest goes when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))  # in ASCII, which every stdout takes as it is
+
+
+def _finite(value: Any) -> Any:
+    """With None, which is null, for the floats that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
