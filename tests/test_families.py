@@ -45,6 +45,13 @@ def only_gguf(model: Synthetic) -> None:
     (model.path / "model.safetensors").rename(model.path / "model.gguf")
 
 
+def only(name: str) -> Callable[[Synthetic], None]:
+    def rename(model: Synthetic) -> None:
+        (model.path / "model.safetensors").rename(model.path / name)
+
+    return rename
+
+
 def unmarked_masters(model: Synthetic) -> None:
     file = model.path / "model.safetensors"
     tensors = {name: values for name, values in load_file(file).items() if not name.endswith("weight_scale")}
@@ -82,6 +89,10 @@ NOT_TERNARY = [
     (pack_head, "ternary output head", "model.safetensors: lm_head.weight"),
     (only_gguf, "already a GGUF file", "model.gguf"),
     (add_tensor(".att_proj.weight", (8, 8)), "OLMo-Bitnet-1B", "model.layers.0.self_attn.q_proj.att_proj.weight"),
+    (only("adapter_model.safetensors"), "LoRA adapter", "adapter_model.safetensors"),
+    (add_tensor(".lora_A.weight", (8, 8)), "LoRA adapter", "model.layers.0.self_attn.q_proj.lora_A.weight"),
+    (only("consolidated.safetensors"), "original Llama layout", "consolidated.safetensors"),
+    (only("consolidated.00.pth"), "original Llama layout", "consolidated.00.pth"),
     (unmarked_masters, "unmarked master weights", "self_attn.q_proj.weight (0 of 14 projections are ternary)"),
 ]
 

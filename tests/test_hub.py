@@ -236,6 +236,32 @@ def test_where_there_is_no_safetensors_pytorch_files_are_downloaded(hub: Hub, ru
     assert found == {"pytorch_model.bin.index.json", *index["weight_map"].values()}
 
 
+def test_all_shards_without_their_index_are_downloaded(hub: Hub, run: Run, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "1bitllm", shards=2).path
+    (model / "model.safetensors.index.json").unlink()
+    hub.repositories[ID] = Repository({"main": model})
+    assert run("convert", ID, tmp_path / "out.gguf").code == 0
+    assert hub.downloads()[-2:] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    (model / "model-00002-of-00002.safetensors").unlink()
+    hub.repositories[ID] = Repository({"other": model})
+    result = run("convert", ID, "out.gguf", "--revision", "other")
+    assert_refused(result, f"{ID}: model-00002-of-00002.safetensors: missing; 1 of 2 shards are there")
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("adapter_model.safetensors", "LoRA adapter"), ("consolidated.00.pth", "original Llama layout")],
+)
+def test_what_lies_in_place_of_weights_is_not_downloaded(
+    hub: Hub, run: Run, tmp_path: Path, name: str, cause: str
+) -> None:
+    model = make_checkpoint(tmp_path / "model", "1bitllm").path
+    (model / "model.safetensors").rename(model / name)
+    hub.repositories[ID] = Repository({"main": model})
+    assert_refused(run("convert", ID, "out.gguf"), f"{ID}/{name}: {cause}: ")
+    assert hub.downloads() == ["config.json"]
+
+
 def test_an_index_that_names_a_file_elsewhere_is_refused(hub: Hub, run: Run, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "1bitllm", shards=2).path
     (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../model.safetensors"}}')

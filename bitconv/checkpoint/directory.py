@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from bitconv.checkpoint import refusals, torch_files
+from bitconv.checkpoint import refusals, torch_files, weight_files
 from bitconv.system.errors import BitconvError, Code
 from bitconv.system.files import Stamp, check_unchanged, is_there, open_input, read_start, stamps
 from bitconv.system.json_files import read_json
 from bitconv.system.rawio import read_at
+from bitconv.system.stand_ins import START, check_binary
 from bitconv.tokenizer.files import FILES as TOKENIZER_FILES
 
 # safetensors dtype -> (our name, bytes); the float names are those of the kernels.
@@ -36,16 +37,9 @@ _DTYPES = {
 }
 ITEMSIZE = dict(_DTYPES.values())
 FLOAT_DTYPES = ("bf16", "f16", "f32")
-# Of bitnet.cpp's GPU pipeline: packed, ternary in floats, and master weights. Its runtime needs the first two.
-_GPU_FILES = ("model_state_int2.pt", "model_state_fp16.pt", "model_state.pt")
-# The first that a model has holds its weights; an index names the files that do. The order is that of transformers.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    *_GPU_FILES,
-)
+# Tensors that an index may name and no file hold: transformers lists a head that is the embedding and does not store
+# it, safetensors stores of two names the first in the alphabet, and buffers of rotary embeddings came and went.
+_MAY_BE_ABSENT = ("lm_head.weight", "embed_tokens.weight", "rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -82,11 +76,17 @@ class Checkpoint:
             raise BitconvError("no such model directory", code=Code.NOT_FOUND, file=path)
         self.path = path
         self._before: dict[Path, Stamp | None] = {}
-        self.sources(path / name for name in ("config.json", "README.md", *WEIGHT_FILES))
+        self.sources(path / name for name in ("config.json", "README.md", *weight_files.WEIGHT_FILES))
         self.sources(file for pattern in TOKENIZER_FILES for file in path.glob(pattern))
         self.config = _config(path)
         self.tensors = self._index()
         self._descriptors: dict[Path, int] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What lies in the directory and is no part of what is read, though a user may think so."""
+        adapters = [name for name in refusals.LORA.in_place if (self.path / name).exists()]
+        return (f"{adapters[0]}: a LoRA adapter beside the weights, which is not merged into them",) if adapters else ()
 
     def __enter__(self) -> Checkpoint:
         for file in {tensor.file for tensor in self.tensors.values()}:
@@ -130,40 +130,41 @@ class Checkpoint:
         return values.reshape(tensor.shape)
 
     def _index(self) -> dict[str, StoredTensor]:
-        """All tensors of the directory by name. Of several files the first of WEIGHT_FILES wins."""
-        file = next((self.path / name for name in WEIGHT_FILES if is_there(self.path / name)), None)
-        if file is None:
-            raise BitconvError(
-                f"holds no weights: none of {', '.join(WEIGHT_FILES)}", code=Code.INCOMPLETE, file=self.path
-            )
-        return self._read_indexed(file) if file.suffix == ".json" else _read_header(file)
-
-    def _read_indexed(self, index: Path) -> dict[str, StoredTensor]:
-        """All tensors of the files that an index names."""
+        """All tensors of the directory by name."""
+        names = {entry.name for entry in self.path.iterdir()}
+        chosen = weight_files.choose(names, self.path)
+        if chosen is None:
+            # Where hf download --local-dir keeps what it has begun.
+            begun = (self.path / ".cache" / "huggingface" / "download").rglob("*.incomplete")
+            raise weight_files.none_error(names, self.path, unfinished=any(begun))
+        if chosen.index is None:
+            return self._read_files([self.path / name for name in chosen.files])
+        index = self.path / chosen.index
         shards = read_shards(index)
-        self.sources(set(shards.values()))
-        tensors: dict[str, StoredTensor] = {}
-        for shard in sorted(set(shards.values())):
-            for name, tensor in _read_header(shard).items():
-                if name in tensors:
-                    raise BitconvError(
-                        f"stored a second time, {tensors[name].file} holds it too",
-                        code=Code.CONTRADICTION,
-                        file=shard,
-                        tensor=name,
-                    )
-                tensors[name] = tensor
+        tensors = self._read_files(sorted(needed_shards(shards, names)))
         for name, shard in shards.items():
-            if name not in tensors or tensors[name].file != shard:
-                raise BitconvError(
-                    f"missing, though {index.name} says it is there", code=Code.INCOMPLETE, file=shard, tensor=name
-                )
+            there = name in tensors and tensors[name].file == shard
+            if not there and not name.endswith(_MAY_BE_ABSENT):
+                cause = f"missing, though {index.name} says it is there"
+                raise BitconvError(cause, code=Code.INCOMPLETE, file=shard, tensor=name)
+        return tensors
+
+    def _read_files(self, files: Collection[Path]) -> dict[str, StoredTensor]:
+        """All tensors of several files. BitconvError where two hold one of the same name."""
+        self.sources(files)
+        tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            for name, tensor in _read_header(file).items():
+                if name in tensors:
+                    cause = f"stored a second time, {tensors[name].file} holds it too"
+                    raise BitconvError(cause, code=Code.CONTRADICTION, file=file, tensor=name)
+                tensors[name] = tensor
         return tensors
 
 
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
-    if not is_there(file) and any(is_there(path / name) for name in _GPU_FILES):
+    if not is_there(file) and any(is_there(path / name) for name in weight_files.GPU_FILES):
         raise BitconvError(
             "missing; a file of the GPU pipeline holds weights alone",
             code=Code.INCOMPLETE,
@@ -172,6 +173,14 @@ def _config(path: Path) -> dict[str, Any]:
             "(microsoft/bitnet-b1.58-2B-4T)",
         )
     return read_json(file, path)
+
+
+def needed_shards(shards: Mapping[str, Path], names: Collection[str]) -> set[Path]:
+    """Of the files that an index names, all but those that are missing and held nothing that must be there.
+
+    shards: as read_shards gives them. names: of the files that are there.
+    """
+    return {shard for name, shard in shards.items() if shard.name in names or not name.endswith(_MAY_BE_ABSENT)}
 
 
 def read_shards(index: Path) -> dict[str, Path]:
@@ -197,6 +206,11 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     """Where each tensor of one file lies."""
     if not is_there(file):
         raise BitconvError("missing", code=Code.INCOMPLETE, file=file, way_out="download the checkpoint again")
+    control = file.with_name(f"{file.name}.aria2")
+    if control.exists():  # the file has its full size from the start, with zeros for what is yet to come
+        way_out = f"finish it, or remove {control.name}"
+        raise BitconvError("is an unfinished download", code=Code.INCOMPLETE, file=file, way_out=way_out)
+    check_binary(file, read_start(file, file.parent, START))
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     return {

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bitconv.checkpoint import refusals
-from bitconv.checkpoint.directory import WEIGHT_FILES, read_shards
+from bitconv.checkpoint import refusals, weight_files
+from bitconv.checkpoint.directory import needed_shards, read_shards
 from bitconv.checkpoint.pooling import MODULES, pooling_config
 from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.json_files import read_json
@@ -25,7 +25,6 @@ _TOKEN = re.compile(r"[!-~]+")
 
 _CONFIG = "config.json"
 _FILES = (_CONFIG, "README.md", *TOKENIZER_FILES)
-_INDEX = ".index.json"
 
 
 def local_model(
@@ -120,9 +119,10 @@ def _choose(
     model_id: str, listed: set[str], snapshot: Path, accept: Callable[[Mapping[str, Any], Path], object]
 ) -> Iterator[str]:
     """The files to download, of those that the model has. The shards are known when their index is there."""
-    weights = next((name for name in WEIGHT_FILES if name in listed), None)
+    weights = weight_files.choose(listed, model_id)
     if weights is None or _CONFIG not in listed:
-        missing = f"no {_CONFIG}" if weights else f"none of {', '.join(WEIGHT_FILES)}"
+        refusals.check_names([name for name in listed if "/" not in name], Path(model_id))
+        missing = f"no {_CONFIG}" if weights else f"none of {', '.join(weight_files.WEIGHT_FILES)}"
         hint = "; it holds GGUF files" if any(name.endswith(".gguf") for name in listed) else ""
         raise BitconvError(f"is no checkpoint: holds {missing}{hint}", code=Code.INCOMPLETE, file=model_id)
     config = read_json(snapshot / _CONFIG, snapshot)
@@ -135,13 +135,13 @@ def _choose(
         if pooling not in listed:
             raise BitconvError(f"{pooling}: missing, though {MODULES} names it", code=Code.INCOMPLETE, file=model_id)
         yield pooling
-    yield weights
-    if weights.endswith(_INDEX):
-        shards = {shard.name for shard in read_shards(snapshot / weights).values()}
+    yield from weights.files
+    if weights.index is not None:
+        yield weights.index
+        shards = {shard.name for shard in needed_shards(read_shards(snapshot / weights.index), listed)}
         if not shards <= listed:
-            raise BitconvError(
-                f"{min(shards - listed)}: missing, though {weights} names it", code=Code.INCOMPLETE, file=model_id
-            )
+            cause = f"{min(shards - listed)}: missing, though {weights.index} names it"
+            raise BitconvError(cause, code=Code.INCOMPLETE, file=model_id)
         yield from sorted(shards)
 
 

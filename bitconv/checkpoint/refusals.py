@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from bitconv.checkpoint import weight_files
 from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.files import read_start
 
@@ -22,7 +24,8 @@ class Refusal:
     """A kind of checkpoint, told by any of its signs.
 
     quant_method: of quantization_config. model_type: of config.json. tensor: the end of a tensor's name. file: the
-    name of a file in the model directory. sign: in place of these, in words, where code elsewhere finds it.
+    name of a file in the model directory. in_place: the names of files, patterns, in a directory without weights.
+    sign: in place of these, in words, where code elsewhere finds it.
     reason and way_out: halves of a sentence.
     """
 
@@ -33,6 +36,7 @@ class Refusal:
     model_type: str | None = None
     tensor: str | None = None
     file: str | None = None
+    in_place: tuple[str, ...] = ()
     sign: str = ""
 
     @property
@@ -44,6 +48,7 @@ class Refusal:
             self.model_type and f"model_type {self.model_type}",
             self.tensor and f"tensors *{self.tensor}",
             self.file and f"a file {self.file}",
+            f"{' or '.join(self.in_place)}, and no weights beside" if self.in_place else "",
         )
         return " or ".join(filter(None, signs))
 
@@ -80,6 +85,13 @@ UNMARKED_MASTER = Refusal(
     f"if it was trained with ternary weights, pass the rule that it was trained with: {option('ternarize', 'absmean')} "
     f"(BitNet b1.58) or {option('ternarize', 'absmedian')} (b1.58 Reloaded)",
     sign="a class that is not BitNet's own, no quantization_config, floats other than -scale, 0 and +scale",
+)
+LORA = Refusal(
+    "LoRA adapter",
+    "it holds what is added to the weights of another model, not a model",
+    "add it to that model's float weights (peft: model.merge_and_unload().save_pretrained(DIR)) and convert the result",
+    in_place=("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"),
+    tensor=".lora_A.weight",
 )
 INPUT_NORMS = Refusal(
     "use_rms_norm",
@@ -135,6 +147,14 @@ REFUSALS = (
         _NOT_B158,
         tensor=".att_proj.weight",
     ),
+    LORA,
+    Refusal(
+        "original Llama layout",
+        "its tensors have other names and its sizes stand in params.json",
+        "take the model in transformers' layout (config.json and model.safetensors, mostly beside it on the Hub), or "
+        "make it with transformers' convert_llama_weights_to_hf.py",
+        in_place=("consolidated*.safetensors", "consolidated*.pth"),
+    ),
     UNMARKED_MASTER,
 )
 
@@ -146,12 +166,23 @@ def check_path(path: Path) -> None:
     if not path.is_dir():
         return
     names = sorted(entry.name for entry in path.iterdir())
-    for refusal in REFUSALS:
-        if refusal.file in names:
-            raise refusal.error(path / str(refusal.file))
+    check_names(names, path)
     ggufs = [name for name in names if name.endswith(".gguf")]
     if ggufs and not any(name.endswith((".safetensors", ".bin", ".pt")) for name in names):
         raise GGUF_FILE.error(path / ggufs[0])
+
+
+def check_names(names: Collection[str], path: Path) -> None:
+    """Refuse by the names of a model's files."""
+    for refusal in REFUSALS:
+        if refusal.file in names:
+            raise refusal.error(path / str(refusal.file))
+    if weight_files.choose(names, path) is None:
+        for refusal in REFUSALS:
+            for pattern in refusal.in_place:
+                for name in sorted(names):
+                    if fnmatchcase(name, pattern):
+                        raise refusal.error(path / name)
 
 
 def check_checkpoint(config: Mapping[str, Any], tensors: Collection[str], path: Path) -> None:

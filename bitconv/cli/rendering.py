@@ -59,6 +59,8 @@ def print_conversion(result: Conversion) -> None:
     else:
         worst = max((tensor.scale_error or 0.0 for tensor in result.tensors), default=0.0)
         print(f"scales: rounded to the type's own floats{'' if result.dry_run else f', off by {worst:.2g} at most'}")
+    for note in result.notes:
+        print(f"note: {note}")
     if result.dry_run:
         print(f"{result.output}: {result.size:,} bytes would be written")
     else:

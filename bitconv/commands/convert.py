@@ -62,7 +62,7 @@ class Conversion:
     """What a conversion wrote, or with dry_run would write. Sizes and offsets in bytes.
 
     exact_scales: every scale is kept as it is. reason: why this type, where it was "auto". run: the command that
-    runs the file.
+    runs the file. notes: what else of the model directory the user should know, in words.
     """
 
     output: str
@@ -76,6 +76,7 @@ class Conversion:
     dry_run: bool
     run: str
     tensors: tuple[ConvertedTensor, ...]
+    notes: tuple[str, ...] = ()
 
 
 @reports_system_errors
@@ -152,6 +153,7 @@ def convert(
         dry_run=dry_run,
         run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
         tensors=tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors),
+        notes=checkpoint.notes,
     )
 
 

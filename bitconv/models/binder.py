@@ -132,27 +132,6 @@ class Binder:
         self.scales.append(scale)
         return scale
 
-    def alias(self, name: str, of: str) -> None:
-        """A second copy of a tensor, which may be there: BitconvError where it is another.
-
-        transformers 5 does not tie an output head that differs from the embedding, whatever config.json says.
-        """
-        tensor, other = self.checkpoint.tensors.get(name), self.checkpoint.tensors[of]
-        if tensor is None:
-            return
-        self.find(name, other.shape, [other.dtype])
-        step = 1 << 20
-        for start in range(0, tensor.nbytes, step):
-            raw = np.empty((2, min(step, tensor.nbytes - start)), np.uint8)
-            self.checkpoint.read(tensor, start, raw[0])
-            self.checkpoint.read(other, start, raw[1])
-            if not np.array_equal(raw[0], raw[1]):
-                raise tensor.error(
-                    f"differs from {of}, though config.json ties them: if the model has this head, write "
-                    "tie_word_embeddings false; if not, remove the tensor",
-                    code=Code.CONTRADICTION,
-                )
-
     def check_all_used(self) -> None:
         """A tensor that nothing reads is a part of the model that would be lost in silence."""
         for name, tensor in self.checkpoint.tensors.items():

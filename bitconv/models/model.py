@@ -12,7 +12,9 @@ from bitconv.models import families, hyperparameters
 from bitconv.models.architectures import Role, Slot
 from bitconv.models.binder import Binder
 from bitconv.models.families import Family
+from bitconv.models.heads import Heads, find_heads
 from bitconv.models.hyperparameters import Hyperparameters
+from bitconv.models.names import check_names
 from bitconv.models.quantization import ScaleConvention, Storage, check_plausible
 from bitconv.models.weights import ComputedWeight, Model, Weight
 from bitconv.system.errors import BitconvError, Code
@@ -39,10 +41,17 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
         raise BitconvError(
             f"num_hidden_layers is {sizes.layers}{experts}, more than there are tensors", code=Code.CONFIG, file=file
         )
-    tied = family.embedding or hyperparameters.Config(config, file).boolean("tie_word_embeddings")
+    embedding, head_name = family.source_name("token_embd.weight"), family.source_name("output.weight")
+    check_names(checkpoint.tensors, embedding, checkpoint.path)
     head = checkpoint.tensors.get("lm_head.weight")
     if head is not None and head.dtype == "u8":
         raise refusals.TERNARY_HEAD.error(head.file, tensor="lm_head.weight")
+    ends = Heads(embedding, tied=True)
+    if not family.embedding:
+        said = hyperparameters.Config(config, file).boolean("tie_word_embeddings")
+        untied_head = family.architecture.untied_head
+        ends = find_heads(checkpoint, embedding, head_name, tied=said, untied_head=untied_head)
+    tied = ends.tied
     _check_architecture(family, sizes, checkpoint, tied=tied)
     stored_as, implied = family.storage(config, file, checkpoint.tensors)
     factors = sizes.factor_tensors()
@@ -67,9 +76,10 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
             heads = _rope_heads(slot, sizes) if interleave is not family.interleaved_rows else 0
             weights.append(binder.ternary(slot, family.source_name(slot.name), heads, interleave))
         elif slot.role is not Role.SCALE and not (tied and slot.name == "output.weight"):
-            weights.append(binder.dense(slot, family.source_name(slot.name)))
-    if tied:
-        binder.alias(family.source_name("output.weight"), family.source_name("token_embd.weight"))
+            source = ends.embedding if slot.name == "token_embd.weight" else family.source_name(slot.name)
+            weights.append(binder.dense(slot, source))
+    if ends.copy is not None:
+        binder.used.add(ends.copy)
     binder.check_all_used()
     if stored_as is Storage.PACKED and convention is None:
         check_plausible(binder.scales, implied, file)

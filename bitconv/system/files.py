@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from bitconv.system.errors import BitconvError, Code
 from bitconv.system.rawio import read_at_most
+from bitconv.system.stand_ins import check_content
 
 MIB = 1 << 20
 
@@ -119,6 +120,8 @@ def read_whole(path: str | os.PathLike[str], within: Path | None = None, *, limi
         raise BitconvError(
             f"is larger than {limit / MIB:.0f} MiB, the most of such a file", code=Code.TOO_LARGE, file=os.fspath(path)
         )
+    if within is not None:
+        check_content(path, data)
     return data
 
 

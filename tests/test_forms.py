@@ -1,0 +1,287 @@
+"""The forms that a checkpoint arrives in: sharded, renamed, tied, untied, half-downloaded. Right, or told why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import bitconv
+import pytest
+import torch
+from bitconv.cli import app
+from bitconv.system.errors import BitconvError
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from synthetic import Synthetic, make_checkpoint
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0f" * 32 + "\nsize 3809956\n"
+PAGE = '\n<!DOCTYPE html>\n<html class="">\n<head><title>model.safetensors</title></head></html>\n'
+RESTRICTED = "Access to model someone/something is restricted. You must have access to it and be authenticated."
+Tensors = dict[str, torch.Tensor]
+
+
+def edit_tensors(directory: Path, edit: Callable[[Tensors], object]) -> None:
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def write_shards(directory: Path, tensors: Tensors, count: int, kind: str = "safetensors") -> list[Path]:
+    """In place of model.safetensors, without an index."""
+    (directory / "model.safetensors").unlink(missing_ok=True)
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[kind]
+    files = [directory / f"{stem}-{number:05}-of-{count:05}.{kind}" for number in range(1, count + 1)]
+    for number, file in enumerate(files):
+        part = {name: tensors[name] for name in sorted(tensors)[number::count]}
+        save_file(part, file) if kind == "safetensors" else torch.save(part, file)
+    return files
+
+
+def converted(directory: Path, output: Path, **options: object) -> bytes:
+    """The bytes of a file that verify finds right."""
+    bitconv.convert(directory, output, force=True, **options)
+    assert bitconv.verify(output, against=directory).right
+    return output.read_bytes()
+
+
+def refused(directory: Path, output: Path, cause: str, **options: object) -> None:
+    with pytest.raises(BitconvError, match=cause):
+        bitconv.convert(directory, output, **options)
+    assert not output.exists()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.gguf"
+
+
+@pytest.fixture
+def microsoft(tmp_path: Path) -> Synthetic:
+    return make_checkpoint(tmp_path / "model", "microsoft")
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Synthetic:
+    return make_checkpoint(tmp_path / "model", "llama")
+
+
+# --- which files ---
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_all_shards_without_their_index(llama: Synthetic, out: Path, kind: str, count: int) -> None:
+    wanted = converted(llama.path, out)
+    write_shards(llama.path, load_file(llama.path / "model.safetensors"), count, kind)
+    assert converted(llama.path, out) == wanted
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_shard_that_is_missing_is_named(llama: Synthetic, out: Path, kind: str) -> None:
+    shards = write_shards(llama.path, load_file(llama.path / "model.safetensors"), 3, kind)
+    shards[1].unlink()
+    refused(llama.path, out, rf"{shards[1].name}: missing; 2 of 3 shards are there")
+
+
+def test_shards_of_two_sets(llama: Synthetic, out: Path) -> None:
+    tensors = load_file(llama.path / "model.safetensors")
+    write_shards(llama.path, tensors, 2)
+    write_shards(llama.path, tensors, 3)
+    refused(llama.path, out, r"sets of 2 and of 3, and no model\.safetensors\.index\.json")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.part", "model-00001-of-00002.safetensors.incomplete"])
+def test_an_unfinished_download(llama: Synthetic, out: Path, name: str) -> None:
+    (llama.path / "model.safetensors").rename(llama.path / name)
+    refused(llama.path, out, f"the download {name} was broken off; start it again")
+
+
+def test_a_download_that_hf_broke_off(llama: Synthetic, out: Path) -> None:
+    folder = llama.path / ".cache" / "huggingface" / "download"
+    folder.mkdir(parents=True)
+    (llama.path / "model.safetensors").rename(folder / "c2hvcnQ=.0f0f.incomplete")
+    refused(llama.path, out, "a download was broken off; start it again")
+
+
+def test_a_file_of_full_size_whose_download_is_unfinished(llama: Synthetic, out: Path) -> None:
+    """aria2c takes the space first, so that zeros lie where bytes are to come."""
+    (llama.path / "model.safetensors.aria2").touch()
+    refused(llama.path, out, r"model\.safetensors: is an unfinished download; .*remove model\.safetensors\.aria2")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("weights.safetensors", "model.safetensors"), ("weights.bin", "pytorch_model.bin")]
+)
+def test_weights_by_another_name(llama: Synthetic, out: Path, name: str, wanted: str) -> None:
+    (llama.path / "training_args.bin").touch()
+    (llama.path / "model.safetensors").rename(llama.path / name)
+    refused(llama.path, out, f"if {name} holds them, and all of them, rename it to {wanted}")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (POINTER, "is a Git LFS pointer .*git lfs pull"),
+        (POINTER.replace("git-lfs.github.com", "hawser.github.com"), "is a Git LFS pointer"),
+        (PAGE, "is a web page .*/resolve/"),
+        ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
+        (RESTRICTED, "is a server's answer .*Access to model someone/something is restricted.*hf auth login"),
+        ('{"error":"Invalid credentials in Authorization header"}', "is a server's answer .*Invalid credentials"),
+        ("Entry not found", "is a server's answer .*Entry not found"),
+        ("Invalid username or password.", "is a server's answer .*Invalid username"),
+    ],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "model.safetensors",
+    ],
+)
+def test_what_came_in_place_of_a_file(llama: Synthetic, out: Path, name: str, text: str, cause: str) -> None:
+    (llama.path / name).write_text(text)
+    refused(llama.path, out, rf"{name}: {cause}")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json", "tokenizer.model"])
+def test_a_pointer_in_place_of_other_files(tmp_path: Path, out: Path, name: str) -> None:
+    model = make_checkpoint(tmp_path / "model", "1bitllm")
+    if name != "tokenizer.model":
+        (model.path / "model.safetensors").unlink()
+    (model.path / name).write_text(POINTER)
+    refused(model.path, out, rf"{name}: is a Git LFS pointer")
+
+
+def test_any_text_in_place_of_weights(llama: Synthetic, out: Path) -> None:
+    (llama.path / "model.safetensors").write_text("quota exceeded, try again tomorrow\n")
+    refused(llama.path, out, r"model\.safetensors: is a text .*'quota exceeded, try again tomorrow'")
+
+
+def test_a_pointer_that_is_not_read_disturbs_nothing(llama: Synthetic, out: Path) -> None:
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "tf_model.h5"):
+        (llama.path / name).write_text(POINTER)
+    converted(llama.path, out)
+
+
+def test_an_adapter_beside_the_weights_is_said(llama: Synthetic, out: Path) -> None:
+    (llama.path / "adapter_model.safetensors").touch()
+    result = CliRunner().invoke(app, ["convert", str(llama.path), str(out)])
+    assert result.exit_code == 0
+    assert "note: adapter_model.safetensors: a LoRA adapter beside the weights, which is not merged" in result.stdout
+
+
+def test_an_adapter_without_a_config_is_told_as_one(llama: Synthetic, out: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (llama.path / name).unlink()
+    (llama.path / "adapter_config.json").write_text("{}")
+    refused(llama.path, out, r"adapter_config\.json: LoRA adapter: .*merge_and_unload")
+
+
+# --- which names ---
+
+
+@pytest.mark.parametrize(
+    ("rename", "cause"),
+    [
+        (
+            lambda name: f"_orig_mod.{name}",
+            r"21 of 21 .*'_orig_mod\.', which torch\.compile adds.*remove '_orig_mod\.'",
+        ),
+        (lambda name: name.replace("layers.0.", "layers.0._orig_mod."), r"9 of 21 .*'_orig_mod\.'"),
+        (lambda name: f"module.{name}", r"'module\.', which DataParallel"),
+        (lambda name: f"base_model.model.{name}", r"'base_model\.model\.', which peft adds.*merge_and_unload"),
+        (lambda name: name.replace("q_proj.weight", "q_proj.base_layer.weight"), r"'base_layer\.', which peft adds"),
+        (lambda name: f"model.{name}", r"model\.model\.embed_tokens\.weight: .* have 'model\.' before"),
+        (lambda name: f"language_model.{name}", r"have 'language_model\.' before"),
+        (lambda name: name.removeprefix("model."), r"embed_tokens\.weight: .* lack 'model\.'.*save the whole model"),
+    ],
+)
+def test_names_that_a_wrapper_has_changed(tmp_path: Path, out: Path, rename: Callable[[str], str], cause: str) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", packed=False)
+    tensors = load_file(model.path / "model.safetensors")
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, model.path / "model.safetensors")
+    refused(model.path, out, cause)
+
+
+# --- embedding and head ---
+
+
+@pytest.mark.parametrize("family", ["1bitllm", "microsoft"])
+@pytest.mark.parametrize("tied", [None, False, True])
+def test_a_head_that_is_the_embedding(tmp_path: Path, out: Path, family: str, tied: bool | None) -> None:
+    model = make_checkpoint(tmp_path / "model", family)
+    wanted = converted(model.path, out)
+    edit_tensors(model.path, lambda t: t.update({HEAD: t[EMBEDDING].clone()}))
+    model.rewrite_config(tie_word_embeddings=tied)
+    assert converted(model.path, out) == wanted
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("head", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_tied_head_stored_again_in_another_type(tmp_path: Path, out: Path, dtype: str, head: torch.dtype) -> None:
+    model = make_checkpoint(tmp_path / "model", "microsoft", dtype=dtype)
+    wanted = converted(model.path, out)
+    edit_tensors(model.path, lambda t: t.update({HEAD: t[EMBEDDING].to(head).clone()}))
+    assert converted(model.path, out) == wanted
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_tied_head_that_is_another_in_one_value(tmp_path: Path, out: Path, dtype: str) -> None:
+    model = make_checkpoint(tmp_path / "model", "microsoft", dtype=dtype)
+
+    def change(tensors: Tensors) -> None:
+        tensors[HEAD] = tensors[EMBEDDING].to(torch.float32, copy=True)
+        tensors[HEAD][-1, -1] *= 1.01
+
+    edit_tensors(model.path, change)
+    refused(model.path, out, r"lm_head\.weight: differs from model\.embed_tokens\.weight")
+
+
+def test_an_untied_head_that_only_rounds_to_the_embedding_is_another(tmp_path: Path, out: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "microsoft", dtype="f32")
+    edit_tensors(model.path, lambda t: t.update({HEAD: t[EMBEDDING].bfloat16()}))
+    converted(model.path, out)
+    out.unlink()
+    model.rewrite_config(tie_word_embeddings=False)
+    refused(model.path, out, "always multiplies by the embedding")
+
+
+@pytest.mark.parametrize("family", ["microsoft", "llama"])
+def test_no_head_and_nothing_that_ties_it(tmp_path: Path, out: Path, family: str) -> None:
+    model = make_checkpoint(tmp_path / "model", family, tied=True)
+    for said in (None, False):
+        model.rewrite_config(tie_word_embeddings=said)
+        refused(model.path, out, r'config\.json: .*no lm_head\.weight is stored; .*"tie_word_embeddings": true')
+
+
+@pytest.mark.parametrize("family", ["microsoft", "llama"])
+def test_an_embedding_stored_under_the_heads_name(tmp_path: Path, out: Path, family: str) -> None:
+    model = make_checkpoint(tmp_path / "model", family, tied=True)
+    wanted = converted(model.path, out)
+    edit_tensors(model.path, lambda t: t.update({HEAD: t.pop(EMBEDDING)}))
+    assert converted(model.path, out) == wanted
+    out.unlink()
+    model.rewrite_config(tie_word_embeddings=False)
+    refused(model.path, out, r'embed_tokens\.weight: missing; lm_head\.weight alone.*"tie_word_embeddings": true')
+
+
+@pytest.mark.parametrize("file", ["model-00001-of-00002.safetensors", "model-00003-of-00003.safetensors"])
+def test_an_index_that_names_a_tied_head_which_no_shard_has(tmp_path: Path, out: Path, file: str) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", tied=True, shards=2)
+    wanted = converted(model.path, out)
+    index = model.path / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    value["weight_map"] |= {HEAD: file, "model.layers.0.self_attn.rotary_emb.inv_freq": file}
+    index.write_text(json.dumps(value))
+    assert converted(model.path, out) == wanted
+    out.unlink()
+    model.rewrite_config(tie_word_embeddings=False)
+    refused(model.path, out, r"no lm_head\.weight is stored")
