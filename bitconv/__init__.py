@@ -65,11 +65,16 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'bitconv' has no attribute {name!r}")
-    if name == "BitconvError":
-        from bitconv.system.errors import BitconvError
+    from bitconv.system.errors import BitconvError, Code
 
+    if name == "BitconvError":
         return BitconvError
-    return getattr(import_module(f"bitconv.commands.{_HOMES.get(name, name)}"), name)
+    try:
+        return getattr(import_module(f"bitconv.commands.{_HOMES.get(name, name)}"), name)
+    except ImportError as error:
+        if "BITCONV_ISA" in str(error):  # what the extension says to an instruction set that it does not have
+            raise BitconvError(str(error), code=Code.USAGE, way_out="unset it for the best one") from None
+        raise
 
 
 def __dir__() -> list[str]:

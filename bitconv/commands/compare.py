@@ -19,7 +19,7 @@ from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
 from bitconv.packed.structure import check_structure
-from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, check_number, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
 from bitconv.tokenizer.vocabulary import TokenType
@@ -118,8 +118,7 @@ def compare(
 
     BitconvError where torch, transformers or sentencepiece is missing, and where the file cannot be evaluated.
     """
-    if window < 2:
-        raise BitconvError(f"{option('window', window)}: a window needs 2 tokens", code=Code.USAGE)
+    check_number("window", window, 2)
     try:
         from bitconv.inference.torch_reference import load_encode, load_logits
     except ImportError as error:

@@ -16,7 +16,7 @@ from bitconv.inference.forward import Floats, ForwardPass
 from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.packed.structure import check_structure
-from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, check_number, option, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
 
@@ -63,10 +63,10 @@ def evaluate(
 
     BitconvError where the file is faulty or not supported, or the text too short.
     """
-    if window < 2 or batch < 1:
-        raise BitconvError(
-            f"{option('window', window)} {option('batch', batch)}: a window needs 2 tokens, a batch 1", code=Code.USAGE
-        )
+    check_number("window", window, 2)
+    check_number("batch", batch, 1)
+    if max_tokens is not None:
+        check_number("max_tokens", max_tokens, 2)
     gguf = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     structure = check_structure(gguf, tiles, i2_s_order)
@@ -75,14 +75,14 @@ def evaluate(
     content = read_text(text, limit=MAX_TEXT)
     tokens = np.array(load_tokenizer(gguf.metadata, gguf.path).encode(content, add_special_tokens=False).ids)
     tokens = tokens[:max_tokens]
-    windows = tokens[: len(tokens) // window * window].reshape(-1, window)
-    if not windows.size:
+    if len(tokens) < window:
         raise BitconvError(
             f"{len(tokens)} tokens, less than a window of {window}",
             code=Code.USAGE,
             file=os.fspath(text),
             way_out=f"pass {option('window', len(tokens))}" if len(tokens) > 1 else "take a longer text",
         )
+    windows = tokens[: len(tokens) // window * window].reshape(-1, window)
     with ForwardPass(gguf, structure, float_activations=float_activations, threads=threads) as model:
         start = time.perf_counter()
         total = 0.0

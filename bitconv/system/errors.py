@@ -207,6 +207,14 @@ def rendered(text: str, written: Written = in_python) -> str:
     return " ".join("".join(map(_shown, _OPTION.sub(parameter, _cut(text, 4 * MAX_LINE)))).split())
 
 
+def check_number(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
+    """BitconvError where a parameter is less or more than makes sense."""
+    if value < least:
+        raise BitconvError(f"{option(name, value)}: at least {least} is needed", code=Code.USAGE)
+    if value > most:
+        raise BitconvError(f"{option(name, value)}: at most {most} is possible", code=Code.USAGE)
+
+
 def one_line(text: str) -> str:
     """Text that may quote a stranger's file as one line of at most MAX_LINE characters."""
     return _cut(rendered(text), MAX_LINE)

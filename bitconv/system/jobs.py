@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
-from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.errors import check_number
+
+MAX_THREADS = 1024
 
 Result = TypeVar("Result")
 KeepGoing: TypeAlias = Callable[[], None]  # called often; raises Stopped where the work should end
@@ -26,10 +28,9 @@ def default_threads() -> int:
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads`, or where None as many as there are cores. BitconvError where they are less than one."""
+    """`threads`, or where None as many as there are cores. BitconvError where they are none or too many."""
     threads = default_threads() if threads is None else threads
-    if threads < 1:
-        raise BitconvError(f"{option('threads', threads)}: at least 1 is needed", code=Code.USAGE)
+    check_number("threads", threads, 1, MAX_THREADS)
     return threads
 
 

@@ -19,7 +19,7 @@ from bitconv.layouts.layout import Bytes
 from bitconv.models.architectures import Role, Slot
 from bitconv.models.config_json import config_json
 from bitconv.models.quantization import ScaleConvention
-from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, check_number, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import replacing_directory
 from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
@@ -63,8 +63,7 @@ def dummy(
     target = Path(directory)
     made = find_shape(shape, layers)
     stored = STORED.parse(stored)
-    if seed < 0:
-        raise BitconvError(f"{option('seed', seed)}: expected 0 or more", code=Code.USAGE)
+    check_number("seed", seed, 0)
     if stored == "packed" and made.convention is None:
         sizes = made.sizes
         numbers = (sizes.layers, sizes.hidden, sizes.ffn, sizes.heads, sizes.kv_heads, sizes.vocab)

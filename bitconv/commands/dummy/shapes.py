@@ -12,11 +12,12 @@ from bitconv.gguf import Metadata
 from bitconv.models.families import Family, llama, microsoft, onebitllm
 from bitconv.models.hyperparameters import Hyperparameters
 from bitconv.models.quantization import ScaleConvention
-from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.errors import BitconvError, Code, check_number, option
 
 # Without a stated one; a real vocabulary takes longer to read than a small model.
 DEFAULT_VOCAB = 1024
-_FREE = re.compile(r"[1-9]\d*(x[1-9]\d*){2,5}")
+MAX_LAYERS = 9999
+_FREE = re.compile(r"[1-9]\d{0,3}(x[1-9]\d{0,7}){2,5}")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,7 @@ def find_shape(name: str, layers: int | None) -> Shape:
     if shape is None:
         shape = _free(name)
     if layers is not None:
-        if layers < 1:
-            raise BitconvError(f"{option('layers', layers)}: at least 1 is needed", code=Code.USAGE)
+        check_number("layers", layers, 1, MAX_LAYERS)
         shape = replace(shape, sizes=replace(shape.sizes, layers=layers))
     return shape
 
