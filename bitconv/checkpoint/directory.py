@@ -113,6 +113,19 @@ class Checkpoint:
         """Files that are about to be read. The same ones must be there at the end."""
         self._before |= stamps(files)
 
+    @property
+    def files(self) -> list[Path]:
+        """Those that the model is read from, in the order of their names."""
+        weights = {tensor.file for tensor in self.tensors.values()}
+        index = f"{next(iter(weights)).suffix}.index.json" if len(weights) > 1 else ""
+        others = {
+            file
+            for file, stamp in self._before.items()
+            if stamp is not None
+            and (file.name not in weight_files.WEIGHT_FILES or (index and file.name.endswith(index)))
+        }
+        return sorted(weights | others)
+
     def check_unchanged(self) -> None:
         """BitconvError where a file of the model is not the one that was read: the output would be of two models."""
         check_unchanged(self._before)

@@ -65,16 +65,19 @@ def local_model(
     return _download(model_id, revision, token, accept)
 
 
-def model_name(directory: Path) -> str:
-    """The name of a model by its directory's, or the Hub's name for it where the directory is one of its cache.
-
-    There it is named after the commit: models--NAMESPACE--NAME/snapshots/COMMIT.
-    """
+def cached_revision(directory: Path) -> tuple[str, str] | None:
+    """(NAMESPACE/NAME, COMMIT) of a directory in the Hub's cache, models--NAMESPACE--NAME/snapshots/COMMIT."""
     directory = directory.resolve()
     repository = directory.parent.parent.name
     if directory.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.rpartition("--")[2]
-    return directory.name
+        return repository.removeprefix("models--").replace("--", "/"), directory.name
+    return None
+
+
+def model_name(directory: Path) -> str:
+    """The name of a model by its directory's, or the Hub's name for it where the directory is one of its cache."""
+    cached = cached_revision(directory)
+    return cached[0].rpartition("/")[2] if cached else directory.resolve().name
 
 
 def _download(

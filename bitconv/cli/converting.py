@@ -92,6 +92,10 @@ def convert(
     threads: ThreadsOption = None,
     force: ForceOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
+    attest: Annotated[
+        bool,
+        typer.Option("--attest", help="Also write OUT.gguf.intoto.json, which names the sources, and OUT.gguf.sha256."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file."""
@@ -113,6 +117,10 @@ def verify(
     pre: PreOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings are faults.")] = False,
     threads: ThreadsOption = None,
+    attestation: Annotated[
+        Path | None,
+        option("--attestation", metavar="FILE.json", help="With --against: make the file again, as this says."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
     as_json: JsonOption = False,
 ) -> None:

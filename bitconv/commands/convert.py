@@ -15,7 +15,7 @@ from bitconv.checkpoint.hub import local_model
 from bitconv.choices import EMBED_TYPE, FALLBACK, RUNNER, TENSOR_TYPE, TYPE
 from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.scales import Scale
-from bitconv.layouts.tiles import read_kernel_config
+from bitconv.layouts.tiles import kernel_config_text, read_kernel_config
 from bitconv.models import families
 from bitconv.models.model import load_model
 from bitconv.models.quantization import rule_of, scale_convention_of
@@ -26,7 +26,7 @@ from bitconv.planning.placement import TernaryPlace
 from bitconv.planning.plan import Options, Plan, PlannedTensor, make_plan
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import Code, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import check_no_model_file, check_output, replacing
 from bitconv.system.rawio import write_at
@@ -99,6 +99,7 @@ def convert(
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    attest: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a Hugging Face model to a GGUF file.
@@ -113,12 +114,21 @@ def convert(
     scale_convention: "multiply" or "divide", overrules what config.json implies for weight_scale. ternarize: "absmean"
     or "absmedian", the rule for float weights that are not ternary already, which a checkpoint without a marker needs.
     pre: tokenizer.ggml.pre, overrules the recognised pre-tokenizer. threads: all cores where None; the bytes written do
-    not depend on it. force: overwrite output. progress: called with the bytes written so far and in all.
+    not depend on it. force: overwrite output. attest: also write OUTPUT.intoto.json, an in-toto statement of
+    sources and options, and OUTPUT.sha256. progress: called with the bytes written so far and in all.
 
     BitconvError on anything that cannot be converted right; then output is as it was before.
     """
     target = Path(output)
     check_output(target, force=force, inputs=(kernel_config,))
+    if attest:
+        from bitconv.commands import attest as attestation  # which itself converts and verifies
+
+        if dry_run:
+            raise BitconvError(
+                f"{option('attest')} is of a file, and {option('dry_run')} writes none", code=Code.OPTIONS
+            )
+        attestation.check_outputs(target, force=force)
     type = TYPE.parse(type)
     options = Options(
         type=type,
@@ -141,6 +151,20 @@ def convert(
             with replacing(target, plan.size, force=force) as descriptor:
                 scales = _write(checkpoint, plan, descriptor, threads, progress)
                 checkpoint.check_unchanged()
+        if attest:
+            asked = {
+                "type": options.type,
+                "runner": options.runner,
+                "embed_type": options.embed_type,
+                "fallback": options.fallback,
+                "tensor_types": [list(pair) for pair in options.overrides],
+                "kernel_config": None if options.tiles is None else kernel_config_text(options.tiles),
+                "scale_in_blocks": scale_in_blocks,
+                "scale_convention": scale_convention,
+                "ternarize": ternarize,
+                "pre": pre,
+            }
+            attestation.attest(target, checkpoint, asked, threads)
     return Conversion(
         output=str(target),
         family=plan.model.family.name,

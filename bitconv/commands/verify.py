@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm, prod
 from pathlib import Path
@@ -124,6 +124,7 @@ def verify(
     kernel_config: str | os.PathLike[str] | None = None,
     i2_s_order: str | None = None,
     strict: bool = False,
+    attestation: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -135,7 +136,9 @@ def verify(
     the file's type, every size and the vocabulary equal the checkpoint's, read with revision, token, scale_convention,
     ternarize and pre as `convert` takes them. kernel_config: the ini with the tiles of a TL1 or TL2 file that does not
     record them. i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in a file
-    tells which one it is in. strict: warnings are faults. threads: all cores where None.
+    tells which one it is in. strict: warnings are faults. attestation: the .intoto.json that convert wrote; then
+    the file is made again of the checkpoint with its options, and must have the same bytes. threads: all cores where
+    None.
 
     BitconvError where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
     """
@@ -145,6 +148,7 @@ def verify(
         ("scale_convention", scale_convention),
         ("ternarize", ternarize),
         ("pre", pre),
+        ("attestation", attestation),
     ):
         if against is None and value is not None:
             raise BitconvError(
@@ -175,7 +179,18 @@ def verify(
         model = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
         verifier = _Verifier(gguf, structure, checkpoint, model, strict=strict)
         verifier.compare_metadata(pre)
-        return verifier.run(threads, progress)
+        result = verifier.run(threads, progress)
+        return result if attestation is None else _with_attestation(result, Path(attestation), checkpoint, threads)
+
+
+def _with_attestation(
+    result: Verification, attestation: Path, checkpoint: Checkpoint, threads: int | None
+) -> Verification:
+    from bitconv.commands.attest import made_again  # which itself verifies
+
+    faults = tuple(made_again(Path(result.file), attestation, checkpoint, threads))
+    checked = {**result.checked, "attestations: made again to the same bytes": Passed(0 if faults else 1, 1)}
+    return replace(result, faults=(*result.faults, *faults), checked=checked)
 
 
 def _of_a_header(path: Path, checkpoint: Checkpoint | None, fault: str, *, strict: bool) -> Verification:

@@ -77,7 +77,7 @@ class Code(Enum):
 
 
 # The parameters that are true or false: option() of one of these without a value is of what sets it.
-_FLAGS = ("dry_run", "float_activations", "force", "leave_out", "scale_in_blocks", "strict")
+_FLAGS = ("attest", "dry_run", "float_activations", "force", "leave_out", "scale_in_blocks", "strict")
 
 
 def option(name: str, value: object = None) -> str:
