@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import bitconv
@@ -172,6 +173,23 @@ def test_finds_another_score_of_a_sentencepiece_token(converted: dict[Path, Path
     scores = file.metadata["tokenizer.ggml.scores"] = file.metadata["tokenizer.ggml.scores"].copy()
     scores[[300, 900]] = scores[[900, 300]]
     assert planted(file, tmp_path, ONEBITLLM).tokenized_differently
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"add_prefix_space": False}, {"legacy": True}, {"add_bos_token": None}], ids=str
+)
+def test_finds_a_space_in_front_that_is_not_the_tokenizer_s(tmp_path: Path, settings: dict) -> None:
+    """And finds nothing in the right file, although transformers 5 adds none to a text that starts with one."""
+    model = make_checkpoint(tmp_path / "model", "1bitllm").path
+    said = json.loads((model / "tokenizer_config.json").read_text()) | settings
+    said = {key: value for key, value in said.items() if value is not None}
+    (model / "tokenizer_config.json").write_text(json.dumps(said))
+    bitconv.convert(model, tmp_path / "out.gguf", embed_type="f32")
+    (tmp_path / "text").write_text(" the lord said unto moses\n  and \u2581so on")
+    assert not compare(tmp_path / "out.gguf", model, text=tmp_path / "text").tokenized_differently
+    file = Rebuilt(tmp_path / "out.gguf")
+    file.metadata["tokenizer.ggml.add_space_prefix"] = not file.metadata["tokenizer.ggml.add_space_prefix"]
+    assert len(planted(file, tmp_path, model).tokenized_differently) > 1000
 
 
 @pytest.mark.parametrize(("kind", "cause"), [("llama", "nothing marks this"), ("1bitllm", "told by its tensors")])

@@ -196,6 +196,63 @@ def test_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path, content:
         convert(tmp_path, 1024, bos_token_id=1, eos_token_id=2)
 
 
+# add_prefix_space.
+
+LLAMA_CLASS = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+FAST_CLASS = {**LLAMA_CLASS, "tokenizer_class": "PreTrainedTokenizerFast"}
+NO_CLASS = {"bos_token": "<s>", "eos_token": "</s>"}
+WITHOUT_PREFIX = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "json_prefix", "expected"),
+    [
+        # (tokenizer_config.json, tokenizer.model's add_dummy_prefix, tokenizer.json's prefix; None: no such file)
+        ({**LLAMA_CLASS, "add_prefix_space": False}, True, None, False),
+        ({**LLAMA_CLASS, "add_prefix_space": False, "legacy": True}, True, None, False),
+        ({**LLAMA_CLASS, "add_prefix_space": False, "legacy": False}, True, None, False),
+        ({**LLAMA_CLASS, "tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": False}, True, None, False),
+        ({**LLAMA_CLASS, "add_prefix_space": True}, False, None, True),
+        ({**LLAMA_CLASS, "add_prefix_space": None}, True, None, True),
+        (LLAMA_CLASS, True, None, True),
+        (LLAMA_CLASS, False, None, True),
+        (NO_CLASS, True, None, True),
+        (NO_CLASS, False, None, False),
+        ({**NO_CLASS, "add_prefix_space": False}, False, None, False),
+        ({**LLAMA_CLASS, "add_prefix_space": False}, None, True, False),
+        ({**LLAMA_CLASS, "add_prefix_space": True}, None, False, True),
+        ({**FAST_CLASS, "add_prefix_space": False}, None, True, True),
+        ({**FAST_CLASS, "add_prefix_space": True}, None, False, False),
+        ({**LLAMA_CLASS, "add_prefix_space": False}, True, True, False),
+        ({**LLAMA_CLASS, "add_prefix_space": True}, True, False, True),
+        (FAST_CLASS, True, False, False),
+        (NO_CLASS, False, True, True),
+    ],
+)
+def test_the_space_in_front_is_that_of_transformers(
+    tmp_path: Path, settings: dict[str, Any], model: bool | None, json_prefix: bool | None, expected: bool
+) -> None:
+    processor = train(tmp_path / "tokenizer.model", add_dummy_prefix=model is not False)
+    if model is None:
+        (tmp_path / "tokenizer.model").unlink()
+    write_json(tmp_path, tokenizer_config=settings, config={"model_type": "llama"})
+    if json_prefix is not None:
+        write_json(
+            tmp_path, tokenizer=derived_json(processor, **({} if json_prefix else {"normalizer": WITHOUT_PREFIX}))
+        )
+    assert convert(tmp_path, 400)["tokenizer.ggml.add_space_prefix"] is expected
+    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    first = tokenizer.convert_ids_to_tokens(tokenizer("the", add_special_tokens=False).input_ids)[0]
+    assert first.startswith("\u2581") is expected
+
+
+def test_a_key_that_transformers_reads_by_release_is_refused(tmp_path: Path) -> None:
+    shutil.copy(FIXTURE / "tokenizer.model", tmp_path)
+    write_json(tmp_path, tokenizer_config={**NO_CLASS, "add_prefix_space": False})
+    with pytest.raises(BitconvError, match=r"add_prefix_space is false.*set tokenizer_class to LlamaTokenizer"):
+        convert(tmp_path, 1024)
+
+
 def test_pre_is_refused_for_sentencepiece() -> None:
     with pytest.raises(BitconvError, match="pre='llama-bpe' is for byte-level vocabularies"):
         convert(FIXTURE, 1024, pre="llama-bpe")
@@ -273,6 +330,41 @@ def test_json_that_the_runner_cannot_express_is_refused(tmp_path: Path, change: 
     with pytest.raises(BitconvError, match=cause) as error:
         convert(write_derived(tmp_path, tokenizer), 1025)
     assert str(error.value).startswith(str(tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
+        {"type": "Sequence", "pretokenizers": [{"type": "Metaspace", "replacement": "\u2581"}]},
+        None,
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_byte_level_vocabulary_saved_with_metaspace_is_told(tmp_path: Path, steps: Any, beside: bool) -> None:
+    tokenizer = json.loads((FIXTURES / "Llama3-1.58-tiny" / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = steps
+    tokenizer["decoder"] = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+    tokenizer["model"] |= {"byte_fallback": True, "ignore_merges": False}
+    if beside:
+        (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(BitconvError, match=r"vocabulary is byte-level.*restore tokenizer\.json and") as error:
+        convert(write_json(tmp_path, tokenizer=tokenizer), 1280)
+    assert str(error.value).startswith(str(tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tiktoken_s_vocabulary_alone_is_told(tmp_path: Path, end: str) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(f"IQ== 0{end}Ig== 1{end}aGVsbG8= 2{end}".encode())
+    with pytest.raises(BitconvError, match=r"tokenizer\.model: not a SentencePiece model but tiktoken's.*put the"):
+        convert(tmp_path, 1024, bos_token_id=1, eos_token_id=2)
+
+
+def test_vocab_json_and_merges_txt_alone_are_told(tmp_path: Path) -> None:
+    write_json(tmp_path, vocab={"a": 0, "b": 1, "ab": 2}, tokenizer_config={"tokenizer_class": "Qwen2Tokenizer"})
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    with pytest.raises(BitconvError, match=r"vocab\.json and merges\.txt.*write tokenizer\.json.*save_pretrained"):
+        convert(tmp_path, 3)
 
 
 def test_byte_level_json_wins_over_a_model_file_of_another_format(tmp_path: Path) -> None:

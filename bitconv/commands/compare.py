@@ -116,7 +116,7 @@ def compare(
     of the vocabulary, alone and in longer words. The verdict: all texts split alike, a mean divergence of
     MAX_DIVERGENCE at most, MIN_TOP1_AGREEMENT at least, and perplexities within a factor of MAX_PERPLEXITY_RATIO.
 
-    BitconvError where torch, transformers or sentencepiece is missing, and where the file cannot be evaluated.
+    BitconvError where a package of bitconv[torch] is missing, and where the file cannot be evaluated.
     """
     check_number("window", window, 2)
     try:

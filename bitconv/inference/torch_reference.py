@@ -3,7 +3,7 @@
 transformers runs the Llama and Microsoft families. It has no class for 1bitLLM's, and loads such a checkpoint as a
 plain Llama without its sub-norms and without ternary weights, so that family is written out here: Llama with a norm
 on the input of o_proj and of down_proj, and every projection ternary and its input rounded to int8 a token. Needs
-torch, transformers and sentencepiece.
+torch, transformers, sentencepiece and protobuf.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import sentencepiece
+import sentencepiece  # noqa: F401  (with protobuf, what transformers reads tokenizer.model by)
 import torch
 import transformers
+from google import protobuf  # noqa: F401
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,9 +30,8 @@ from bitconv.models.ternary_floats import find_scale
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import TernaryWeight
 from bitconv.system.errors import BitconvError, Code, option
-from bitconv.system.files import is_there
 from bitconv.tokenizer.files import read_files
-from bitconv.tokenizer.pretokenizers import is_byte_level
+from bitconv.tokenizer.spm import SPACE
 
 Logits = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 Encode = Callable[[list[str]], list[list[int]]]
@@ -97,20 +97,32 @@ def _run(model: Callable[[Tensor], Tensor]) -> Logits:
 
 
 def load_encode(checkpoint: Checkpoint) -> Encode:
-    """From texts to the tokens of prompts. A SentencePiece model is run by SentencePiece, others by transformers."""
+    """From texts to the tokens of prompts, by transformers' tokenizer of the checkpoint.
+
+    What its fifth release alone does is left out. SentencePiece and runners put a space in front of every text; it puts
+    none in front of a text that starts with one. And it puts no bos in front where a tokenizer.model is alone and
+    add_bos_token is not stated, though LlamaTokenizer's documentation says so, as all earlier releases do.
+    """
     files = read_files(checkpoint.path, checkpoint.config)
-    model = checkpoint.path / "tokenizer.model"
-    if not is_there(model) or (files.json is not None and is_byte_level(files.json)):
-        _hush()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    stated: dict[str, bool] = {}
+    if files.json is None:
+        for role, usual in (("bos", True), ("eos", False)):
+            flag = files.tokenizer_config.get(f"add_{role}_token")
+            stated[f"add_{role}_token"] = flag if isinstance(flag, bool) else usual
+    _hush()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, **stated)
+    except Exception as error:  # the library raises nothing narrower
+        raise BitconvError(
+            f"transformers {transformers.__version__} cannot load its tokenizer: {' '.join(str(error).split())}",
+            code=Code.TOKENIZER,
+            file=checkpoint.path,
+            way_out=f"verify {option('against', 'MODEL')} proves the file",
+        ) from None
+    without, behind = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", " a"))
+    if without != behind:
         return lambda texts: tokenizer(texts).input_ids
-    # transformers 5 leaves out the space before a text that starts with one. Its LlamaTokenizer adds bos by default.
-    processor = sentencepiece.SentencePieceProcessor(
-        model_file=str(model),
-        add_bos=files.tokenizer_config.get("add_bos_token", True),
-        add_eos=files.tokenizer_config.get("add_eos_token", False),
-    )
-    return lambda texts: processor.encode(texts)
+    return lambda texts: tokenizer([f" {text}" if text.startswith((" ", SPACE)) else text for text in texts]).input_ids
 
 
 class OneBitLLM:

@@ -9,7 +9,7 @@ from typing import Any
 from bitconv.gguf import Metadata
 from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.files import is_there
-from bitconv.tokenizer.byte_level import byte_level_vocabulary
+from bitconv.tokenizer.byte_level import byte_level_vocabulary, refuse_rebuilt
 from bitconv.tokenizer.chat import chat_metadata
 from bitconv.tokenizer.files import TokenizerFiles, read_files
 from bitconv.tokenizer.pretokenizers import is_byte_level
@@ -55,6 +55,8 @@ def tokenizer_metadata(
 def _vocabulary(files: TokenizerFiles, pre: str | None) -> Vocabulary:
     if files.json is not None and is_byte_level(files.json):
         return byte_level_vocabulary(files, files.json, pre)
+    if files.json is not None:
+        refuse_rebuilt(files.json_path, files.json)
     if pre is not None:
         raise BitconvError(
             f"{option('pre', pre)} is for byte-level vocabularies, and this is none",
@@ -65,6 +67,13 @@ def _vocabulary(files: TokenizerFiles, pre: str | None) -> Vocabulary:
         return sentencepiece_vocabulary(files)
     if files.json is not None:
         return spm_json_vocabulary(files, files.json)
+    if is_there(files.directory / "vocab.json") and is_there(files.directory / "merges.txt"):
+        raise BitconvError(
+            "holds the vocabulary as vocab.json and merges.txt, which say nothing of how text is split before merging",
+            code=Code.INCOMPLETE,
+            file=files.directory,
+            way_out="write tokenizer.json: load it with transformers' AutoTokenizer and save it with save_pretrained",
+        )
     raise BitconvError(
         "holds neither tokenizer.json nor tokenizer.model",
         code=Code.INCOMPLETE,

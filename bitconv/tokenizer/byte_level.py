@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.bpe import BPE, read_bpe
-from bitconv.tokenizer.files import TokenizerFiles
+from bitconv.tokenizer.files import TokenizerFiles, steps
 from bitconv.tokenizer.pretokenizers import check_name, recognise
+from bitconv.tokenizer.spm import BYTE_PIECES
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary, added_type, assemble
 
 # The characters that stand for bytes: printable Latin-1 for itself, the other 68 bytes from U+0100 on.
 BYTE_CHARACTERS = frozenset(map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100 + 68)]))
+
+
+_SPACE = "\u0120"  # stands for the byte 0x20
 
 
 def byte_level_vocabulary(files: TokenizerFiles, json: Mapping[str, Any], pre: str | None) -> Vocabulary:
@@ -28,6 +33,26 @@ def byte_level_vocabulary(files: TokenizerFiles, json: Mapping[str, Any], pre: s
     # The byte alphabet has no space: a merge with one never applies, and as a GGUF string it would be another one.
     merges = [f"{left} {right}" for left, right in bpe.pairs() if " " not in left and " " not in right]
     return Vocabulary("gpt2", tokens, types, {"tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges})
+
+
+def refuse_rebuilt(path: Path, json: Mapping[str, Any]) -> None:
+    """Refuse a byte-level vocabulary under another pre-tokenizer than its own.
+
+    transformers 5 runs what config files call LlamaTokenizer with SentencePiece's steps, whatever the vocabulary is,
+    and saves them. No text is split any more as the model learnt, and nothing tells which steps there were.
+    """
+    model = json.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or _SPACE not in vocab or not BYTE_PIECES.isdisjoint(vocab):
+        return
+    kinds = [str(step.get("type")) for step in steps(json.get("pre_tokenizer"), "pretokenizers")]
+    raise BitconvError(
+        f"its vocabulary is byte-level, its pre-tokenizer {' and '.join(kinds) or 'none'}; transformers 5 saves that "
+        "for a tokenizer_class LlamaTokenizer, and texts are not split any more as the model learnt",
+        code=Code.TOKENIZER,
+        file=path,
+        way_out="restore tokenizer.json and tokenizer_config.json from the model's original release",
+    )
 
 
 def _entries(files: TokenizerFiles, bpe: BPE) -> Iterator[tuple[int, str, TokenType]]:

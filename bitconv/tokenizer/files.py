@@ -48,6 +48,12 @@ class TokenizerFiles:
     added: Mapping[int, AddedToken]
 
     @property
+    def is_llama(self) -> bool:
+        """Whether transformers runs LlamaTokenizer, whose settings say what other classes find in the vocabulary."""
+        name = str(self.tokenizer_config.get("tokenizer_class") or self.config.get("tokenizer_class"))
+        return name.removeprefix("Code").startswith("LlamaTokenizer")
+
+    @property
     def json_path(self) -> Path:
         return self.directory / "tokenizer.json"
 

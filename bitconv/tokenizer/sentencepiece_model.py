@@ -7,6 +7,7 @@ sentencepiece_model.proto.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +16,11 @@ from bitconv.system.errors import BitconvError, Code
 from bitconv.system.files import read_whole
 from bitconv.tokenizer.bpe import read_bpe
 from bitconv.tokenizer.files import TokenizerFiles
-from bitconv.tokenizer.spm import Piece, spm_vocabulary
+from bitconv.tokenizer.spm import Piece, space_in_front, spm_vocabulary
+from bitconv.tokenizer.spm_json import adds_space_prefix
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary
 
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")  # a token in base64 and its rank, a line each
 _BPE = 2  # TrainerSpec.ModelType; 1, Unigram, is the default
 
 
@@ -36,6 +39,14 @@ def sentencepiece_vocabulary(files: TokenizerFiles) -> Vocabulary:
         )
     except (AttributeError, LookupError, TypeError, ValueError, struct.error):
         pieces = []
+    if not pieces and _TIKTOKEN.match(data):
+        raise BitconvError(
+            "not a SentencePiece model but tiktoken's vocabulary, as in Llama 3's original release, which lacks the "
+            "special tokens",
+            code=Code.TOKENIZER_UNSUPPORTED,
+            file=path,
+            way_out="put the tokenizer.json and tokenizer_config.json of the model's Hugging Face release beside it",
+        )
     if not pieces:
         raise BitconvError("not a SentencePiece model", code=Code.TOKENIZER, file=path)
     if trainer.get(3, 1) != _BPE:
@@ -56,8 +67,12 @@ def sentencepiece_vocabulary(files: TokenizerFiles) -> Vocabulary:
                 code=Code.TOKENIZER_UNSUPPORTED,
                 file=path,
             )
+    stated = bool(normalizer.get(3, 1))
     if files.json is not None:
-        for text, token_id in read_bpe(files.json_path, files.json).vocab.items():
+        bpe = read_bpe(files.json_path, files.json)
+        if not files.is_llama:  # then transformers runs tokenizer.json as it is
+            stated = adds_space_prefix(bpe, files.json)
+        for text, token_id in bpe.vocab.items():
             if token_id < len(pieces) and pieces[token_id].text != text:
                 raise BitconvError(
                     f"token {token_id} is {text!r}, but {path.name} has {pieces[token_id].text!r}",
@@ -65,7 +80,8 @@ def sentencepiece_vocabulary(files: TokenizerFiles) -> Vocabulary:
                     file=files.json_path,
                     way_out="remove the file that does not belong to this checkpoint",
                 )
-    return spm_vocabulary(files, path, dict(enumerate(pieces)), add_space_prefix=bool(normalizer.get(3, 1)))
+    space = space_in_front(files, stated, default=True)
+    return spm_vocabulary(files, path, dict(enumerate(pieces)), add_space_prefix=space)
 
 
 def _piece(message: bytes) -> Piece:

@@ -140,8 +140,7 @@ def _adds(files: TokenizerFiles, roles: dict[str, int | None]) -> tuple[bool, bo
         roles["bos"] = before[0]
     path = files.directory / "tokenizer_config.json"
     # LlamaTokenizer, and what has no tokenizer.json, puts bos in front unless told not to.
-    name = str(files.tokenizer_config.get("tokenizer_class", ""))
-    is_llama = name.removeprefix("Code").startswith("LlamaTokenizer") or files.json is None
+    is_llama = files.is_llama or files.json is None
     result = []
     for role, template in (("bos", before), ("eos", after)):
         flag = files.tokenizer_config.get(f"add_{role}_token")

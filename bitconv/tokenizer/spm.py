@@ -26,6 +26,26 @@ class Piece(NamedTuple):
     type: TokenType
 
 
+def space_in_front(files: TokenizerFiles, stated: bool, *, default: bool) -> bool:
+    """Whether a text starts with a space that is not there.
+
+    stated: what the vocabulary's own file says. transformers' LlamaTokenizer goes by add_prefix_space in
+    tokenizer_config.json alone, and by `default` without; its other classes (release 5) do not look at that key.
+    """
+    key = files.tokenizer_config.get("add_prefix_space")
+    if files.is_llama:
+        return key if isinstance(key, bool) else default
+    if files.json is None and isinstance(key, bool) and key is not stated:
+        raise BitconvError(
+            f"add_prefix_space is {str(key).lower()}, tokenizer.model says the other, and which one holds depends on "
+            "transformers' release where tokenizer_class is not LlamaTokenizer",
+            code=Code.CONTRADICTION,
+            file=files.directory / "tokenizer_config.json",
+            way_out="set tokenizer_class to LlamaTokenizer for the key to hold, or remove the key",
+        )
+    return stated
+
+
 def spm_vocabulary(
     files: TokenizerFiles, path: Path, pieces: Mapping[int, Piece], *, add_space_prefix: bool
 ) -> Vocabulary:

@@ -15,7 +15,7 @@ from typing import Any
 from bitconv.system.errors import BitconvError, Code
 from bitconv.tokenizer.bpe import BPE, read_bpe
 from bitconv.tokenizer.files import TokenizerFiles, steps
-from bitconv.tokenizer.spm import BYTE_PIECES, SPACE, Piece, spm_vocabulary
+from bitconv.tokenizer.spm import BYTE_PIECES, SPACE, Piece, space_in_front, spm_vocabulary
 from bitconv.tokenizer.vocabulary import TokenType, Vocabulary
 
 
@@ -28,7 +28,8 @@ def spm_json_vocabulary(files: TokenizerFiles, json: Mapping[str, Any]) -> Vocab
             code=Code.TOKENIZER_UNSUPPORTED,
             file=bpe.path,
         )
-    add_space_prefix = _adds_space_prefix(bpe, json)
+    stated = adds_space_prefix(bpe, json)
+    add_space_prefix = space_in_front(files, stated, default=stated)
     special = {bpe.unk_token, *BYTE_PIECES, *(token.content for token in files.added.values())}
     scores = _scores(bpe, [text for text in bpe.vocab if text not in special])
     pieces = {
@@ -74,7 +75,7 @@ def _scores(bpe: BPE, texts: Collection[str]) -> dict[str, float]:
     return scores
 
 
-def _adds_space_prefix(bpe: BPE, json: Mapping[str, Any]) -> bool:
+def adds_space_prefix(bpe: BPE, json: Mapping[str, Any]) -> bool:
     """Whether a space is put in front. Raises BitconvError unless spaces become U+2581 and nothing else changes."""
     prefixes = replacements = 0
     for step in [*steps(json.get("normalizer"), "normalizers"), *steps(json.get("pre_tokenizer"), "pretokenizers")]:
