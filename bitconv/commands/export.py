@@ -32,7 +32,7 @@ from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
-from bitconv.system.output import replacing, replacing_directory
+from bitconv.system.output import replacing, replacing_directory, tidy_directory
 from bitconv.system.rawio import read_at, write_at
 from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
 
@@ -311,6 +311,7 @@ def _are_bf16(values: npt.NDArray[np.float32]) -> bool:
 def _check_target(path: Path, *, force: bool) -> None:
     if not path.parent.is_dir():
         raise BitconvError(f"the directory {path.parent} does not exist", code=Code.NOT_FOUND, file=path)
+    tidy_directory(path)
     if not path.exists():
         return
     if not path.is_dir():

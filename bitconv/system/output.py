@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,16 +13,16 @@ from pathlib import Path
 
 from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.files import read_start
+from bitconv.system.temporaries import NEW, OLD, READY, remove_dead, temporary_directory, temporary_file
 
 WRITE_BACK_SECONDS = 0.05
-# Of temporary names. Those of outputs are no part of them: they may be as long as the file system takes.
-_PREFIX, _SUFFIX = ".bitconv-", ".tmp"
 
 
 def check_output(path: Path, *, force: bool, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
     """Refuse a path that cannot be written, that is an input or, without force, that holds something."""
     if not path.parent.is_dir():
         raise BitconvError(f"the directory {path.parent} does not exist", code=Code.NOT_FOUND, file=path)
+    remove_dead(Path(os.path.realpath(path)).parent)  # before the space on the disk is counted
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -51,6 +50,13 @@ def check_no_model_file(path: Path, model: Path, start: bytes) -> None:
         )
 
 
+def tidy_directory(path: Path) -> None:
+    """What killed runs left in an output directory, or beside it, goes."""
+    target = Path(os.path.realpath(path))
+    for directory in (target.parent, target):
+        remove_dead(directory)
+
+
 @contextlib.contextmanager
 def replacing(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     """A descriptor to write `size` bytes to, in a temporary file beside `path` that takes its place at the end.
@@ -60,28 +66,20 @@ def replacing(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     error too.
     """
     target = Path(os.path.realpath(path))
+    temporary = None
     try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=_PREFIX, suffix=_SUFFIX)
-    except OSError as error:
-        raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None
-    temporary = Path(name)
-    try:
-        try:
+        with temporary_file(target.parent) as (descriptor, temporary):
             _reserve(descriptor, size)
             with _written_back(descriptor):
                 yield descriptor
-            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+            os.fchmod(descriptor, 0o666 & ~_umask())  # until now only its owner could read it
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        check_output(path, force=force)
-        temporary.replace(target)
+            check_output(path, force=force)
+            temporary.replace(target)
     except OSError as error:
-        if error.filename not in (None, name):
+        if temporary is not None and error.filename not in (None, str(temporary)):
             raise
         raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -93,14 +91,14 @@ def replacing_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     exists = target.is_dir()
-    try:
-        beside = tempfile.TemporaryDirectory(dir=target if exists else target.parent, prefix=_PREFIX, suffix=_SUFFIX)
-    except OSError as error:
-        raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None
-    with beside:
-        new, old = Path(beside.name, "new"), Path(beside.name, "old")
-        new.mkdir()
-        old.mkdir()
+    with contextlib.ExitStack() as stack:
+        try:
+            beside = stack.enter_context(temporary_directory(target if exists else target.parent))
+            new, ready, old = beside / NEW, beside / READY, beside / OLD
+            new.mkdir()
+            old.mkdir()
+        except OSError as error:
+            raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None
         try:
             yield new
         except BitconvError as error:
@@ -109,17 +107,20 @@ def replacing_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
             if error.filename is not None:
                 error.filename = str(error.filename).replace(str(new), str(path))
             raise
-        there = [file for file in target.iterdir() if file.name != Path(beside.name).name] if target.is_dir() else []
-        if there and not force:
+        there = [file for file in target.iterdir() if file != beside] if target.is_dir() else []
+        if there and not (force and exists):
             raise BitconvError(f"cannot be written: {os.strerror(errno.ENOTEMPTY)}", code=Code.WRITE, file=path)
         moves = [(file, old / file.name) for file in there]
-        moves += [(file, target / file.name) for file in new.iterdir()] if exists else [(new, target)]
+        if exists:  # from ready on, whoever finds this dead moves on instead of back
+            moves += [(new, ready), *((ready / file.name, target / file.name) for file in new.iterdir())]
+        else:
+            moves.append((new, target))
         try:
             for source, destination in moves:
                 source.rename(destination)
         except BaseException as error:
             for source, destination in reversed(moves):
-                if os.path.lexists(destination) and not os.path.lexists(source):
+                if source.parent.is_dir() and not os.path.lexists(source) and os.path.lexists(destination):
                     destination.rename(source)
             if isinstance(error, OSError):
                 raise BitconvError(f"cannot be written: {error.strerror}", code=Code.WRITE, file=path) from None

@@ -21,7 +21,7 @@ from bitconv.models.config_json import config_json
 from bitconv.models.quantization import ScaleConvention
 from bitconv.system.errors import BitconvError, Code, check_number, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
-from bitconv.system.output import replacing_directory
+from bitconv.system.output import replacing_directory, tidy_directory
 from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
 
 _NORM_SPREAD = 0.1
@@ -166,6 +166,7 @@ def _checked(blocks: Iterator[Bytes], keep_going: KeepGoing) -> Iterator[Bytes]:
 def _check_target(path: Path, size: int) -> None:
     if not path.parent.is_dir():
         raise BitconvError(f"the directory {path.parent} does not exist", code=Code.NOT_FOUND, file=path)
+    tidy_directory(path)
     if path.exists() and not path.is_dir():
         raise BitconvError("is a file", code=Code.FILE_KIND, file=path, way_out="name a directory")
     if path.exists() and any(path.iterdir()):
