@@ -348,7 +348,7 @@ def test_a_header_that_lists_more_than_any_model_has(tmp_path: Path) -> None:
     entry = (1).to_bytes(8, "little") + b"a" + (7).to_bytes(4, "little") + b"\0"
     header = b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + count.to_bytes(8, "little")
     (tmp_path / "in.gguf").write_bytes(header + entry * count)
-    assert "65536 of each are the most" in bitconv.verify(tmp_path / "in.gguf").faults[0]
+    assert "of each are the most" in bitconv.verify(tmp_path / "in.gguf").faults[0]
 
 
 def test_a_gguf_file_that_is_cut_while_it_is_evaluated(tmp_path: Path) -> None:

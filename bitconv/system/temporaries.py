@@ -136,12 +136,14 @@ def _remove(path: Path) -> None:
         if not stat.S_ISDIR(path.lstat().st_mode):
             path.unlink()
             return
+        with contextlib.suppress(OSError):
+            path.rmdir()  # an empty one by none
+            return
+        for file in list(path.iterdir()):
+            _remove(file)
+        path.rmdir()
     except FileNotFoundError:
         return
-    for file in list(path.iterdir()):
-        _remove(file)
-    with contextlib.suppress(FileNotFoundError):
-        path.rmdir()
 
 
 @atexit.register
