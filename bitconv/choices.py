@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from bitconv.layouts import EIGHT_BIT, I2_S_ORDERS, TERNARY_TYPES
+from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, I2_S_ORDERS, QUANTIZED, TERNARY_TYPES
 from bitconv.runners import RUNNERS
 from bitconv.system.errors import BitconvError, Code, option
 
@@ -50,9 +50,10 @@ def _letters(text: str) -> str:
 
 TYPE = Choice("type", "type", (*TERNARY_TYPES, "auto"))
 REPACKED_TYPE = Choice("type", "type", TERNARY_TYPES)
-TENSOR_TYPE = Choice("tensor_types", "type", (*TERNARY_TYPES, EIGHT_BIT))
+TENSOR_TYPE = Choice("tensor_types", "type", (*TERNARY_TYPES, *QUANTIZED))
 TILED_TYPE = Choice("type", "type with tiles", ("tl1", "tl2"))
-EMBED_TYPE = Choice("embed_type", "embedding type", ("f16", "f32", "bf16"))
+EMBED_TYPE = Choice("embed_type", "embedding type", DENSE_TYPES)
+HEAD_TYPE = Choice("head_type", "head type", DENSE_TYPES)
 FALLBACK = Choice("fallback", "fallback", ("error", "f16", "bf16", "f32", EIGHT_BIT))
 RUNNER = Choice("runner", "runner", tuple(runner.name for runner in RUNNERS))
 SCALE_CONVENTION = Choice("scale_convention", "scale convention", ("multiply", "divide"))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bitconv.layouts import EIGHT_BIT, FLOATS
+from bitconv.layouts import EIGHT_BIT, FLOATS, QUANTIZED
 from bitconv.system.errors import option
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ class Runner:
     rope_lists: for longrope, the graph of llama loads a list of factors for long contexts and one for short.
     min_columns: the fewest columns of a ternary tensor of a type. run: the command that runs a file, {} standing for
     it. preferred: before others that compute a type, and know a type id, as well. release_of: the runner that this is
-    a later release of. own_pre: the values of tokenizer.ggml.pre that it alone knows.
+    a later release of. own_pre: the values of tokenizer.ggml.pre that it alone knows. lookups, heads: the types that it
+    computes right, beside floats, of token_embd.weight where rows are looked up, and where it multiplies by that or by
+    an output.weight; these are different code.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Runner:
     preferred: bool = False
     release_of: str = ""
     own_pre: tuple[str, ...] = ()
+    lookups: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -84,6 +88,8 @@ RUNNERS = (
         types={"i2_s": 40, "tl1": 38, "tl2": 39, "tq1_0": 36, "tq2_0": 37, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "i2_s": 36, "tl1": 38, "tl2": 39},
         run=_LLAMA_CLI,
+        lookups=QUANTIZED,
+        heads=QUANTIZED,
         # What its own converter calls Falcon3's and Falcon-E's pre-tokenizer. See PRE_TOKENIZERS.
         own_pre=("falcon3", "falcon_e"),
         notes=(
@@ -109,6 +115,8 @@ RUNNERS = (
         types={"tq1_0": 36, "tq2_0": 37, "q2_0": 41, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
         run=_LLAMA_CLI,
+        lookups=QUANTIZED,
+        heads=QUANTIZED,
         preferred=True,
         scale_tensors=True,
         expert_types=("tq1_0", "tq2_0", "q2_0", *FLOAT_FILE_TYPES),
@@ -128,6 +136,8 @@ RUNNERS = (
         types={"iq2_bn": 137, "iq1_bn": 136, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"iq1_bn": 134, "iq2_bn": 135},
         run=_LLAMA_CLI,
+        lookups=QUANTIZED,
+        heads=QUANTIZED,
         min_columns={"iq1_bn": 512, "iq2_bn": 512},
         notes=("loads I2_S and computes garbage; repack such a file to iq2_bn",),
     ),
@@ -210,6 +220,16 @@ def experts_way_out() -> str:
     """A type and a runner that compute stacked experts."""
     name, runner_name = next((name, r.name) for r in RUNNERS for name in r.types if name in r.expert_types)
     return f"what works: {option('type', name)} {option('runner', runner_name)}"
+
+
+def dense_obstacle(target: Runner, name: str, columns: int, *, looked_up: bool, multiplied: bool) -> str | None:
+    """Why an embedding or a head of so many columns cannot have this type in this runner; None where it can."""
+    from bitconv.layouts.dense import dense_obstacle
+
+    for wanted, able, what in ((looked_up, target.lookups, "looks up rows of"), (multiplied, target.heads, "computes")):
+        if wanted and name not in (*FLOATS, *able):
+            return f"it is not known that {target.name} {what} {name}"
+    return dense_obstacle(name, columns)
 
 
 def layout_name(type_id: int, file_type: int | None) -> str | None:

@@ -67,6 +67,10 @@ def convert(
         str,
         one_of(choices.EMBED_TYPE, "--embed-type", "Type of the embedding and an untied head.", show_default=True),
     ] = "f16",
+    head_type: Annotated[
+        str | None,
+        one_of(choices.HEAD_TYPE, "--head-type", "Type of an untied head alone.", metavar="TYPE"),
+    ] = None,
     fallback: Annotated[
         str,
         one_of(
@@ -159,6 +163,14 @@ def repack(
             "--from-i2-s-order",
             "IN.gguf is I2_S in the byte order of such a build.",
         ),
+    ] = None,
+    embed_type: Annotated[
+        str | None,
+        one_of(choices.EMBED_TYPE, "--embed-type", "New type of an embedding and an untied head that are floats."),
+    ] = None,
+    head_type: Annotated[
+        str | None,
+        one_of(choices.HEAD_TYPE, "--head-type", "The same for an untied head alone.", metavar="TYPE"),
     ] = None,
     scale_in_blocks: ScaleInBlocksOption = False,
     pre: FilePreOption = None,

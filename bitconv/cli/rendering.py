@@ -98,6 +98,8 @@ def print_repacking(result: Repacking) -> None:
     print(f"{len(result.tensors)} tensors, {', '.join(changes)}, architecture {result.architecture}")
     worst = max((tensor.scale_error for tensor in result.tensors), default=0.0)
     print("scales: exact" if worst == 0 else f"scales: rounded, off by {worst:.2g} at most")
+    for tensor in result.dense:
+        print(f"{tensor.name}: {tensor.from_type} to {tensor.type}")
     _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
     _print_output(result.output, result.size, result.run, result.runner)
 
@@ -106,6 +108,8 @@ def print_export(result: Export) -> None:
     print(f"{result.architecture}, {len(result.tensors)} tensors, to be run in {result.dtype}")
     if not result.exact_scales:
         print(f"scales: exact in the files; {result.dtype} cannot hold them, so transformers rounds them when it loads")
+    for name, type_name in result.dequantized.items():
+        print(f"{name}: dequantized from {type_name}, which the checkpoint it was made of is not")
     _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
     print(f"{result.directory}: {result.size:,} bytes of tensors; {', '.join(result.files)}")
 

@@ -10,9 +10,10 @@ from os import PathLike
 from pathlib import Path
 
 from bitconv.checkpoint.dense import dense_values
-from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint, StoredTensor
+from bitconv.checkpoint.directory import Checkpoint, StoredTensor
 from bitconv.checkpoint.hub import local_model
-from bitconv.choices import EMBED_TYPE, FALLBACK, RUNNER, TENSOR_TYPE, TYPE
+from bitconv.choices import EMBED_TYPE, FALLBACK, HEAD_TYPE, RUNNER, TENSOR_TYPE, TYPE
+from bitconv.gguf import type_by_name
 from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.scales import Scale
 from bitconv.layouts.tiles import kernel_config_text, read_kernel_config
@@ -31,7 +32,8 @@ from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import check_no_model_file, check_output, replacing
 from bitconv.system.rawio import write_at
 
-# A job converts this many values of a dense tensor: large ones are split, for the threads to share.
+# A job converts this many values of a dense tensor, whole blocks of every type: large ones are split, for the threads
+# to share.
 DENSE_JOB_VALUES = 1 << 22
 
 
@@ -89,6 +91,7 @@ def convert(
     type: str = "i2_s",
     runner: str | None = None,
     embed_type: str = "f16",
+    head_type: str | None = None,
     fallback: str = "error",
     tensor_types: Sequence[tuple[str, str]] = (),
     kernel_config: str | PathLike[str] | None = None,
@@ -107,15 +110,16 @@ def convert(
     model: a directory or an id on the Hub, of a revision, read with a token, as checkpoint.hub.local_model takes them.
     type: of the ternary tensors: a packed layout, "auto", or f32, f16, bf16 for the unpacked ternary model in floats.
     runner: a name of `bitconv.runners`; what it could not compute right is refused; None for the one that the type
-    implies. embed_type: of the token embedding and of an untied head. fallback: "error", "f16", "bf16", "f32" or
-    "q8_0", for tensors whose shape or scales the type cannot take. tensor_types: (regular expression, type) pairs that
-    overrule the type of tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that
-    the runner was built with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16.
-    scale_convention: "multiply" or "divide", overrules what config.json implies for weight_scale. ternarize: "absmean"
-    or "absmedian", the rule for float weights that are not ternary already, which a checkpoint without a marker needs.
-    pre: tokenizer.ggml.pre, overrules the recognised pre-tokenizer. threads: all cores where None; the bytes written do
-    not depend on it. force: overwrite output. attest: also write OUTPUT.intoto.json, an in-toto statement of
-    sources and options, and OUTPUT.sha256. progress: called with the bytes written so far and in all.
+    implies. embed_type: of the token embedding and of an untied head: f16, f32, bf16, or q8_0, q6_k, q4_k, in the bytes
+    that llama-quantize makes. head_type: of the head alone. fallback: "error", "f16", "bf16", "f32" or "q8_0", for
+    tensors whose shape or scales the type cannot take. tensor_types: (regular expression, type) pairs that overrule the
+    type of tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that the runner was
+    built with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16. scale_convention:
+    "multiply" or "divide", overrules what config.json implies for weight_scale. ternarize: "absmean" or "absmedian",
+    the rule for float weights that are not ternary already, which a checkpoint without a marker needs. pre:
+    tokenizer.ggml.pre, overrules the recognised pre-tokenizer. threads: all cores where None; the bytes written do not
+    depend on it. force: overwrite output. attest: also write OUTPUT.intoto.json, an in-toto statement of sources and
+    options, and OUTPUT.sha256. progress: called with the bytes written so far and in all.
 
     BitconvError on anything that cannot be converted right; then output is as it was before.
     """
@@ -134,6 +138,7 @@ def convert(
         type=type,
         runner=RUNNER.optional(runner),
         embed_type=EMBED_TYPE.parse(embed_type),
+        head_type=HEAD_TYPE.optional(head_type),
         fallback=FALLBACK.parse(fallback),
         overrides=tuple((pattern, TENSOR_TYPE.parse(name)) for pattern, name in tensor_types),
         tiles=None if kernel_config is None else read_kernel_config(Path(kernel_config), tile_rules(type)),
@@ -260,12 +265,14 @@ def _write_dense(
     last: int,
     keep_going: KeepGoing,
 ) -> int:
-    itemsize = ITEMSIZE[tensor.type_name]
-    for at, end in row_blocks(last - first, 1, 1):
+    written = 0
+    start = plan.data_offset + tensor.offset + type_by_name(tensor.type_name).nbytes((first,))
+    for at, end in row_blocks(last - first, 1, type_by_name(tensor.type_name).block):
         keep_going()
         data = dense_values(checkpoint, stored, tensor.type_name, first + at, first + end)
-        write_at(descriptor, data, plan.data_offset + tensor.offset + (first + at) * itemsize)
-    return (last - first) * itemsize
+        write_at(descriptor, data, start + written)
+        written += data.size
+    return written
 
 
 def _write_computed(

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +18,8 @@ from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE
 from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf, type_by_name
+from bitconv.layouts import QUANTIZED
+from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes
 from bitconv.layouts.registry import make_layout
 from bitconv.layouts.scales import describe
@@ -62,6 +63,7 @@ class Export:
     scale_convention: what it does with weight_scale, "multiply" or "divide". exact_scales: dtype holds every
     weight_scale; where not they are stored in float32, and transformers rounds them when it loads the model.
     warnings: what verify calls wrong in the file's metadata, which the checkpoint then has too.
+    dequantized: the types of the dense weights that the file has quantized, by the checkpoint's names.
     """
 
     directory: str
@@ -73,6 +75,7 @@ class Export:
     files: tuple[str, ...]
     tensors: tuple[ExportedTensor, ...]
     warnings: tuple[str, ...]
+    dequantized: dict[str, str]
 
 
 @reports_system_errors
@@ -136,11 +139,12 @@ def export(
             for t in checkpoint.tensors
         ),
         warnings=structure.metadata_warnings(pre),
+        dequantized=checkpoint.dequantized,
     )
 
 
 class _Checkpoint(NamedTuple):
-    """scales: by the names of the packed tensors."""
+    """scales: by the names of the packed tensors. dequantized: the types of those that were quantized."""
 
     config: dict[str, Any]
     dtype: str
@@ -148,6 +152,7 @@ class _Checkpoint(NamedTuple):
     scale_dtype: str
     tensors: list[NewTensor]
     scales: dict[str, float]
+    dequantized: dict[str, str]
 
 
 class _Source:
@@ -209,7 +214,12 @@ class _Source:
         scaling = rope_scaling(self.metadata, self.structure.architecture_name, self.sizes, factors, self.path)
         tied = "output.weight" not in dense
         config = config_json(self.family, self.sizes, scaling, tied=tied, dtype=dtype, convention=convention)
-        return _Checkpoint(config, dtype, convention, scale_dtype, tensors, scales)
+        dequantized = {
+            self.family.source_name(name): self.structure.types[name]
+            for name in dense
+            if self.structure.types[name] in QUANTIZED
+        }
+        return _Checkpoint(config, dtype, convention, scale_dtype, tensors, scales, dequantized)
 
     def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
         if info.shape[0] % 4:
@@ -233,7 +243,9 @@ class _Source:
             raw = np.empty((last - first, row_bytes), np.uint8)
             if not read_at(self.descriptor, raw, info.offset + first * row_bytes):
                 raise self.error(info.name, "the file has become shorter while it was read", Code.CHANGED)
-            values: npt.NDArray[np.float32] = gguf.dequantize(raw, gguf.GGMLQuantizationType(info.type_id)).reshape(-1)
+            values, bad = decode(raw.reshape(-1), self.structure.types[info.name])
+            if bad >= 0:
+                raise self.error(info.name, f"holds {values[bad]}; a weight must be finite", Code.FAULTY)
             yield values
 
     def dense(self, info: TensorInfo, dtype: str, keep_going: KeepGoing) -> Iterator[Bytes]:

@@ -6,23 +6,29 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from bitconv import runners
-from bitconv.choices import REPACKED_TYPE, RUNNER
-from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf
+from bitconv.choices import EMBED_TYPE, HEAD_TYPE, REPACKED_TYPE, RUNNER
+from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf, type_by_name
+from bitconv.layouts import QUANTIZED
+from bitconv.layouts.dense import encode
+from bitconv.layouts.layout import Bytes
 from bitconv.layouts.registry import check_has_tiles, make_layout, tile_rules
 from bitconv.layouts.scales import group_obstacle
 from bitconv.layouts.tiles import TILES_KEY, Tile, read_kernel_config
 from bitconv.models.architectures import Role, scale_name
 from bitconv.packed.structure import Structure, check_structure
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.planning.dense import HEAD, check_dense
 from bitconv.planning.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
 from bitconv.system import jobs
+from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import check_output, replacing
@@ -32,6 +38,8 @@ from bitconv.tokenizer.pretokenizers import check_name
 # A job copies this many bytes of a tensor that stays as it is, in pieces that fit a core's cache.
 COPY_JOB_BYTES = 1 << 25
 COPY_PIECE_BYTES = 1 << 20
+# A job changes the type of this many values, whole blocks of every type.
+CHANGE_JOB_VALUES = 1 << 22
 # The same graph: ik_llama.cpp and bitnet.cpp know both names, the first release of it only the older one.
 _NEWER_NAME = {"bitnet-25": "bitnet-b1.58"}
 
@@ -53,6 +61,15 @@ class RepackedTensor:
 
 
 @dataclass(frozen=True)
+class RepackedDense:
+    """An embedding or a head of another type."""
+
+    name: str
+    from_type: str
+    type: str
+
+
+@dataclass(frozen=True)
 class Repacking:
     """What a repacking wrote. size in bytes. run: the command that runs the file.
 
@@ -66,16 +83,21 @@ class Repacking:
     size: int
     run: str
     tensors: tuple[RepackedTensor, ...]
+    dense: tuple[RepackedDense, ...]
     warnings: tuple[str, ...]
 
 
 class _Planned(NamedTuple):
-    """A tensor of the input and where it goes. offset counts from the start of the data section."""
+    """A tensor of the input and where it goes. offset counts from the start of the data section.
+
+    dense: the new type of floats.
+    """
 
     info: TensorInfo
     offset: int
     nbytes: int
-    place: TernaryPlace | None
+    place: TernaryPlace | None = None
+    dense: str | None = None
 
 
 @reports_system_errors
@@ -88,6 +110,8 @@ def repack(
     kernel_config: str | os.PathLike[str] | None = None,
     from_kernel_config: str | os.PathLike[str] | None = None,
     from_i2_s_order: str | None = None,
+    embed_type: str | None = None,
+    head_type: str | None = None,
     scale_in_blocks: bool = False,
     pre: str | None = None,
     threads: int | None = None,
@@ -98,8 +122,10 @@ def repack(
 
     type, runner, kernel_config, scale_in_blocks, threads, force, progress: as `convert` takes them.
     from_kernel_config: the ini with the tiles of a TL1 or TL2 input that does not record them. from_i2_s_order:
-    "arm64" or "row4" for an I2_S input in that byte order. pre: tokenizer.ggml.pre, which published files lack.
-    Tensors that are not ternary and all metadata that does not speak of the layout are carried over byte for byte.
+    "arm64" or "row4" for an I2_S input in that byte order. embed_type: a new type of an embedding and an untied head
+    that are floats, head_type: of the head alone, as `convert` takes them. pre: tokenizer.ggml.pre, which published
+    files lack. All else that is not ternary, and all metadata that does not speak of the layout, is carried over byte
+    for byte.
 
     BitconvError where the input is not ternary or not right, or the runner could not compute the output right.
     """
@@ -123,7 +149,11 @@ def repack(
         raise BitconvError(obstacle, code=Code.RUNNER, way_out=way_out)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config), tile_rules(type))
     section = DataSection(chosen, scale_in_blocks=scale_in_blocks)
-    planned = _plan(gguf, structure, section, type, tiles)
+    dense_types = {"embed_type": EMBED_TYPE.optional(embed_type), "head_type": HEAD_TYPE.optional(head_type)}
+    if head_type is not None and not _has_head(gguf, structure):
+        cause = f"{option('head_type', head_type)}: the model has no head, it multiplies by the embedding"
+        raise BitconvError(cause, code=Code.OPTIONS, file=source)
+    planned = _plan(gguf, structure, section, type, tiles, dense_types)
     metadata = _metadata(gguf.metadata, structure, chosen, type)
     if pre is not None:
         if metadata.get("tokenizer.ggml.model") == "llama":
@@ -144,7 +174,10 @@ def repack(
     architecture = _architecture_name(structure, chosen)
     run = chosen.command(type, target, embedding=f"{structure.architecture_name}.pooling_type" in gguf.metadata)
     warnings = structure.metadata_warnings(pre)
-    return Repacking(str(target), architecture, type, chosen.name, size, run, tensors, warnings)
+    dense = tuple(
+        RepackedDense(t.info.name, structure.types[t.info.name], t.dense) for t in planned if t.dense is not None
+    )
+    return Repacking(str(target), architecture, type, chosen.name, size, run, tensors, dense, warnings)
 
 
 def _check_input(gguf: GGUFFile, structure: Structure) -> None:
@@ -168,6 +201,7 @@ def _plan(
     section: DataSection,
     type_name: str,
     tiles: Mapping[tuple[int, int], Tile] | None,
+    dense_types: Mapping[str, str | None],
 ) -> list[_Planned]:
     planned = []
     for info in gguf.tensors:
@@ -183,9 +217,37 @@ def _plan(
             place = section.place_ternary(info.name, (rows, columns), layout, group)
             planned.append(_Planned(info, place.offset, place.nbytes, place))
         elif role is not Role.SCALE:
-            nbytes = structure.nbytes[info.name]
-            planned.append(_Planned(info, section.place(info.name, info.shape, info.type_id, nbytes), nbytes, None))
+            old = structure.types[info.name]
+            new = _dense_type(gguf, structure, section.runner, info, dense_types) if role is Role.EMBEDDING else old
+            nbytes = type_by_name(new).nbytes(info.shape)
+            offset = section.place(info.name, info.shape, section.runner.type_id(new), nbytes)
+            planned.append(_Planned(info, offset, nbytes, dense=new if new != old else None))
     return planned
+
+
+def _dense_type(
+    gguf: GGUFFile, structure: Structure, target: Runner, info: TensorInfo, dense_types: Mapping[str, str | None]
+) -> str:
+    """What an embedding or a head becomes."""
+    old, parameter = structure.types[info.name], "embed_type"
+    if info.name == HEAD and dense_types["head_type"] is not None:
+        parameter = "head_type"
+    new = dense_types[parameter] or old
+    if new != old and old in QUANTIZED:
+        raise BitconvError(
+            f"it is {old}, and what is quantized is not quantized or widened again",
+            code=Code.LAYOUT,
+            file=gguf.path,
+            tensor=info.name,
+            way_out="convert the checkpoint",
+        )
+    has_head, columns = _has_head(gguf, structure), info.shape[-1]
+    check_dense(target, info.name, new, columns, has_head=has_head, file=gguf.path, parameter=parameter)
+    return new
+
+
+def _has_head(gguf: GGUFFile, structure: Structure) -> bool:
+    return structure.architecture.untied_head and any(tensor.name == HEAD for tensor in gguf.tensors)
 
 
 def _metadata(metadata: Metadata, structure: Structure, runner: Runner, type_name: str) -> Metadata:
@@ -233,24 +295,46 @@ def _write(
         repacked[name] = RepackedTensor(name, from_type, place.layout.name, place.shape, one, error, place.group)
         return place.nbytes
 
+    def read(info: TensorInfo, first: int, last: int) -> Bytes:
+        piece = np.empty(last - first, np.uint8)
+        if not read_at(source, piece, info.offset + first):
+            cause = "the file has become shorter while it was read"
+            raise BitconvError(cause, code=Code.CHANGED, file=gguf.path, tensor=info.name)
+        return piece
+
     def copy(tensor: _Planned, first: int, last: int, keep_going: KeepGoing) -> int:
         for at in range(first, last, COPY_PIECE_BYTES):
             keep_going()
-            piece = np.empty(min(COPY_PIECE_BYTES, last - at), np.uint8)
-            if not read_at(source, piece, tensor.info.offset + at):
-                raise BitconvError(
-                    "the file has become shorter while it was read",
-                    code=Code.CHANGED,
-                    file=gguf.path,
-                    tensor=tensor.info.name,
-                )
+            piece = read(tensor.info, at, min(at + COPY_PIECE_BYTES, last))
             write_at(descriptor, piece, len(header) + tensor.offset + at)
         return last - first
+
+    def change(tensor: _Planned, new: str, first: int, last: int, keep_going: KeepGoing) -> int:
+        """first, last: of its values."""
+        info, old, kind = tensor.info, type_by_name(structure.types[tensor.info.name]), type_by_name(new)
+        at = tensor.offset + kind.nbytes((first,))
+        for start, end in row_blocks(last - first, 1, kind.block):
+            keep_going()
+            raw = read(info, old.nbytes((first + start,)), old.nbytes((first + end,)))
+            data, bad = encode(raw, old.name, new)
+            if bad >= 0:
+                where = [int(i) for i in np.unravel_index(first + start + bad, info.shape)]
+                cause = f"element {where} is a value that {new} cannot hold, or not finite"
+                raise BitconvError(cause, code=Code.LAYOUT, file=gguf.path, tensor=info.name)
+            write_at(descriptor, data, len(header) + at)
+            at += data.size
+        return at - tensor.offset - kind.nbytes((first,))
 
     work: list[Callable[[KeepGoing], int]] = []
     for tensor in planned:
         if tensor.place is not None:
             work.append(partial(ternary, tensor.info, tensor.place))
+        elif tensor.dense is not None:
+            count = prod(tensor.info.shape)
+            work += [
+                partial(change, tensor, tensor.dense, at, min(at + CHANGE_JOB_VALUES, count))
+                for at in range(0, count, CHANGE_JOB_VALUES)
+            ]
         else:
             work += [
                 partial(copy, tensor, at, min(at + COPY_JOB_BYTES, tensor.nbytes))

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from bitconv import _kernels
 from bitconv.checkpoint.dense import dense_values
-from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
+from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
-from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, Value, read_gguf
-from bitconv.layouts import FLOATS
+from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, TensorType, Value, read_gguf, type_by_name
+from bitconv.layouts import DENSE_TYPES, FLOATS, QUANTIZED
+from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes, Layout, Scales, Trits
 from bitconv.layouts.scales import Scale, describe
 from bitconv.layouts.tiles import read_kernel_config
@@ -316,17 +317,18 @@ class _Verifier:
         )
 
     def _not_covered(self) -> list[str]:
-        """Dense tensors of quantized types: runners take them, bitconv does not write them."""
+        """Dense tensors of types that bitconv does not write."""
         types = self.structure.types
         return [
             f"the values of {tensor.name}, which is {types[tensor.name]}"
             for tensor in self.gguf.tensors
-            if types[tensor.name] not in FLOATS and tensor.name not in self.structure.layouts
+            if types[tensor.name] not in DENSE_TYPES and tensor.name not in self.structure.layouts
         ][:MAX_FAULTS]
 
     def _checked(self, results: list[VerifiedTensor]) -> dict[str, Passed]:
         ternary = [t for t in results if t.name in self.structure.layouts]
         floats = [t for t in results if t.type in FLOATS and t not in ternary]
+        quantized = [t for t in results if t.type in QUANTIZED and t not in ternary]
         faulty = {finding.key for finding in self.metadata if finding.level is not Level.WARNING}
 
         def passed(tensors: list[VerifiedTensor], count: Callable[[VerifiedTensor], int]) -> Passed:
@@ -349,12 +351,16 @@ class _Verifier:
             "scales finite and positive": passed(ternary, scales),
             "floats finite": passed(floats, lambda t: prod(t.shape)),
         }
+        if quantized:
+            checked["quantized blocks whose scales are finite"] = passed(
+                quantized, lambda t: prod(t.shape) // type_by_name(t.type).block
+            )
         if self.checkpoint is not None:
             checked["trits equal to the checkpoint's"] = passed(ternary, lambda t: prod(t.shape))
             checked["scales equal to the checkpoint's"] = Passed(
                 passed(ternary, same_scales).passed, sum(map(scales, ternary))
             )
-            checked["dense values equal to the checkpoint's"] = passed(floats, lambda t: prod(t.shape))
+            checked["dense values equal to the checkpoint's"] = passed([*floats, *quantized], lambda t: prod(t.shape))
         return checked
 
     def tensor(self, tensor: TensorInfo, keep_going: KeepGoing) -> VerifiedTensor:
@@ -394,7 +400,7 @@ class _Verifier:
             return None if scale is None else float(scale)
         if tensor.name == "output.weight" and not self.structure.architecture.untied_head:
             self._redundant_head(tensor, keep_going)
-        if type_name not in FLOATS:
+        if type_name not in DENSE_TYPES:
             return None
         self._dense(tensor, type_name, expected, keep_going)
         return None
@@ -445,19 +451,18 @@ class _Verifier:
         raise FaultyTensor("differs from token_embd.weight, which the graph multiplies by in its place")
 
     def _dense(self, tensor: TensorInfo, type_name: str, expected: Weight | None, keep_going: KeepGoing) -> None:
-        count = prod(tensor.shape)
-        itemsize = ITEMSIZE[type_name]
-        for first, last in row_blocks(count, 1, 1):
+        kind = type_by_name(type_name)
+        for first, last in row_blocks(prod(tensor.shape), 1, kind.block):
             keep_going()
-            raw = self._read(tensor, first * itemsize, (last - first) * itemsize)
-            self._finite(raw, type_name, first, tensor.shape)
+            raw = self._read(tensor, kind.nbytes((first,)), kind.nbytes((last - first,)))
+            _check_finite(raw, kind, first, tensor.shape)
             if isinstance(expected, DenseWeight):
                 assert self.checkpoint is not None
                 wanted = dense_values(self.checkpoint, expected.stored, type_name, first, last)
-                _compare_floats(raw, wanted, itemsize, first, tensor.shape)
+                _compare_values(raw, wanted, kind, first, tensor.shape)
             elif expected is not None:
                 assert not isinstance(expected, TernaryWeight | ExpertsWeight)
-                _compare_floats(raw, expected.values[first:last].view(np.uint8), itemsize, first, tensor.shape)
+                _compare_values(raw, expected.values[first:last].view(np.uint8), kind, first, tensor.shape)
 
     def _reader(self, expected: TernaryWeight | None, keep_going: KeepGoing) -> TritReader | None:
         if expected is None:
@@ -470,14 +475,6 @@ class _Verifier:
         if not read_at(self.descriptor, raw, tensor.offset + start):
             raise FaultyTensor("the file has become shorter while it was read")
         return raw
-
-    @staticmethod
-    def _finite(raw: Bytes, type_name: str, first: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        values = np.empty(raw.size // ITEMSIZE[type_name], "<f4")
-        bad = _kernels.convert_floats(raw, type_name, values.view(np.uint8), "f32")
-        if bad >= 0:
-            raise FaultyTensor(f"element {_where(first + bad, shape)} is {values[bad]}, not finite")
-        return values
 
 
 class _OtherTensor(FaultyTensor):
@@ -632,8 +629,19 @@ def _compare_trits(reader: TritReader, trits: Trits, first: int, last: int) -> N
         raise _OtherTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
 
 
-def _compare_floats(raw: Bytes, wanted: Bytes, itemsize: int, first: int, shape: tuple[int, ...]) -> None:
-    """Bytes of floats from element `first` of a tensor on."""
+def _check_finite(raw: Bytes, kind: TensorType, first: int, shape: tuple[int, ...]) -> None:
+    """Bytes from element `first` of a tensor on."""
+    values, bad = decode(raw, kind.name)
+    if bad >= 0:
+        what = "is" if kind.name in FLOATS else "stands in a block whose scale is not finite: it is"
+        raise FaultyTensor(f"element {_where(first + bad, shape)} {what} {values[bad]}, not finite")
+
+
+def _compare_values(raw: Bytes, wanted: Bytes, kind: TensorType, first: int, shape: tuple[int, ...]) -> None:
+    """Bytes from element `first` of a tensor on, and those that its type makes of the checkpoint."""
     if not np.array_equal(raw, wanted):
-        index = first + int((raw != wanted).argmax()) // itemsize
-        raise FaultyTensor(f"element {_where(index, shape)} is not the checkpoint's")
+        block = int((raw != wanted).argmax()) // kind.block_bytes
+        where = _where(first + block * kind.block, shape)
+        if kind.name in QUANTIZED:
+            raise FaultyTensor(f"the {kind.name} block at {where} is not what llama-quantize makes of the checkpoint's")
+        raise FaultyTensor(f"element {where} is not the checkpoint's")

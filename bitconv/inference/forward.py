@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, tensor_type
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo
 from bitconv.layouts import FLOATS
+from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes, Layout, Scales
 from bitconv.layouts.scales import Scale
 from bitconv.models.architectures import Role, scale_name
@@ -116,35 +117,35 @@ class Projection:
 
 
 class Embedding:
-    """A matrix of floats (tokens, hidden) as the file holds it; one of another type is widened to float32 once."""
+    """A matrix (tokens, hidden) of floats or of quantized blocks, as the file holds it."""
 
-    def __init__(self, data: Bytes, tensor: TensorInfo, nbytes: int, parts: int) -> None:
+    def __init__(self, data: Bytes, tensor: TensorInfo, type_name: str, nbytes: int, parts: int) -> None:
         self.tokens, self.hidden = tensor.shape
-        stored_as = tensor_type(tensor.type_id)
-        if stored_as is not None and stored_as.name in FLOATS:
-            self.dtype, raw = stored_as.name, data[tensor.offset : tensor.offset + nbytes]
-        else:
-            self.dtype, raw = "f32", _dense(data, tensor, nbytes).view(np.uint8)
-        self.rows = raw.reshape(self.tokens, -1)
+        self.dtype = type_name
+        self.rows = data[tensor.offset : tensor.offset + nbytes].reshape(self.tokens, -1)
         self.parts = _shares(self.tokens, 1, parts)
 
     def of(self, tokens: Tokens) -> Floats:
         """Their rows, float32 (n, hidden)."""
-        rows = np.empty((len(tokens), self.hidden), np.float32)
-        chosen = np.ascontiguousarray(self.rows[tokens])
-        bad = _kernels.convert_floats(chosen.reshape(-1), self.dtype, rows.view(np.uint8).reshape(-1), "f32")
+        values, bad = decode(np.ascontiguousarray(self.rows[tokens]).reshape(-1), self.dtype)
         if bad >= 0:
             raise MalformedGGUF(
                 f"the embedding of token {tokens[bad // self.hidden]} holds NaN or infinity", code=Code.FAULTY
             )
-        return rows
+        return values.reshape(len(tokens), self.hidden)
 
     def product(self, part: int, x: Floats) -> Floats:
         """Of the rows of one part with x (n, hidden), float32 (n, rows)."""
         first, last = self.parts[part]
-        product = np.empty((len(x), last - first), np.float32)
-        _kernels.float_matmul(self.rows[first:last].reshape(-1), self.dtype, x, product)
-        return product
+        if self.dtype in FLOATS:
+            product = np.empty((len(x), last - first), np.float32)
+            _kernels.float_matmul(self.rows[first:last].reshape(-1), self.dtype, x, product)
+            return product
+        products = [np.empty((len(x), 0), np.float32)]
+        for at, end in row_blocks(last - first, self.hidden, 1):
+            values, _ = decode(self.rows[first + at : first + end].reshape(-1), self.dtype)
+            products.append(_float_product(values.reshape(-1, self.hidden), x))
+        return np.concatenate(products, axis=1)
 
 
 class ForwardPass:
@@ -308,7 +309,7 @@ class ForwardPass:
         """The token embedding and the output head, which may be the same."""
 
         def read(name: str) -> Embedding:
-            return Embedding(self._data, infos[name], structure.nbytes[name], self._threads)
+            return Embedding(self._data, infos[name], structure.types[name], structure.nbytes[name], self._threads)
 
         embedding = read("token_embd.weight")
         untied = self.architecture.untied_head and "output.weight" in infos

@@ -20,5 +20,8 @@ FLOATS = ("f32", "f16", "bf16")
 TERNARY_TYPES = (*PACKED, *FLOATS)
 # What one of them can be besides, where its shape or its scales ask for it.
 EIGHT_BIT = "q8_0"
+# What dense tensors can be: floats, and ggml's quantized blocks of them.
+QUANTIZED = ("q8_0", "q6_k", "q4_k")
+DENSE_TYPES = ("f16", "f32", "bf16", *QUANTIZED)
 # I2_S in the byte orders of other builds of bitnet.cpp.
 I2_S_ORDERS = ("arm64", "row4")

@@ -10,7 +10,7 @@ import numpy as np
 
 from bitconv.choices import I2_S_ORDER
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
-from bitconv.layouts import EIGHT_BIT, FLOATS, TERNARY_TYPES
+from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, TERNARY_TYPES
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, make_layout
 from bitconv.layouts.scales import GROUPS_KEY, check_group, group_obstacle, groups_from_metadata
@@ -30,7 +30,7 @@ _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
 # norms that are not F32.
 _ALLOWED = {
     Role.TERNARY: _TERNARY,
-    Role.EMBEDDING: {*FLOATS, "q8_0", "q6_k"},
+    Role.EMBEDDING: set(DENSE_TYPES),
     Role.ROUTER: {"f32"},
     Role.SCALE: {"f32"},
     Role.ROPE_FACTORS: {"f32"},

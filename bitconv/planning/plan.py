@@ -11,15 +11,15 @@ import numpy as np
 
 from bitconv import runners
 from bitconv.checkpoint.directory import Checkpoint
-from bitconv.choices import EMBED_TYPE
 from bitconv.gguf import type_by_name
-from bitconv.layouts import FLOATS, PACKED
+from bitconv.layouts import DENSE_TYPES, FLOATS, PACKED
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, check_has_tiles, make_layout
 from bitconv.layouts.scales import group_of, scale_obstacle
 from bitconv.layouts.tiles import Tile
 from bitconv.models.architectures import Role
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
+from bitconv.planning.dense import HEAD, check_dense
 from bitconv.planning.metadata import build_metadata
 from bitconv.planning.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
@@ -32,15 +32,17 @@ class Options:
     """What a user chooses about a file.
 
     type: of the ternary tensors, or "auto". runner: None for the one that the type implies. embed_type: of the
-    embedding and an untied head. fallback: for a tensor whose shape or scales the type cannot take. overrides: (regular
-    expression, type) for names of tensors; the first that is found in a name decides. tiles: of TL1 and TL2 by
-    (rows, columns); None for bitconv's choice. scale_in_blocks: the classic form of llama.cpp's layouts, even where
-    the runner takes exact scales. pre: tokenizer.ggml.pre, None for the one recognised.
+    embedding and an untied head. head_type: of the head alone, None for embed_type. fallback: for a tensor whose shape
+    or scales the type cannot take. overrides: (regular expression, type) for names of tensors; the first that is found
+    in a name decides. tiles: of TL1 and TL2 by (rows, columns); None for bitconv's choice. scale_in_blocks: the classic
+    form of llama.cpp's layouts, even where the runner takes exact scales. pre: tokenizer.ggml.pre, None for the one
+    recognised.
     """
 
     type: str = "i2_s"
     runner: str | None = None
     embed_type: str = "f16"
+    head_type: str | None = None
     fallback: str = "error"
     overrides: tuple[tuple[str, str], ...] = ()
     tiles: Mapping[tuple[int, int], Tile] | None = None
@@ -86,6 +88,7 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     """Lay out the file. BitconvError where the runner would not load it or would compute it wrong."""
     _check(options)
     _check_patterns(model, options)
+    _check_head(model, options)
     type_name, target, reason = _type_and_runner(model, options)
     section = DataSection(target, scale_in_blocks=options.scale_in_blocks)
     tensors: list[PlannedTensor] = []
@@ -102,7 +105,7 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
             nbytes = sum(place.nbytes for place in places)
             tensors.append(PlannedTensor(weight, layout.name, places[0].offset, nbytes, tuple(places), fallback))
         else:
-            name = _dense_type(weight, options)
+            name = _dense_type(weight, model, target, options)
             nbytes = type_by_name(name).nbytes(weight.shape)
             offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
             tensors.append(PlannedTensor(weight, name, offset, nbytes))
@@ -134,6 +137,15 @@ def _check_patterns(model: Model, options: Options) -> None:
                 "a projection, the embedding or an untied head",
                 code=Code.USAGE,
             )
+
+
+def _check_head(model: Model, options: Options) -> None:
+    if options.head_type is not None and not _has_head(model):
+        raise BitconvError(
+            f"{option('head_type', options.head_type)}: the model has no head, it multiplies by the embedding",
+            code=Code.OPTIONS,
+            way_out=f"pass {option('embed_type', options.head_type)}",
+        )
 
 
 def _has_choice(weight: Weight) -> bool:
@@ -202,17 +214,23 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
     return name, target, f"{reason} for these shapes"
 
 
-def _dense_type(weight: Weight, options: Options) -> str:
+def _dense_type(weight: Weight, model: Model, target: Runner, options: Options) -> str:
     if not _has_choice(weight):
         return "f32"
-    name = _override(weight.name, options) or options.embed_type
-    if name not in EMBED_TYPE.words:
+    parameter = "head_type" if weight.name == HEAD and options.head_type is not None else "embed_type"
+    name = _override(weight.name, options) or getattr(options, parameter)
+    if name not in DENSE_TYPES:
         raise BitconvError(
-            f"type {name} is for ternary tensors; {', '.join(EMBED_TYPE.words)} are possible",
+            f"type {name} is for ternary tensors; {', '.join(DENSE_TYPES)} are possible",
             code=Code.USAGE,
             tensor=weight.name,
         )
-    return name
+    check_dense(target, weight.name, name, weight.shape[-1], has_head=_has_head(model), parameter=parameter)
+    return str(name)
+
+
+def _has_head(model: Model) -> bool:
+    return any(weight.name == HEAD for weight in model.weights)
 
 
 def _override(name: str, options: Options) -> str | None:
