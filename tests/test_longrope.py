@@ -126,6 +126,13 @@ def test_two_lists_are_two_tensors(llama: Synthetic) -> None:
     assert file.metadata["llama.rope.scaling.original_context_length"] == 128
 
 
+def test_when_llama_cpp_takes_the_long_list_is_noted(llama: Synthetic, tmp_path: Path) -> None:
+    for lists, count in (((ONE, OTHER), 1), ((ONE, ONE), 0)):
+        llama.rewrite_config(rope_scaling=longrope(*lists, original_max_position_embeddings=128))
+        notes = bitconv.convert(llama.path, tmp_path / "out.gguf", type="f32", dry_run=True).notes
+        assert len([note for note in notes if "more than 128 tokens" in note]) == count
+
+
 def test_two_lists_are_refused_for_a_runner_that_has_one(llama: Synthetic, tmp_path: Path) -> None:
     llama.rewrite_config(rope_scaling=longrope(ONE, OTHER))
     with pytest.raises(bitconv.BitconvError, match=r"one for long contexts and one for short; .*llama\.cpp"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bitconv.system.errors import BitconvError
 from bitconv.tokenizer import tokenizer_metadata
+from bitconv.tokenizer.notes import tokenizer_notes
 
 from tokenizer_support import FIXTURES, HARD_TEXTS, Runner, byte_level_json, convert, write_json
 
@@ -182,6 +183,39 @@ def test_further_eos_ids_become_eot_and_eom(
     assert metadata["tokenizer.ggml.eos_token_id"] == eos
     assert metadata.get("tokenizer.ggml.eot_token_id") == eot
     assert metadata.get("tokenizer.ggml.eom_token_id") == eom
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "lost"),
+    [
+        (5, 5, []),
+        ([5, 6, 7], None, []),
+        ([5, 6, 7, 8], None, [8]),
+        (None, [5, 6, 7, 8, 9], [8, 9]),
+        ([5, 257, 6, 258, 7], None, []),
+        ([5, 6], [7, 8], [8]),
+        ([5, 257, 258, 259], None, []),  # known by their texts
+        ([5, 6, 7, 257], [258, 9], [9]),
+    ],
+)
+def test_ends_that_no_runner_will_know_are_noted(tmp_path: Path, config: Any, generation: Any, lost: list[int]) -> None:
+    added = [END, {"content": "<|im_end|>"}, {"content": "<|eom_id|>"}, {"content": "<|endoftext|>"}]
+    generation_config = {} if generation is None else {"eos_token_id": generation}
+    directory = small(
+        tmp_path,
+        tokenizer=byte_level_json(added=added),
+        tokenizer_config={},
+        generation_config=generation_config,
+    )
+    metadata = convert(directory, 260, eos_token_id=config)
+    notes = tokenizer_notes(directory, {"vocab_size": 260, "eos_token_id": config}, metadata)
+    assert len(notes) == bool(lost)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert all(f"{tokens[token_id]!r} ({token_id})" in notes[0] for token_id in lost)
+    runner = Runner(metadata, tmp_path / "vocab.gguf")
+    ends = {*np.atleast_1d(config or []).tolist(), *np.atleast_1d(generation or []).tolist()}
+    assert sorted(end for end in ends if not runner.ends_generation(end)) == lost
+    runner.close()
 
 
 def test_end_of_message_and_fill_in_the_middle_tokens_are_known_by_text(tmp_path: Path) -> None:

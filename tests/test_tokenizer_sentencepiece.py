@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitconv.system.errors import BitconvError
+from bitconv.tokenizer.notes import tokenizer_notes
 
 from tokenizer_support import FIXTURES, HARD_TEXTS, Runner, convert, write_json
 
@@ -244,6 +245,19 @@ def test_the_space_in_front_is_that_of_transformers(
     tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
     first = tokenizer.convert_ids_to_tokens(tokenizer("the", add_special_tokens=False).input_ids)[0]
     assert first.startswith("\u2581") is expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "noted"),
+    [({"legacy": False}, True), ({}, True), ({"legacy": True}, False), ({"add_prefix_space": False}, False)],
+    ids=str,
+)
+def test_the_space_behind_a_special_token_is_noted(tmp_path: Path, settings: dict[str, Any], noted: bool) -> None:
+    shutil.copy(FIXTURE / "tokenizer.model", tmp_path)
+    write_json(tmp_path, tokenizer_config={**LLAMA_CLASS, **settings})
+    notes = tokenizer_notes(tmp_path, {"vocab_size": 1024}, convert(tmp_path, 1024))
+    assert [note for note in notes if "behind a special token" in note] == notes
+    assert len(notes) == noted
 
 
 def test_a_key_that_transformers_reads_by_release_is_refused(tmp_path: Path) -> None:

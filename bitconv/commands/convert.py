@@ -182,7 +182,7 @@ def convert(
         dry_run=dry_run,
         run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
         tensors=tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors),
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *plan.notes),
     )
 
 

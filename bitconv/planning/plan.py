@@ -25,6 +25,7 @@ from bitconv.planning.placement import DataSection, TernaryPlace
 from bitconv.runners import Runner
 from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.patterns import PatternError, compile_pattern
+from bitconv.tokenizer.notes import tokenizer_notes
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """header: the bytes before the data section. size: of the whole file, in bytes. reason: why this type, if auto."""
+    """header: the bytes before the data section. size: of the whole file, in bytes. reason: why this type, if auto.
+
+    notes: what the user should know of the file though it is right, in words.
+    """
 
     model: Model
     runner: Runner
@@ -77,6 +81,7 @@ class Plan:
     tensors: tuple[PlannedTensor, ...]
     size: int
     reason: str | None
+    notes: tuple[str, ...]
 
     @property
     def data_offset(self) -> int:
@@ -112,8 +117,20 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     ternary = {tensor.type_name for tensor in tensors if tensor.places}
     # Where every tensor fell back, the file is of what they fell back to.
     file_type = target.file_type(type_name if type_name in ternary else min(ternary))
-    header = section.header(build_metadata(checkpoint, model, file_type, options.pre))
-    return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason)
+    metadata = build_metadata(checkpoint, model, file_type, options.pre)
+    header = section.header(metadata)
+    notes = (*_rope_notes(model), *tokenizer_notes(checkpoint.path, checkpoint.config, metadata))
+    return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason, notes)
+
+
+def _rope_notes(model: Model) -> list[str]:
+    long = model.sizes.rope_long
+    if long is None:
+        return []
+    return [
+        f"longrope: with room for more than {long.original_context} tokens (-c) llama.cpp takes the factors for long "
+        "contexts for short texts too, as the model's own code does not"
+    ]
 
 
 def _check(options: Options) -> None:

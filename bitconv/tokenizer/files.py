@@ -91,6 +91,19 @@ def _is_id(key: str) -> bool:
     return key.isdecimal() and len(key) < 20
 
 
+def read_settings(directory: Path, config: Mapping[str, Any]) -> TokenizerFiles:
+    """The small files alone: as if there were neither tokenizer.json nor an added token."""
+    return TokenizerFiles(
+        directory=directory,
+        config=config,
+        json=None,
+        tokenizer_config=_read_optional(directory / "tokenizer_config.json"),
+        special_tokens_map=_read_optional(directory / "special_tokens_map.json"),
+        generation_config=_read_optional(directory / "generation_config.json"),
+        added={},
+    )
+
+
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path, path.parent) if is_there(path) else {}
 

@@ -24,6 +24,8 @@ ROLES = {
 # Hugging Face files have no roles for these; llama.cpp (2026-11) goes by the text as well. First match wins.
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>")
 _END_OF_MESSAGE = "<|eom_id|>"
+# Ends of a generation to every runner, whatever the keys say: the list of bitnet.cpp of October 2024, the shortest.
+ENDS_BY_TEXT = (*_END_OF_TURN, "<|endoftext|>", _END_OF_MESSAGE)
 _FILL_IN_MIDDLE = {
     "tokenizer.ggml.fim_pre_token_id": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "\u2581<PRE>"),
     "tokenizer.ggml.fim_suf_token_id": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "\u2581<SUF>"),
@@ -97,10 +99,10 @@ def _role_id(files: TokenizerFiles, ids: Mapping[str, int], role: str) -> int | 
         text = entry.get("content") if isinstance(entry, dict) else entry
         if isinstance(text, str) and text in ids:
             return ids[text]
-    return next(iter(_configured_ids(files, f"{role}_token_id")), None)
+    return next(iter(configured_ids(files, f"{role}_token_id")), None)
 
 
-def _configured_ids(files: TokenizerFiles, key: str) -> list[int]:
+def configured_ids(files: TokenizerFiles, key: str) -> list[int]:
     """The ids under `key` in config.json and generation_config.json. Negative ids mean none there."""
     found: dict[int, None] = {}
     for name, config in (("config.json", files.config), ("generation_config.json", files.generation_config)):
@@ -123,12 +125,19 @@ def _first(ids: Mapping[str, int], texts: Sequence[str]) -> int | None:
 
 
 def _other_ends(files: TokenizerFiles, ids: Mapping[str, int], eos: int) -> tuple[int | None, int | None]:
-    """(eot, eom): the tokens besides eos that end a generation, the end of a turn before others."""
+    """(eot, eom): the tokens besides eos that end a generation, the end of a turn before others.
+
+    Where there are more, those come first that runners do not know by their texts.
+    """
     turn_ends = [ids[text] for text in _END_OF_TURN if text in ids and ids[text] != eos]
-    ends = [token_id for token_id in _configured_ids(files, "eos_token_id") if token_id != eos]
+    ends = [token_id for token_id in configured_ids(files, "eos_token_id") if token_id != eos]
     eom = ids.get(_END_OF_MESSAGE)
     ends = [token_id for token_id in ends if token_id != eom]
     ends.sort(key=lambda token_id: token_id not in turn_ends)
+    if len(ends) + (eom is not None) > 2:
+        known = {ids[text] for text in ENDS_BY_TEXT if text in ids}
+        first, second, *_ = sorted([*ends, *([] if eom is None else [eom])], key=lambda token_id: token_id in known)
+        return first, second
     eot = next(iter(ends or turn_ends), None)
     return eot, next(iter(ends[1:]), None) if eom is None else eom
 
