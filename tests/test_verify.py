@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -509,3 +510,14 @@ def test_a_damaged_header_never_ends_in_anything_but_a_verdict(good: Path, tmp_p
         assert "\n" not in str(error)
     else:
         assert isinstance(result.right, bool)
+
+
+def test_stop_tokens_that_no_file_can_hold_are_not_covered(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    settings = {"eos_token_id": [1273, 5, 6, 7]}
+    (model.path / "generation_config.json").write_text(json.dumps(settings))
+    notes = bitconv.convert(model.path, tmp_path / "out.gguf").notes
+    assert len(notes) == 1 and "runners will not stop at" in notes[0]
+    result = bitconv.verify(tmp_path / "out.gguf", against=model.path)
+    assert result.right and notes[0] in result.not_covered
+    assert notes[0] not in bitconv.verify(tmp_path / "out.gguf").not_covered

@@ -41,6 +41,7 @@ from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, one_line, option, plain, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.rawio import read_at
+from bitconv.tokenizer.notes import tokenizer_notes
 from bitconv.tokenizer.special import runner_default
 
 NOT_COVERED = (
@@ -215,6 +216,7 @@ class _Verifier:
         self.checkpoint = checkpoint
         self.strict = strict
         self.faults = list(structure.faults)
+        self.lost: list[str] = []  # of the checkpoint's tokenizer, since no file can hold it
         self.metadata = list(structure.metadata)
         self.expected: dict[str, Weight] = {} if model is None else {w.name: w for w in model.weights}
         self.model = model
@@ -232,6 +234,7 @@ class _Verifier:
             self.faults.append(f"the architecture {said}")
             return
         wanted = build_metadata(self.checkpoint, self.model, 0, pre)
+        self.lost = tokenizer_notes(self.checkpoint.path, self.checkpoint.config, wanted)
         # Under the file's name for the architecture, of which there may be an older one.
         name = self.structure.architecture_name
         prefix = f"{wanted_architecture.name}."
@@ -317,13 +320,14 @@ class _Verifier:
         )
 
     def _not_covered(self) -> list[str]:
-        """Dense tensors of types that bitconv does not write."""
+        """What of the checkpoint no file can hold, and dense tensors of types that bitconv does not write."""
         types = self.structure.types
-        return [
+        values = [
             f"the values of {tensor.name}, which is {types[tensor.name]}"
             for tensor in self.gguf.tensors
             if types[tensor.name] not in DENSE_TYPES and tensor.name not in self.structure.layouts
-        ][:MAX_FAULTS]
+        ]
+        return self.lost + values[:MAX_FAULTS]
 
     def _checked(self, results: list[VerifiedTensor]) -> dict[str, Passed]:
         ternary = [t for t in results if t.name in self.structure.layouts]
