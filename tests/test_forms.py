@@ -20,6 +20,8 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0f" * 32 + "\nsize 3809956\n"
 PAGE = '\n<!DOCTYPE html>\n<html class="">\n<head><title>model.safetensors</title></head></html>\n'
 RESTRICTED = "Access to model someone/something is restricted. You must have access to it and be authenticated."
+MULTIPLY = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
+ONLINE = MULTIPLY | {"quantization_mode": "online"}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -285,3 +287,89 @@ def test_an_index_that_names_a_tied_head_which_no_shard_has(tmp_path: Path, out:
     out.unlink()
     model.rewrite_config(tie_word_embeddings=False)
     refused(model.path, out, r"no lm_head\.weight is stored")
+
+
+# --- trits and scales in other forms ---
+
+
+def unpack(tensors: Tensors, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> None:
+    """Packed projections to bare trits, as transformers saves a model that it has unpacked."""
+    for name, packed in tensors.items():
+        if packed.dtype == torch.uint8:
+            tensors[name] = torch.cat([(packed >> 2 * i & 3).to(torch.int8) - 1 for i in range(4)]).to(dtype)
+        if name.endswith("weight_scale") and shape is not None:
+            tensors[name] = packed.reshape(shape)
+
+
+@pytest.mark.parametrize("family", ["microsoft", "llama", "1bitllm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8])
+def test_bare_trits_beside_their_scale(tmp_path: Path, out: Path, family: str, dtype: torch.dtype) -> None:
+    """Under either convention: llama divides by its scale, microsoft multiplies."""
+    model = make_checkpoint(tmp_path / "model", family, packed=True)
+    model.rewrite_config(quantization_config=model.config.get("quantization_config", {"quant_method": "bitnet"}))
+    if family == "1bitllm":
+        model.rewrite_config(quantization_config=MULTIPLY)
+    wanted = converted(model.path, out)
+    edit_tensors(model.path, lambda tensors: unpack(tensors, dtype, (1,) if dtype == torch.float32 else ()))
+    assert converted(model.path, out) == wanted
+
+
+def test_bare_trits_beside_a_scale_a_row(tmp_path: Path, out: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", row_scales=True, hidden=512, ffn=512)
+    wanted = converted(model.path, out, type="iq2_bn")
+    edit_tensors(model.path, lambda tensors: unpack(tensors, torch.bfloat16))
+    assert converted(model.path, out, type="iq2_bn") == wanted
+
+
+@pytest.mark.parametrize("value", [2.0, 0.5, float("nan"), float("inf")])
+def test_a_value_beside_a_scale_that_is_no_trit(tmp_path: Path, out: Path, value: float) -> None:
+    model = make_checkpoint(tmp_path / "model", "microsoft", packed=True)
+
+    def spoil(tensors: Tensors) -> None:
+        unpack(tensors, torch.bfloat16)
+        tensors["model.layers.1.mlp.up_proj.weight"][300, 7] = value
+
+    edit_tensors(model.path, spoil)
+    refused(model.path, out, r"up_proj\.weight: row 300, column 7 holds \S+ beside a weight_scale, and is no trit")
+
+
+def test_floats_that_have_their_scale_beside_it_once_more(tmp_path: Path, out: Path) -> None:
+    """transformers would multiply by it twice."""
+    model = make_checkpoint(tmp_path / "model", "microsoft", packed=True)
+
+    def scale(tensors: Tensors) -> None:
+        unpack(tensors, torch.bfloat16)
+        for name in [name for name in tensors if name.endswith("_scale")]:
+            tensors[name.removesuffix("_scale")] *= tensors[name]
+
+    edit_tensors(model.path, scale)
+    refused(model.path, out, r"beside a weight_scale, and is no trit; .*remove the weight_scale tensors")
+    edit_tensors(model.path, lambda t: [t.pop(name) for name in list(t) if name.endswith("_scale")])
+    refused(model.path, out, "without a weight_scale, and quantization_config .*remove quantization_config")
+    model.rewrite_config(quantization_config=None)
+    converted(model.path, out)
+
+
+@pytest.mark.parametrize("quantization", [None, ONLINE])
+def test_a_scale_beside_weights_that_config_json_gives_none(
+    tmp_path: Path, out: Path, quantization: dict[str, str] | None
+) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    edit_tensors(model.path, lambda tensors: unpack(tensors, torch.bfloat16))
+    model.rewrite_config(quantization_config=quantization)
+    refused(model.path, out, r"weight_scale: is the scale of trits, and config\.json's quantization_config")
+
+
+@pytest.mark.parametrize("runner", [None, "bitnet.cpp", "ik_llama.cpp"])
+def test_scales_that_the_default_type_cannot_hold_name_the_type_that_does(
+    tmp_path: Path, out: Path, runner: str | None
+) -> None:
+    options = {"dtype": "f16", "marked": False, "ternary_floats": True, "group": 128, "hidden": 512, "ffn": 512}
+    model = make_checkpoint(tmp_path / "model", "llama", **options)
+    type_name = "iq2_bn" if runner == "ik_llama.cpp" else "i2_s"
+    arguments = ["convert", str(model.path), str(out), "--type", type_name]
+    result = CliRunner().invoke(app, arguments + (["--runner", runner] if runner else []))
+    other = " --runner llama.cpp" if runner else ""
+    assert result.exit_code == 2
+    assert f"columns; --type q2_0{other} holds all tensors with their exact scales, for llama.cpp; " in result.stderr
+    converted(model.path, out, type="q2_0")

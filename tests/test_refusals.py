@@ -267,8 +267,10 @@ def test_wrong_shape(llama: Synthetic, out: Path, name: str) -> None:
 
 
 def test_floats_where_packed_weights_are_promised(llama: Synthetic, out: Path) -> None:
-    edit_tensors(llama, lambda t: t.update({Q_PROJ: np.zeros((256, 256), np.float32)}))
-    refused(llama.path, out, Q_PROJ, "stored as f32, expected u8")
+    edit_tensors(llama, lambda t: t.update({Q_PROJ: np.full((256, 256), 0.5, np.float32)}))
+    refused(llama.path, out, Q_PROJ, "row 0, column 0 holds 0.5 beside a weight_scale, and is no trit")
+    edit_tensors(llama, lambda t: t.pop(Q_SCALE))
+    refused(llama.path, out, Q_PROJ, "stored as f32 without a weight_scale", "quantization_config")
 
 
 def test_integers_where_floats_are_promised(onebit: Synthetic, out: Path) -> None:

@@ -272,8 +272,8 @@ def test_row_scales_go_nowhere_that_they_do_not_fit(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", row_scales=True, **SIZES)
     out = tmp_path / "out.gguf"
     for type_name in ("i2_s", "tl1", "tl2"):
-        wanted = f"{type_name} has one scale, and this tensor has a scale a row; --fallback f32"
-        refused(["convert", model.path, out, "--type", type_name], "q_proj", wanted)
+        wanted = f"{type_name} has one scale, and this tensor has a scale a row; --type iq2_bn holds all tensors"
+        refused(["convert", model.path, out, "--type", type_name], "q_proj", wanted, "; --fallback f32")
     for type_name in ("tq1_0", "tq2_0", "q2_0", "iq1_bn", "f16"):  # 1 / bfloat16 is no float16
         refused(["convert", model.path, out, "--type", type_name], "would round its scales", "--fallback f32")
     refused(["convert", model.path, out, "--fallback", "q8_0"], "one scale", "--fallback f32")
@@ -312,8 +312,9 @@ def test_group_scales_fit_where_whole_blocks_share_one(tmp_path: Path, group: in
             result = converts_to(model, out, type_name)
             assert {t.group for t in result.tensors if t.name in model.trits} == {group}
         else:
-            wanted = f"this tensor has a scale for each {group} columns; --fallback f16"
-            refused(["convert", model.path, out, "--type", type_name], type_name, wanted)
+            best = {32: "", 64: "--type q2_0 holds", 128: "--type q2_0 holds", 256: "--type tq1_0 holds"}[group]
+            wanted = f"this tensor has a scale for each {group} columns; {best or '--fallback f16'}"
+            refused(["convert", model.path, out, "--type", type_name], type_name, wanted, "--fallback f16")
             bitconv.convert(model.path, out, type=type_name, fallback="f16")
             assert bitconv.verify(out, against=model.path).right
 

@@ -132,7 +132,7 @@ class OneBitLLM:
         config = checkpoint.config
         self.sizes = from_config(config, checkpoint.path / "config.json")
         model = load_model(checkpoint)
-        dense = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype != "u8"]
+        dense = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype not in ("u8", "i8")]
         self.weights = {tensor.name: torch.from_numpy(checkpoint.values(tensor)) for tensor in dense}
         self.weights |= {w.stored.name: _ternary(checkpoint, w) for w in model.matrices}
 
@@ -179,11 +179,9 @@ class OneBitLLM:
 
 def _ternary(checkpoint: Checkpoint, weight: TernaryWeight) -> Tensor:
     """In floats: packed trits times their scale, ternary floats as they are, others by the absmean rule."""
-    if isinstance(weight.scale, np.floating | np.ndarray):
-        packed = np.empty(weight.stored.shape, np.uint8)
-        checkpoint.read(weight.stored, 0, packed.reshape(-1))
-        trits = np.concatenate([packed >> 2 * quarter & 3 for quarter in range(4)]).astype(np.float32) - 1
-        return torch.from_numpy(trits * weight.scale)
+    if weight.has_scale:
+        reader = TritReader(checkpoint, weight, lambda: None)
+        return torch.from_numpy(reader.stored_trits(0, reader.rows) * reader.stored_scale)
     values = torch.from_numpy(checkpoint.values(weight.stored))
     if find_scale(checkpoint, weight, lambda: None) is not None:
         return values

@@ -16,6 +16,9 @@ from bitconv.models.quantization import Rule, ScaleConvention, Storage
 from bitconv.models.weights import DenseWeight, ExpertsWeight, TernaryWeight
 from bitconv.system.errors import BitconvError, Code
 
+# In which trits may be stored as they are.
+BARE_DTYPES = (*FLOAT_DTYPES, "i8")
+
 
 class Binder:
     """Finds the tensors of slots in a checkpoint, checks them, and keeps count of what was used.
@@ -68,11 +71,12 @@ class Binder:
 
     def ternary(self, slot: Slot, name: str, rope_heads: int, interleave: bool) -> TernaryWeight:
         rows, columns = slot.shape
+        scale_name = name.removesuffix("weight") + "weight_scale"
         if self.stored_as in (Storage.MASTER, Storage.UNMARKED):
+            self.refuse_scale(scale_name)
             stored = self.part(slot, name, columns, FLOAT_DTYPES)
             rule = Rule.ABSMEAN if self.stored_as is Storage.MASTER else None
             return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave)
-        scale_name = name.removesuffix("weight") + "weight_scale"
         if self.stored_as is Storage.INT2:
             if rows % 16 or columns % 32:
                 raise BitconvError(
@@ -83,6 +87,11 @@ class Binder:
                 )
             stored = self.part(slot, name, columns // 4, ["i8"])
             scale = self.int2_scale(scale_name, self.modules[name].index(slot))
+        elif self.is_unpacked(name, scale_name):
+            # As transformers saves a packed model again that it has unpacked to run it (AutoBitLinear, 4.52 and later).
+            stored = self.find(name, (rows, columns), BARE_DTYPES)
+            scale = self.scale(scale_name, rows)
+            return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads, interleave, bare=True)
         else:
             if rows % 4:
                 raise BitconvError(
@@ -94,6 +103,32 @@ class Binder:
             stored = self.find(name, (rows // 4, columns), ["u8"])
             scale = self.scale(scale_name, rows)
         return TernaryWeight(slot.name, (rows, columns), stored, scale, rope_heads, interleave)
+
+    def is_unpacked(self, name: str, scale_name: str) -> bool:
+        """Whether a projection lies beside its scale without being packed. BitconvError where it has no scale."""
+        tensor = self.checkpoint.tensors.get(name)
+        if tensor is None or tensor.dtype not in BARE_DTYPES:
+            return False
+        if scale_name in self.checkpoint.tensors or tensor.dtype not in FLOAT_DTYPES:
+            return True
+        raise tensor.error(
+            f"stored as {tensor.dtype} without a weight_scale, and quantization_config in config.json says "
+            f"{self.stored_as.value}",
+            code=Code.CONTRADICTION,
+            way_out="if the floats are ternary (trit * scale), remove quantization_config; if they are master weights, "
+            'write "linear_class": "autobitlinear", "quantization_mode": "online" in it',
+        )
+
+    def refuse_scale(self, name: str) -> None:
+        """A scale beside weights of which config.json does not say that they have any."""
+        tensor = self.checkpoint.tensors.get(name)
+        if tensor is not None:
+            raise tensor.error(
+                f"is the scale of trits, and config.json's quantization_config makes weights {self.stored_as.value}",
+                code=Code.CONTRADICTION,
+                way_out='write "quantization_config": {"quant_method": "bitnet"} where the model divides by it, with '
+                '"linear_class": "autobitlinear", "quantization_mode": "offline" where it multiplies',
+            )
 
     def part(self, slot: Slot, name: str, columns: int, dtypes: Iterable[str]) -> StoredTensor:
         """The rows of a stored matrix that are those of a slot: all, unless it is fused with others."""

@@ -41,6 +41,8 @@ class TritReader:
         self.weight = weight
         self.rows, self.columns = weight.shape
         self._rows_of = {"u8": self._packed_rows, "i8": self._int2_rows}.get(weight.stored.dtype, self._master_rows)
+        if weight.bare:
+            self._rows_of = self._bare_rows
         # A head's rows are permuted among themselves, so a block must hold whole heads.
         self.row_multiple = self.rows // weight.rope_heads if weight.rope_heads else 1
         assert weight.scale is not None
@@ -134,6 +136,26 @@ class TritReader:
         block = np.empty((last - first, self.columns), np.int8)
         _kernels.ternarize(self._read(first, last, ITEMSIZE[dtype]), dtype, float(self.inverse), block.reshape(-1))
         return block
+
+    def _bare_rows(self, first: int, last: int) -> Trits:
+        """Trits in floats or int8. BitconvError where a value is none."""
+        dtype, count = self.weight.stored.dtype, (last - first) * self.columns
+        raw, values = self._read(first, last, ITEMSIZE[dtype]), np.empty(count, "<f4")
+        if dtype == "i8":
+            values[:] = raw.view(np.int8)
+        else:
+            _kernels.convert_floats(raw, dtype, values.view(np.uint8), "f32")
+        trits: Trits = np.sign(np.nan_to_num(values)).astype(np.int8)
+        bad = np.flatnonzero(trits != values)
+        if bad.size:
+            row, column = divmod(int(bad[0]), self.columns)
+            raise self.weight.stored.error(
+                f"row {first + row}, column {column} holds {values[bad[0]]:g} beside a weight_scale, and is no trit",
+                code=Code.TENSOR_VALUE,
+                way_out="if the values have their scale in them already (trit * scale), remove the weight_scale "
+                "tensors and quantization_config",
+            )
+        return trits.reshape(last - first, self.columns)
 
     def _int2_rows(self, first: int, last: int) -> Trits:
         """The GPU pipeline's packing (gpu/pack_weight.py): tiles of 16 rows by 32 columns, one after the other by rows.

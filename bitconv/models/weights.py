@@ -24,6 +24,7 @@ class TernaryWeight:
     weights, which only reading them all tells; None where nothing says that float weights are ternary.
     rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order, or back from it
     where interleave is False; 0: as stored.
+    bare: the trits are stored as they are, in floats or int8, beside their scale.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TernaryWeight:
     scale: Scale | Rule | None
     rope_heads: int
     interleave: bool
+    bare: bool = False
 
     @property
     def has_scale(self) -> bool:
@@ -40,7 +42,7 @@ class TernaryWeight:
     @property
     def was_ternary(self) -> bool:
         """Whether it is stored in floats, and those are -scale, 0 and +scale."""
-        return self.has_scale and self.stored.dtype in FLOAT_DTYPES
+        return self.has_scale and not self.bare and self.stored.dtype in FLOAT_DTYPES
 
     @property
     def matrices(self) -> tuple[TernaryWeight, ...]:

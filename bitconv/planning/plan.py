@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -99,13 +99,13 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     tensors: list[PlannedTensor] = []
     for weight in model.weights:
         if isinstance(weight, TernaryWeight):
-            layout, fallback = _layout(weight, type_name, target, options)
+            layout, fallback = _layout(model, weight, type_name, target, options)
             place = section.place_ternary(weight.name, weight.shape, layout, group_of(weight.scale, weight.shape[1]))
             tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, (place,), fallback))
         elif isinstance(weight, ExpertsWeight):
             # All have the same shape, and that with several scales, if there is one, is the one to be refused.
             matrix = max(weight.matrices, key=lambda matrix: isinstance(matrix.scale, np.ndarray))
-            layout, fallback = _layout(matrix, type_name, target, options, len(weight.matrices))
+            layout, fallback = _layout(model, matrix, type_name, target, options, len(weight.matrices))
             places = section.place_experts(weight.name, weight.shape, layout)
             nbytes = sum(place.nbytes for place in places)
             tensors.append(PlannedTensor(weight, layout.name, places[0].offset, nbytes, tuple(places), fallback))
@@ -265,7 +265,7 @@ def _compiled(pattern: str) -> Any:
 
 
 def _layout(
-    weight: TernaryWeight, type_name: str, target: Runner, options: Options, experts: int = 0
+    model: Model, weight: TernaryWeight, type_name: str, target: Runner, options: Options, experts: int = 0
 ) -> tuple[Layout, str | None]:
     """The layout of one ternary tensor, or of a stack of so many, and why it is not the one asked for."""
     override = _override(weight.name, options)
@@ -289,14 +289,24 @@ def _layout(
     if options.fallback == "error" or not usable(options.fallback):
         if experts and layout.name not in target.expert_types:
             ways_out.append(runners.experts_way_out())
+        ways_out += filter(None, (_better_type(model, options),))
         floats = next((name for name in ("f16", "bf16", "f32") if usable(name)), None)
         if floats is not None:
             ways_out.append(f"{option('fallback', floats)} keeps it in floats")
-        if group is not None:
-            packed = (name for name in target.types if name not in (*TILED, *FLOATS))
-            ways_out += [f"{option('type', name)} holds its scales" for name in packed if usable(name)][:1]
         raise weight.stored.error(obstacle, code=code, way_out="; ".join(ways_out) or None)
     return make_layout(options.fallback, group=group), obstacle
+
+
+def _better_type(model: Model, options: Options) -> str | None:
+    """The smallest type that holds all of the model, in the runner asked for or in another, in words."""
+    for runner in dict.fromkeys((options.runner, None)):
+        try:
+            name, target, _ = _smallest_exact(model, replace(options, runner=runner))
+        except BitconvError:
+            continue
+        other = f" {option('runner', target.name)}" if options.runner not in (None, target.name) else ""
+        return f"{option('type', name)}{other} holds all tensors with their exact scales, for {target.name}"
+    return None
 
 
 def _obstacle(weight: TernaryWeight, target: Runner, layout: Layout, experts: int = 0) -> str | None:
