@@ -55,10 +55,15 @@ waves, and climbed the 199 stairs once more, for the lamp does not know what is 
 
 @dataclass(frozen=True)
 class Comparison:
-    """tokens: of the text, as the checkpoint splits it. tokenized_differently: texts that the file splits otherwise.
+    """How far a file is from its checkpoint.
 
-    max_difference, mean_difference: of logits, in absolute value. divergence: the mean Kullback-Leibler divergence of
-    the file's next token from the checkpoint's, in nats. top1_agreement: how often both find the same token likeliest.
+    Attributes:
+        tokens: Of the text, as the checkpoint splits it.
+        tokenized_differently: Texts that the file splits otherwise.
+        max_difference: Of logits, in absolute value.
+        mean_difference: The same.
+        divergence: The mean Kullback-Leibler divergence of the file's next token from the checkpoint's, in nats.
+        top1_agreement: How often both find the same token likeliest.
     """
 
     file: str
@@ -107,16 +112,34 @@ def compare(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run the same tokens through a GGUF file and, in PyTorch and float32, through the checkpoint `model`.
+    """Run the same tokens through a GGUF file and, in PyTorch and float32, through its checkpoint.
 
-    model, revision, token: as `convert` takes them.
+    The tokens are those of the text, with what the checkpoint's tokenizer puts around a prompt, in windows, each on its
+    own. Besides the text, both tokenizers split every token of the vocabulary, alone and in longer words. The verdict:
+    all texts split alike, a mean divergence of MAX_DIVERGENCE at most, MIN_TOP1_AGREEMENT at least, and perplexities
+    within a factor of MAX_PERPLEXITY_RATIO.
 
-    The tokens are those of the text file `text`, or of a text of bitconv's own, with what the checkpoint's tokenizer
-    puts around a prompt, in windows of `window`, each on its own. Besides the text, both tokenizers split every token
-    of the vocabulary, alone and in longer words. The verdict: all texts split alike, a mean divergence of
-    MAX_DIVERGENCE at most, MIN_TOP1_AGREEMENT at least, and perplexities within a factor of MAX_PERPLEXITY_RATIO.
+    Args:
+        file: The GGUF file.
+        model: As `convert` takes it.
+        revision: As `convert` takes it.
+        token: As `convert` takes it.
+        text: A text file in UTF-8; None for a short text of bitconv's own.
+        window: Tokens in a window.
+        kernel_config: As `verify` takes it.
+        i2_s_order: As `verify` takes it.
+        threads: All cores where None.
+        progress: Called with the tokens computed so far and in all.
 
-    BitconvError where a package of bitconv[torch] is missing, and where the file cannot be evaluated.
+    Returns:
+        What was measured; `agrees` is the verdict.
+
+    Raises:
+        BitconvError: Where a package of bitconv[torch] is missing, and where the file cannot be evaluated.
+
+    Example:
+        >>> bitconv.compare("llama.gguf", "fixtures/Llama3-1.58-tiny").agrees  # doctest: +SKIP
+        True
     """
     check_number("window", window, 2)
     try:

@@ -39,12 +39,15 @@ DENSE_JOB_VALUES = 1 << 22
 
 @dataclass(frozen=True)
 class ConvertedTensor:
-    """offset: in bytes from the start of the file.
+    """A tensor that was converted.
 
-    scale: of a ternary matrix, as the model has it, None where there are several; scale_error: how far off the file's
-    is, relative, at worst of stacked experts; both None in a dry run. group: the columns of a row that share a scale,
-    where a matrix has several. was_ternary: of projections, whether they are stored in floats of nothing but -scale, 0
-    and +scale. fallback: why the tensor does not have the type asked for.
+    Attributes:
+        offset: In bytes from the start of the file.
+        scale: Of a ternary matrix, as the model has it; None where there are several.
+        scale_error: How far off the file's scale is, relative, at worst of stacked experts; None in a dry run.
+        group: The columns of a row that share a scale, where a matrix has several.
+        was_ternary: Of projections: whether they are stored in floats of nothing but -scale, 0 and +scale.
+        fallback: Why the tensor does not have the type asked for.
     """
 
     name: str
@@ -61,10 +64,13 @@ class ConvertedTensor:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote, or with dry_run would write. Sizes and offsets in bytes.
+    """What a conversion wrote, or with dry_run would write. Sizes and offsets are in bytes.
 
-    exact_scales: every scale is kept as it is. reason: why this type, where it was "auto". run: the command that
-    runs the file. notes: what else of the model directory the user should know, in words.
+    Attributes:
+        exact_scales: Every scale is kept as it is.
+        reason: Why this type, where it was "auto".
+        run: The command that runs the file.
+        notes: What else of the model directory the user should know, in words.
     """
 
     output: str
@@ -107,21 +113,45 @@ def convert(
 ) -> Conversion:
     """Convert a Hugging Face model to a GGUF file.
 
-    model: a directory or an id on the Hub, of a revision, read with a token, as checkpoint.hub.local_model takes them.
-    type: of the ternary tensors: a packed layout, "auto", or f32, f16, bf16 for the unpacked ternary model in floats.
-    runner: a name of `bitconv.runners`; what it could not compute right is refused; None for the one that the type
-    implies. embed_type: of the token embedding and of an untied head: f16, f32, bf16, or q8_0, q6_k, q4_k, in the bytes
-    that llama-quantize makes. head_type: of the head alone. fallback: "error", "f16", "bf16", "f32" or "q8_0", for
-    tensors whose shape or scales the type cannot take. tensor_types: (regular expression, type) pairs that overrule the
-    type of tensors whose name they are found in. kernel_config: the ini with TL1's and TL2's tiles that the runner was
-    built with. scale_in_blocks: the classic form of TQ1_0, TQ2_0 and Q2_0, scales rounded to float16. scale_convention:
-    "multiply" or "divide", overrules what config.json implies for weight_scale. ternarize: "absmean" or "absmedian",
-    the rule for float weights that are not ternary already, which a checkpoint without a marker needs. pre:
-    tokenizer.ggml.pre, overrules the recognised pre-tokenizer. threads: all cores where None; the bytes written do not
-    depend on it. force: overwrite output. attest: also write OUTPUT.intoto.json, an in-toto statement of sources and
-    options, and OUTPUT.sha256. progress: called with the bytes written so far and in all.
+    Words such as types and names of runners may be written in any case, with or without signs: I2_S, i2s.
 
-    BitconvError on anything that cannot be converted right; then output is as it was before.
+    Args:
+        model: A directory, or an id on the Hub.
+        output: The file to write. It appears whole or not at all.
+        revision: A branch, tag or commit of the model on the Hub.
+        token: To read a private or gated model; None for HF_TOKEN or what `hf auth login` stored.
+        type: Of the ternary tensors: a packed layout; "auto" for the smallest that keeps every scale exact; "f32",
+            "f16" or "bf16" for the unpacked ternary model in floats.
+        runner: A name that `bitconv runners` lists; what it could not compute right is refused. None for the one that
+            the type implies.
+        embed_type: Of the token embedding and of an untied head: "f16", "f32", "bf16", or "q8_0", "q6_k", "q4_k" in
+            the bytes that llama-quantize makes.
+        head_type: Of an untied head alone.
+        fallback: For tensors whose shape or scales the type cannot take: "error", "f16", "bf16", "f32" or "q8_0".
+        tensor_types: Pairs of a regular expression and a type, which overrule the type of the tensors whose name the
+            expression is found in.
+        kernel_config: The ini with TL1's and TL2's tiles that the runner was built with.
+        scale_in_blocks: The classic form of TQ1_0, TQ2_0 and Q2_0, with scales rounded to float16.
+        scale_convention: "multiply" or "divide": what weight_scale does, in place of what config.json implies.
+        ternarize: "absmean" or "absmedian": the rule for float weights that are not ternary already, which a checkpoint
+            without a marker needs.
+        pre: tokenizer.ggml.pre, in place of the recognised pre-tokenizer.
+        threads: All cores where None. The bytes written do not depend on it.
+        force: Overwrite output.
+        dry_run: Write nothing, and return what would be written.
+        attest: Write OUTPUT.intoto.json too, an in-toto statement of sources and options, and OUTPUT.sha256.
+        progress: Called with the bytes written so far and in all.
+
+    Returns:
+        What was written, tensor by tensor.
+
+    Raises:
+        BitconvError: On anything that cannot be converted right. The output is as it was before.
+
+    Example:
+        >>> result = bitconv.convert("fixtures/Llama3-1.58-tiny", "new.gguf", type="tq2_0")
+        >>> result.runner, result.exact_scales
+        ('llama.cpp', True)
     """
     target = Path(output)
     check_output(target, force=force, inputs=(kernel_config,))

@@ -23,9 +23,13 @@ from bitconv.system.jobs import Progress
 
 @dataclass(frozen=True)
 class Evaluation:
-    """tokens: of the text. scored: those that were predicted. nll: their mean negative log-likelihood in nats.
+    """What a text is worth under a model.
 
-    tokens_per_second: of those put in, reading the file not counted.
+    Attributes:
+        tokens: Of the text.
+        scored: Those that were predicted.
+        nll: Their mean negative log-likelihood in nats.
+        tokens_per_second: Of those put in, reading the file not counted.
     """
 
     file: str
@@ -56,12 +60,31 @@ def evaluate(
 ) -> Evaluation:
     """Negative log-likelihood and perplexity of a text file under the model in a GGUF file.
 
-    The tokens of the text, without a begin token, in consecutive windows of `window`, each on its own, the last
-    partial one dropped; every token of a window but its first is predicted. batch: tokens computed at once; 1 is how
-    text is generated. max_tokens: of the text. float_activations: what a runner computes that does not round
-    activations to int8. kernel_config, i2_s_order: as `verify` takes them. threads: all cores where None.
+    The tokens of the text, without a begin token, in consecutive windows, each on its own, the last partial one
+    dropped. Every token of a window but its first is predicted.
 
-    BitconvError where the file is faulty or not supported, or the text too short.
+    Args:
+        file: The GGUF file.
+        text: A text file in UTF-8.
+        window: Tokens in a window.
+        batch: Tokens computed at once; 1 is how text is generated.
+        max_tokens: Stop after so many tokens of the text.
+        float_activations: What a runner computes that does not round activations to int8.
+        kernel_config: As `verify` takes it.
+        i2_s_order: As `verify` takes it.
+        threads: All cores where None.
+        progress: Called with the tokens computed so far and in all.
+
+    Returns:
+        The perplexity, and how it was measured.
+
+    Raises:
+        BitconvError: Where the file is faulty or not supported, or the text too short.
+
+    Example:
+        >>> result = bitconv.evaluate("llama.gguf", "fixtures/eval.txt", max_tokens=512)
+        >>> result.scored, round(result.perplexity) > 1
+        (510, True)
     """
     check_number("window", window, 2)
     check_number("batch", batch, 1)

@@ -47,7 +47,12 @@ _EXPORTED = {family.architecture: family for family in FAMILIES if family.export
 
 @dataclass(frozen=True)
 class ExportedTensor:
-    """A tensor of the checkpoint. dtype: as safetensors calls it. scale: what multiplies the trits of a packed one."""
+    """A tensor of the checkpoint.
+
+    Attributes:
+        dtype: As safetensors calls it.
+        scale: What multiplies the trits of a packed one.
+    """
 
     name: str
     dtype: str
@@ -58,12 +63,16 @@ class ExportedTensor:
 
 @dataclass(frozen=True)
 class Export:
-    """What an export wrote. size: of all tensors, in bytes. dtype: that transformers runs the model in.
+    """What an export wrote.
 
-    scale_convention: what it does with weight_scale, "multiply" or "divide". exact_scales: dtype holds every
-    weight_scale; where not they are stored in float32, and transformers rounds them when it loads the model.
-    warnings: what verify calls wrong in the file's metadata, which the checkpoint then has too.
-    dequantized: the types of the dense weights that the file has quantized, by the checkpoint's names.
+    Attributes:
+        size: Of all tensors, in bytes.
+        dtype: What transformers runs the model in.
+        scale_convention: What it does with weight_scale, "multiply" or "divide".
+        exact_scales: dtype holds every weight_scale. Where not they are stored in float32, and transformers rounds them
+            when it loads the model.
+        warnings: What verify calls wrong in the file's metadata, which the checkpoint then has too.
+        dequantized: The types of the dense weights that the file has quantized, by the checkpoint's names.
     """
 
     directory: str
@@ -95,12 +104,26 @@ def export(
     Trits, scales and all other weights are exactly those of the file, from any layout and from floats that are
     nothing but -scale, 0 and +scale. transformers needs all floats in the type that it runs the model in: that is
     bfloat16 where it holds every dense weight exactly, and else float32.
-    pre: name of the pre-tokenizer, overrules tokenizer.ggml.pre. kernel_config, i2_s_order: as `verify` takes them.
-    threads: all cores where None; the bytes written do not depend on it. force: replace a directory that holds
-    nothing but files of the names that an export writes. progress: called with the bytes of tensors written so far
-    and in all.
 
-    BitconvError on anything that cannot be exported right; then the directory is as it was before.
+    Args:
+        file: The GGUF file.
+        directory: The model directory to write. It appears whole or not at all.
+        pre: The name of the pre-tokenizer, in place of tokenizer.ggml.pre.
+        kernel_config: As `verify` takes it.
+        i2_s_order: As `verify` takes it.
+        threads: All cores where None. The bytes written do not depend on it.
+        force: Replace a directory that holds nothing but files of the names that an export writes.
+        progress: Called with the bytes of tensors written so far and in all.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BitconvError: On anything that cannot be exported right. The directory is as it was before.
+
+    Example:
+        >>> bitconv.export("llama.gguf", "model").architecture
+        'LlamaForCausalLM'
     """
     source, target = Path(file), Path(directory)
     _check_target(target, force=force)

@@ -36,9 +36,12 @@ class TiledShape:
 class KernelConfig:
     """A kernel_config.ini, and how to build a runner with kernels of its tiles.
 
-    left_out: why shapes are not in it, by "rows x columns". generator_entry: what must be added to ModelShapeDict in
-    the code generator first; None where the generator knows the shapes. generator, build: commands to run in the
-    directory of bitnet.cpp.
+    Attributes:
+        left_out: Why shapes are not in it, by "rows x columns".
+        generator_entry: What must be added to ModelShapeDict in the code generator first; None where the generator
+            knows the shapes.
+        generator: The command that makes the kernels, in the directory of bitnet.cpp.
+        build: The commands after it.
     """
 
     output: str
@@ -63,8 +66,25 @@ def kernel_config(
 ) -> KernelConfig:
     """Write the kernel_config.ini for the projections of a Hugging Face model.
 
-    model, revision, token: as `convert` takes them. type: "tl1" or "tl2". leave_out: leave out shapes that have no
-    legal tile, which is an error otherwise. force: overwrite output.
+    Args:
+        model: As `convert` takes it.
+        output: The ini to write.
+        type: "tl1" or "tl2".
+        revision: As `convert` takes it.
+        token: As `convert` takes it.
+        leave_out: Leave out shapes that have no legal tile, which is an error otherwise.
+        force: Overwrite output.
+
+    Returns:
+        The tiles, and how to build a runner with them.
+
+    Raises:
+        BitconvError: Where a shape has no legal tile, or the model cannot be read.
+
+    Example:
+        >>> result = bitconv.kernel_config("fixtures/Llama3-1.58-tiny", "kernel_config.ini", type="tl2")
+        >>> len(result.shapes)
+        4
     """
     type = TILED_TYPE.parse(type)
     rules = tile_rules(type)

@@ -46,9 +46,12 @@ _NEWER_NAME = {"bitnet-25": "bitnet-b1.58"}
 
 @dataclass(frozen=True)
 class RepackedTensor:
-    """A ternary tensor. scale: as the input has it. scale_error: how far off the output's is, relative.
+    """A ternary tensor that was repacked.
 
-    group: the columns of a row that share a scale, of a tensor that has several; scale is None then.
+    Attributes:
+        scale: As the input has it; None where there are several.
+        scale_error: How far off the output's is, relative.
+        group: The columns of a row that share a scale, of a tensor that has several.
     """
 
     name: str
@@ -71,9 +74,12 @@ class RepackedDense:
 
 @dataclass(frozen=True)
 class Repacking:
-    """What a repacking wrote. size in bytes. run: the command that runs the file.
+    """What a repacking wrote.
 
-    warnings: what verify calls wrong in the metadata, which is carried over.
+    Attributes:
+        size: In bytes.
+        run: The command that runs the file.
+        warnings: What verify calls wrong in the metadata, which is carried over.
     """
 
     output: str
@@ -120,14 +126,33 @@ def repack(
 ) -> Repacking:
     """Write a GGUF file with its ternary tensors in another layout, or for another runner.
 
-    type, runner, kernel_config, scale_in_blocks, threads, force, progress: as `convert` takes them.
-    from_kernel_config: the ini with the tiles of a TL1 or TL2 input that does not record them. from_i2_s_order:
-    "arm64" or "row4" for an I2_S input in that byte order. embed_type: a new type of an embedding and an untied head
-    that are floats, head_type: of the head alone, as `convert` takes them. pre: tokenizer.ggml.pre, which published
-    files lack. All else that is not ternary, and all metadata that does not speak of the layout, is carried over byte
-    for byte.
+    All else that is not ternary, and all metadata that does not speak of the layout, is carried over byte for byte.
 
-    BitconvError where the input is not ternary or not right, or the runner could not compute the output right.
+    Args:
+        file: The GGUF file to read.
+        output: The file to write. It appears whole or not at all.
+        type: As `convert` takes it, but not "auto".
+        runner: As `convert` takes it.
+        kernel_config: As `convert` takes it.
+        from_kernel_config: The ini with the tiles of a TL1 or TL2 input that does not record them.
+        from_i2_s_order: "arm64" or "row4" for an I2_S input in that byte order.
+        embed_type: A new type of an embedding and an untied head that are floats; None to keep it.
+        head_type: Of the head alone.
+        scale_in_blocks: As `convert` takes it.
+        pre: tokenizer.ggml.pre, which published files lack.
+        threads: As `convert` takes it.
+        force: Overwrite output.
+        progress: Called with the bytes written so far and in all.
+
+    Returns:
+        What was written, tensor by tensor.
+
+    Raises:
+        BitconvError: Where the input is not ternary or not right, or the runner could not compute the output right.
+
+    Example:
+        >>> bitconv.repack("llama.gguf", "other.gguf", type="q2_0").runner
+        'llama.cpp'
     """
     source, target = Path(file), Path(output)
     check_output(target, force=force, inputs=(source, kernel_config, from_kernel_config))

@@ -56,9 +56,13 @@ MAX_FAULTS = 50
 
 @dataclass(frozen=True)
 class VerifiedTensor:
-    """scale: of a ternary tensor that has one. group: the columns of a row that share a scale, where it has several.
+    """A tensor that was checked.
 
-    faults, warnings: empty where the tensor is right.
+    Attributes:
+        scale: Of a ternary tensor that has one.
+        group: The columns of a row that share a scale, where it has several.
+        faults: Empty where the tensor is right.
+        warnings: What is unusual and changes nothing that is computed.
     """
 
     name: str
@@ -91,9 +95,13 @@ class Digests:
 class Verification:
     """What was found. docs/verification.schema.json describes its JSON.
 
-    faults, warnings: those of the file as a whole; the first MAX_FAULTS of each, and how many more there are.
-    checked: what was checked. not_covered: what was not. digests: None where a ternary tensor could not be read.
-    strict: warnings are faults.
+    Attributes:
+        faults: Those of the file as a whole: the first MAX_FAULTS, and how many more there are.
+        warnings: The same of what is unusual.
+        checked: What was checked.
+        not_covered: What was not.
+        digests: None where a ternary tensor could not be read.
+        strict: Warnings are faults.
     """
 
     file: str
@@ -134,15 +142,35 @@ def verify(
 
     Alone: its structure; every code, scale and float valid; and for every ternary tensor that the kernel's product over
     the packed bytes with random int8 activations equals that of the unpacked matrix, in int32 and scaled to float32,
-    bit for bit. against: a Hugging Face model; then also every trit, every scale, every dense value after rounding to
-    the file's type, every size and the vocabulary equal the checkpoint's, read with revision, token, scale_convention,
-    ternarize and pre as `convert` takes them. kernel_config: the ini with the tiles of a TL1 or TL2 file that does not
-    record them. i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in a file
-    tells which one it is in. strict: warnings are faults. attestation: the .intoto.json that convert wrote; then
-    the file is made again of the checkpoint with its options, and must have the same bytes. threads: all cores where
-    None.
+    bit for bit. Against a checkpoint: also every trit, every scale, every dense value after rounding to the file's
+    type, every size and the vocabulary.
 
-    BitconvError where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
+    Args:
+        file: The GGUF file.
+        against: A Hugging Face model, as `convert` takes it, that the file must equal.
+        revision: As `convert` takes it.
+        token: As `convert` takes it.
+        scale_convention: As `convert` takes it.
+        ternarize: As `convert` takes it.
+        pre: As `convert` takes it.
+        kernel_config: The ini with the tiles of a TL1 or TL2 file that does not record them.
+        i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in a file tells which
+            one it is in.
+        strict: Warnings are faults.
+        attestation: The .intoto.json that `convert` wrote. The file is made again of the checkpoint with its options,
+            and must have the same bytes.
+        threads: All cores where None.
+        progress: Called with the bytes checked so far and in all.
+
+    Returns:
+        What was found; `right` is the verdict.
+
+    Raises:
+        BitconvError: Where the file cannot be judged: not GGUF, unreadable, an architecture or type not supported.
+
+    Example:
+        >>> bitconv.verify("llama.gguf", against="fixtures/Llama3-1.58-tiny").right
+        True
     """
     for name, value in (
         ("revision", revision),

@@ -29,7 +29,12 @@ _NORM_SPREAD = 0.1
 
 @dataclass(frozen=True)
 class Dummy:
-    """What was written. parameters: weights of the model, scales not counted. size: of all tensors, in bytes."""
+    """What was written.
+
+    Attributes:
+        parameters: Weights of the model, scales not counted.
+        size: Of all tensors, in bytes.
+    """
 
     directory: str
     family: str
@@ -53,12 +58,28 @@ def dummy(
 ) -> Dummy:
     """Write a model directory of a real model's exact sizes with random weights, a few blocks of them at a time.
 
-    shape: a key of SHAPES, or LAYERSxHIDDENxFFN[xHEADS[xKV_HEADS[xVOCAB]]]. stored: how the ternary matrices are:
-    "bf16" or "f32" master weights, or "packed"; all else is bf16 but for "f32". layers: in place of the shape's.
-    The bytes depend on these and the seed alone. progress: called with the bytes of tensors written so far and in all.
+    The bytes depend on shape, stored, seed and layers alone.
 
-    BitconvError where nothing stores such a model so, where `directory` holds anything, and where the disk has too
-    little room; then nothing is written.
+    Args:
+        directory: The model directory to write, which does not exist or is empty.
+        shape: A name that `bitconv dummy --help` lists, or LAYERSxHIDDENxFFN[xHEADS[xKV_HEADS[xVOCAB]]].
+        stored: How the ternary matrices are: "bf16" or "f32" master weights, or "packed". All else is bf16 but for
+            "f32".
+        seed: Other random weights.
+        layers: In place of the shape's.
+        threads: All cores where None.
+        progress: Called with the bytes of tensors written so far and in all.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BitconvError: Where nothing stores such a model so, where the directory holds anything, and where the disk has
+            too little room. Then nothing is written.
+
+    Example:
+        >>> bitconv.dummy("dummy", shape="1x256x512", stored="packed").parameters > 0
+        True
     """
     target = Path(directory)
     made = find_shape(shape, layers)
