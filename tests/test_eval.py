@@ -13,7 +13,7 @@ from bitconv.cli import app
 from bitconv.commands.evaluate import evaluate
 from bitconv.gguf import read_gguf
 from bitconv.inference.forward import ForwardPass
-from bitconv.packed.structure import check_structure
+from bitconv.packed.inspection import inspect_file
 from bitconv.system.errors import BitconvError
 from typer.testing import CliRunner
 
@@ -50,7 +50,7 @@ def convert(model: Path, path: Path, type_name: str, **options: object) -> Path:
 
 def logits_of(file: Path, tokens: np.ndarray, batch: int = 1000, **options: object) -> np.ndarray:
     gguf = read_gguf(file)
-    with ForwardPass(gguf, check_structure(gguf), **options) as model:
+    with ForwardPass(gguf, inspect_file(gguf), **options) as model:
         cache = model.new_cache(len(tokens))
         parts = [model.logits(tokens[at : at + batch], cache) for at in range(0, len(tokens), batch)]
     return np.concatenate(parts)

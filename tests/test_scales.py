@@ -18,7 +18,7 @@ from bitconv.inference.forward import Activations, ForwardPass
 from bitconv.layouts.scales import simplest
 from bitconv.models.model import load_model
 from bitconv.models.ternary_floats import settle_scales
-from bitconv.packed.structure import check_structure
+from bitconv.packed.inspection import inspect_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -532,7 +532,7 @@ def test_a_projection_with_several_scales_is_the_unpacked_matrix(
     bitconv.convert(model.path, tmp_path / "out.gguf", type=type_name)
     gguf = read_gguf(tmp_path / "out.gguf")
     x = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32)
-    with ForwardPass(gguf, check_structure(gguf), float_activations=float_activations, threads=3) as forward:
+    with ForwardPass(gguf, inspect_file(gguf), float_activations=float_activations, threads=3) as forward:
         for name, trits in model.trits.items():
             weights = trits * np.repeat(model.scales[name], 512 // model.scales[name].shape[1], axis=1).astype(
                 np.float64
@@ -550,6 +550,6 @@ def test_logits_do_not_depend_on_the_layout(groups: Synthetic, tmp_path: Path) -
         path = tmp_path / f"{type_name}.gguf"
         bitconv.convert(groups.path, path, type=type_name)
         gguf = read_gguf(path)
-        with ForwardPass(gguf, check_structure(gguf)) as forward:
+        with ForwardPass(gguf, inspect_file(gguf)) as forward:
             logits.append(forward.logits(np.arange(20), forward.new_cache(20)))
     assert np.array_equal(logits[0], logits[1]) and np.array_equal(logits[0], logits[2])

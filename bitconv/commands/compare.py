@@ -18,7 +18,7 @@ from bitconv.inference.forward import Floats, ForwardPass, Tokens
 from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
-from bitconv.packed.structure import check_structure
+from bitconv.packed.inspection import inspect_file
 from bitconv.system.errors import BitconvError, Code, check_number, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
@@ -148,17 +148,17 @@ def compare(
         raise BitconvError(
             f"{error.name} is missing, which compare needs", code=Code.PACKAGE, way_out="pip install 'bitconv[torch]'"
         ) from None
-    gguf = read_gguf(Path(file))
+    opened = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
-    structure = check_structure(gguf, tiles, i2_s_order)
-    structure.check_loads(gguf.path)
-    structure.check_known_keys(gguf.path)
+    inspection = inspect_file(opened, tiles, i2_s_order)
+    inspection.check_loads(opened.path)
+    inspection.check_known_keys(opened.path)
     content = DEFAULT_TEXT if text is None else read_text(text, limit=MAX_TEXT)
     source = Checkpoint(local_model(model, revision, token, accept=families.of_class))
-    with source as checkpoint, ForwardPass(gguf, structure, threads=threads) as forward:
+    with source as checkpoint, ForwardPass(opened, inspection, threads=threads) as forward:
         encode = load_encode(checkpoint)
-        tokenizer = load_tokenizer(gguf.metadata, gguf.path)
-        texts = [content, *_probes(tokenizer, gguf.metadata)]
+        tokenizer = load_tokenizer(opened.metadata, opened.path)
+        texts = [content, *_probes(tokenizer, opened.metadata)]
         expected, found = encode(texts), [encoding.ids for encoding in tokenizer.encode_batch(texts)]
         tokens = np.array(expected[0])
         if len(tokens) < 2:
@@ -175,14 +175,14 @@ def compare(
                     f"has {forward.sizes.vocab} tokens, {checkpoint.path} has {logits.shape[1]}: they are "
                     "different models",
                     code=Code.CONTRADICTION,
-                    file=gguf.path,
+                    file=opened.path,
                 )
             windows.append(_compare_window(forward.logits(ids, forward.new_cache(len(ids))), logits, ids))
             if progress is not None:
                 progress(first + len(ids), len(tokens))
     measured = {name: np.concatenate([getattr(w, name) for w in windows]) for name in _Window._fields}
     return Comparison(
-        file=str(gguf.path),
+        file=str(opened.path),
         model=os.fspath(model),
         tokens=len(tokens),
         tokenized_differently=tuple(text for text, a, b in zip(texts, expected, found, strict=True) if a != b),

@@ -23,7 +23,7 @@ from bitconv.models.quantization import rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight
-from bitconv.planning.placement import TernaryPlace
+from bitconv.planning.placement import PlacedMatrix
 from bitconv.planning.plan import Options, Plan, PlannedTensor, make_plan
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
@@ -273,7 +273,7 @@ def _write_ternary(
     checkpoint: Checkpoint,
     plan: Plan,
     weight: TernaryWeight,
-    place: TernaryPlace,
+    place: PlacedMatrix,
     descriptor: int,
     keep_going: KeepGoing,
 ) -> Scale:

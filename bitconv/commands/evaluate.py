@@ -15,7 +15,7 @@ from bitconv.gguf import read_gguf
 from bitconv.inference.forward import Floats, ForwardPass
 from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
-from bitconv.packed.structure import check_structure
+from bitconv.packed.inspection import inspect_file
 from bitconv.system.errors import BitconvError, Code, check_number, option, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
@@ -90,13 +90,13 @@ def evaluate(
     check_number("batch", batch, 1)
     if max_tokens is not None:
         check_number("max_tokens", max_tokens, 2)
-    gguf = read_gguf(Path(file))
+    opened = read_gguf(Path(file))
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
-    structure = check_structure(gguf, tiles, i2_s_order)
-    structure.check_loads(gguf.path)
-    structure.check_known_keys(gguf.path)
+    inspection = inspect_file(opened, tiles, i2_s_order)
+    inspection.check_loads(opened.path)
+    inspection.check_known_keys(opened.path)
     content = read_text(text, limit=MAX_TEXT)
-    tokens = np.array(load_tokenizer(gguf.metadata, gguf.path).encode(content, add_special_tokens=False).ids)
+    tokens = np.array(load_tokenizer(opened.metadata, opened.path).encode(content, add_special_tokens=False).ids)
     tokens = tokens[:max_tokens]
     if len(tokens) < window:
         raise BitconvError(
@@ -106,7 +106,7 @@ def evaluate(
             way_out=f"pass {option('window', len(tokens))}" if len(tokens) > 1 else "take a longer text",
         )
     windows = tokens[: len(tokens) // window * window].reshape(-1, window)
-    with ForwardPass(gguf, structure, float_activations=float_activations, threads=threads) as model:
+    with ForwardPass(opened, inspection, float_activations=float_activations, threads=threads) as model:
         start = time.perf_counter()
         total = 0.0
         for number, ids in enumerate(windows):
@@ -121,8 +121,8 @@ def evaluate(
         seconds = time.perf_counter() - start
     scored = windows.size - len(windows)
     return Evaluation(
-        file=str(gguf.path),
-        architecture=structure.architecture_name,
+        file=str(opened.path),
+        architecture=inspection.architecture_name,
         activations="float32" if float_activations else "int8",
         window=window,
         tokens=len(tokens),

@@ -28,7 +28,7 @@ from bitconv.models.architectures import Role, scale_name
 from bitconv.models.config_json import config_json, rope_scaling
 from bitconv.models.families import FAMILIES
 from bitconv.models.quantization import ScaleConvention
-from bitconv.packed.structure import Structure, check_structure
+from bitconv.packed.inspection import Inspection, inspect_file
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
@@ -129,16 +129,16 @@ def export(
     _check_target(target, force=force)
     header = read_gguf(source)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
-    structure = check_structure(header, tiles, i2_s_order)
-    structure.check_loads(source, pre)
-    structure.check_known_keys(source)
-    for name, faults in structure.tensor_faults.items():
+    inspection = inspect_file(header, tiles, i2_s_order)
+    inspection.check_loads(source, pre)
+    inspection.check_known_keys(source)
+    for name, faults in inspection.tensor_faults.items():
         raise BitconvError(f"{name}: {faults[0]}", code=Code.FAULTY, file=source)
     files = tokenizer_files(header.metadata, source, pre)
     ids = token_ids(header.metadata, source)
     descriptor = header.open()
     try:
-        checkpoint = _Source(header, structure, descriptor).checkpoint()
+        checkpoint = _Source(header, inspection, descriptor).checkpoint()
         files |= {"config.json": encode_json(checkpoint.config | ids), "generation_config.json": encode_json(ids)}
         with replacing_directory(target, force=force) as temporary:
             write_tensors(temporary, checkpoint.tensors, threads, progress)
@@ -161,7 +161,7 @@ def export(
             ExportedTensor(t.name, t.dtype.upper(), t.shape, t.nbytes, checkpoint.scales.get(t.name))
             for t in checkpoint.tensors
         ),
-        warnings=structure.metadata_warnings(pre),
+        warnings=inspection.metadata_warnings(pre),
         dequantized=checkpoint.dequantized,
     )
 
@@ -181,22 +181,22 @@ class _Checkpoint(NamedTuple):
 class _Source:
     """An open GGUF file, read as the tensors of a checkpoint."""
 
-    def __init__(self, header: GGUFFile, structure: Structure, descriptor: int) -> None:
+    def __init__(self, header: GGUFFile, inspection: Inspection, descriptor: int) -> None:
         self.path = header.path
         self.metadata = header.metadata
         self.infos = {info.name: info for info in header.tensors}
-        self.structure = structure
+        self.inspection = inspection
         self.descriptor = descriptor
-        if structure.architecture not in _EXPORTED:
+        if inspection.architecture not in _EXPORTED:
             known = ", ".join(sorted({architecture.name for architecture in _EXPORTED}))
             raise BitconvError(
-                f"architecture {structure.architecture_name} cannot be exported, only {known}",
+                f"architecture {inspection.architecture_name} cannot be exported, only {known}",
                 code=Code.GGUF_UNSUPPORTED,
                 file=header.path,
                 way_out="take the checkpoint that the file was made of",
             )
-        self.family = _EXPORTED[structure.architecture]
-        self.sizes = structure.sizes
+        self.family = _EXPORTED[inspection.architecture]
+        self.sizes = inspection.sizes
         if self.sizes.experts:
             raise BitconvError(
                 "a mixture of experts cannot be exported; transformers has no such class",
@@ -209,7 +209,7 @@ class _Source:
         ternary: dict[str, tuple[TernaryTensor, np.float32]] = {}
         dense: dict[str, TensorInfo] = {}
         factors: dict[str, npt.NDArray[np.float32]] = {}
-        architecture = self.structure.architecture
+        architecture = self.inspection.architecture
         for slot in architecture.slots(self.sizes):
             info = self.infos.get(slot.name)
             if info is None:
@@ -234,26 +234,26 @@ class _Source:
         for slot_name, info in dense.items():
             name = self.family.source_name(slot_name)
             tensors.append(NewTensor(name, dtype, info.shape, partial(self.dense, info, dtype)))
-        scaling = rope_scaling(self.metadata, self.structure.architecture_name, self.sizes, factors, self.path)
+        scaling = rope_scaling(self.metadata, self.inspection.architecture_name, self.sizes, factors, self.path)
         tied = "output.weight" not in dense
         config = config_json(self.family, self.sizes, scaling, tied=tied, dtype=dtype, convention=convention)
         dequantized = {
-            self.family.source_name(name): self.structure.types[name]
+            self.family.source_name(name): self.inspection.types[name]
             for name in dense
-            if self.structure.types[name] in QUANTIZED
+            if self.inspection.types[name] in QUANTIZED
         }
         return _Checkpoint(config, dtype, convention, scale_dtype, tensors, scales, dequantized)
 
     def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
         if info.shape[0] % 4:
             raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte", Code.LAYOUT)
-        group = self.structure.groups.get(info.name)
+        group = self.inspection.groups.get(info.name)
         if group is not None:
             cause = "packed checkpoints that transformers loads have one a tensor"
             raise self.error(info.name, f"has {describe(group, info.shape[1])}; {cause}", Code.LAYOUT)
         with self.naming(info.name):
             scale_info = self.infos.get(scale_name(info.name))
-            tensor = TernaryTensor(self.descriptor, info, self.structure.layouts[info.name], scale_info)
+            tensor = TernaryTensor(self.descriptor, info, self.inspection.layouts[info.name], scale_info)
             scale = tensor.find_scale(lambda: None)
             assert not isinstance(scale, np.ndarray)
             return tensor, scale
@@ -261,12 +261,12 @@ class _Source:
     def values(self, info: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
         """The values of a dense tensor in row order, a block at a time."""
         *rows, columns = info.shape
-        row_bytes = type_by_name(self.structure.types[info.name]).nbytes((columns,))
+        row_bytes = type_by_name(self.inspection.types[info.name]).nbytes((columns,))
         for first, last in row_blocks(rows[0] if rows else 1, columns, 1):
             raw = np.empty((last - first, row_bytes), np.uint8)
             if not read_at(self.descriptor, raw, info.offset + first * row_bytes):
                 raise self.error(info.name, "the file has become shorter while it was read", Code.CHANGED)
-            values, bad = decode(raw.reshape(-1), self.structure.types[info.name])
+            values, bad = decode(raw.reshape(-1), self.inspection.types[info.name])
             if bad >= 0:
                 raise self.error(info.name, f"holds {values[bad]}; a weight must be finite", Code.FAULTY)
             yield values
@@ -307,7 +307,7 @@ class _Source:
     def checkpoint_rows(self, name: str, first: int, last: int) -> npt.NDArray[np.intp]:
         """Where the checkpoint has the rows first to last (exclusive) of the file."""
         rows = np.arange(first, last)
-        if self.structure.architecture.interleaved_rope and name.endswith(("attn_q.weight", "attn_k.weight")):
+        if self.inspection.architecture.interleaved_rope and name.endswith(("attn_q.weight", "attn_k.weight")):
             # Neighbours of a head in the file are half a head apart in the checkpoint.
             size = self.sizes.head_dim
             head, row = np.divmod(rows, size)

@@ -22,10 +22,10 @@ from bitconv.layouts.registry import check_has_tiles, make_layout, tile_rules
 from bitconv.layouts.scales import group_obstacle
 from bitconv.layouts.tiles import TILES_KEY, Tile, read_kernel_config
 from bitconv.models.architectures import Role, scale_name
-from bitconv.packed.structure import Structure, check_structure
+from bitconv.packed.inspection import Inspection, inspect_file
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.planning.dense import HEAD, check_dense
-from bitconv.planning.placement import DataSection, TernaryPlace
+from bitconv.planning.placement import DataSection, PlacedMatrix
 from bitconv.runners import Runner
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
@@ -102,7 +102,7 @@ class _Planned(NamedTuple):
     info: TensorInfo
     offset: int
     nbytes: int
-    place: TernaryPlace | None = None
+    place: PlacedMatrix | None = None
     dense: str | None = None
 
 
@@ -159,15 +159,15 @@ def repack(
     type, runner = REPACKED_TYPE.parse(type), RUNNER.optional(runner)
     if kernel_config is not None:
         check_has_tiles([type])
-    gguf = read_gguf(source)
+    opened = read_gguf(source)
     from_tiles = None if from_kernel_config is None else read_kernel_config(Path(from_kernel_config))
-    structure = check_structure(gguf, from_tiles, from_i2_s_order)
-    structure.check_loads(source, pre)
-    _check_input(gguf, structure)
+    inspection = inspect_file(opened, from_tiles, from_i2_s_order)
+    inspection.check_loads(source, pre)
+    _check_input(opened, inspection)
 
-    known = structure.architecture
+    known = inspection.architecture
     chosen = runners.default_runner(type, known.graph) if runner is None else runners.runner(runner)
-    lists = structure.sizes.rope_long is not None
+    lists = inspection.sizes.rope_long is not None
     obstacle = runners.graph_obstacle(chosen, known.graph, known.activation, type, rope_lists=lists)
     if obstacle is not None:
         way_out = runners.nearest(chosen, known.graph, known.activation, type, rope_lists=lists)
@@ -175,11 +175,11 @@ def repack(
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config), tile_rules(type))
     section = DataSection(chosen, scale_in_blocks=scale_in_blocks)
     dense_types = {"embed_type": EMBED_TYPE.optional(embed_type), "head_type": HEAD_TYPE.optional(head_type)}
-    if head_type is not None and not _has_head(gguf, structure):
+    if head_type is not None and not _has_head(opened, inspection):
         cause = f"{option('head_type', head_type)}: the model has no head, it multiplies by the embedding"
         raise BitconvError(cause, code=Code.OPTIONS, file=source)
-    planned = _plan(gguf, structure, section, type, tiles, dense_types)
-    metadata = _metadata(gguf.metadata, structure, chosen, type)
+    planned = _plan(opened, inspection, section, type, tiles, dense_types)
+    metadata = _metadata(opened.metadata, inspection, chosen, type)
     if pre is not None:
         if metadata.get("tokenizer.ggml.model") == "llama":
             raise BitconvError(
@@ -194,56 +194,56 @@ def repack(
     header = section.header(metadata)
     size = len(header) + section.size
     with replacing(target, size, force=force) as descriptor:
-        tensors = _write(gguf, structure, header, planned, descriptor, size, threads, progress)
-        gguf.check_unchanged()
-    architecture = _architecture_name(structure, chosen)
-    run = chosen.command(type, target, embedding=f"{structure.architecture_name}.pooling_type" in gguf.metadata)
-    warnings = structure.metadata_warnings(pre)
+        tensors = _write(opened, inspection, header, planned, descriptor, size, threads, progress)
+        opened.check_unchanged()
+    architecture = _architecture_name(inspection, chosen)
+    run = chosen.command(type, target, embedding=f"{inspection.architecture_name}.pooling_type" in opened.metadata)
+    warnings = inspection.metadata_warnings(pre)
     dense = tuple(
-        RepackedDense(t.info.name, structure.types[t.info.name], t.dense) for t in planned if t.dense is not None
+        RepackedDense(t.info.name, inspection.types[t.info.name], t.dense) for t in planned if t.dense is not None
     )
     return Repacking(str(target), architecture, type, chosen.name, size, run, tensors, dense, warnings)
 
 
-def _check_input(gguf: GGUFFile, structure: Structure) -> None:
+def _check_input(opened: GGUFFile, inspection: Inspection) -> None:
     faults = [
-        *structure.faults,
-        *(f"{name}: {text}" for name, texts in structure.tensor_faults.items() for text in texts),
+        *inspection.faults,
+        *(f"{name}: {text}" for name, texts in inspection.tensor_faults.items() for text in texts),
     ]
-    faults += [f"{t.name}: stacked experts cannot be repacked" for t in gguf.tensors if len(t.shape) == 3]
+    faults += [f"{t.name}: stacked experts cannot be repacked" for t in opened.tensors if len(t.shape) == 3]
     if faults:
-        raise BitconvError(faults[0], code=Code.FAULTY, file=gguf.path, way_out="bitconv verify lists all faults")
+        raise BitconvError(faults[0], code=Code.FAULTY, file=opened.path, way_out="bitconv verify lists all faults")
 
 
-def _architecture_name(structure: Structure, runner: Runner) -> str:
-    name = structure.architecture_name
+def _architecture_name(inspection: Inspection, runner: Runner) -> str:
+    name = inspection.architecture_name
     return name if name in runner.activations else _NEWER_NAME.get(name, name)
 
 
 def _plan(
-    gguf: GGUFFile,
-    structure: Structure,
+    opened: GGUFFile,
+    inspection: Inspection,
     section: DataSection,
     type_name: str,
     tiles: Mapping[tuple[int, int], Tile] | None,
     dense_types: Mapping[str, str | None],
 ) -> list[_Planned]:
     planned = []
-    for info in gguf.tensors:
-        role = structure.roles[info.name]
+    for info in opened.tensors:
+        role = inspection.roles[info.name]
         if role is Role.TERNARY:
             rows, columns = info.shape
-            group = structure.groups.get(info.name)
+            group = inspection.groups.get(info.name)
             layout = make_layout(type_name, (rows, columns), tiles, group)
             obstacle = runners.shape_obstacle(section.runner, layout, rows, columns)
             obstacle = obstacle or group_obstacle(layout, columns, group)
             if obstacle is not None:
-                raise BitconvError(obstacle, code=Code.LAYOUT, file=gguf.path, tensor=info.name)
+                raise BitconvError(obstacle, code=Code.LAYOUT, file=opened.path, tensor=info.name)
             place = section.place_ternary(info.name, (rows, columns), layout, group)
             planned.append(_Planned(info, place.offset, place.nbytes, place))
         elif role is not Role.SCALE:
-            old = structure.types[info.name]
-            new = _dense_type(gguf, structure, section.runner, info, dense_types) if role is Role.EMBEDDING else old
+            old = inspection.types[info.name]
+            new = _dense_type(opened, inspection, section.runner, info, dense_types) if role is Role.EMBEDDING else old
             nbytes = type_by_name(new).nbytes(info.shape)
             offset = section.place(info.name, info.shape, section.runner.type_id(new), nbytes)
             planned.append(_Planned(info, offset, nbytes, dense=new if new != old else None))
@@ -251,10 +251,10 @@ def _plan(
 
 
 def _dense_type(
-    gguf: GGUFFile, structure: Structure, target: Runner, info: TensorInfo, dense_types: Mapping[str, str | None]
+    opened: GGUFFile, inspection: Inspection, target: Runner, info: TensorInfo, dense_types: Mapping[str, str | None]
 ) -> str:
     """What an embedding or a head becomes."""
-    old, parameter = structure.types[info.name], "embed_type"
+    old, parameter = inspection.types[info.name], "embed_type"
     if info.name == HEAD and dense_types["head_type"] is not None:
         parameter = "head_type"
     new = dense_types[parameter] or old
@@ -262,22 +262,22 @@ def _dense_type(
         raise BitconvError(
             f"it is {old}, and what is quantized is not quantized or widened again",
             code=Code.LAYOUT,
-            file=gguf.path,
+            file=opened.path,
             tensor=info.name,
             way_out="convert the checkpoint",
         )
-    has_head, columns = _has_head(gguf, structure), info.shape[-1]
-    check_dense(target, info.name, new, columns, has_head=has_head, file=gguf.path, parameter=parameter)
+    has_head, columns = _has_head(opened, inspection), info.shape[-1]
+    check_dense(target, info.name, new, columns, has_head=has_head, file=opened.path, parameter=parameter)
     return new
 
 
-def _has_head(gguf: GGUFFile, structure: Structure) -> bool:
-    return structure.architecture.untied_head and any(tensor.name == HEAD for tensor in gguf.tensors)
+def _has_head(opened: GGUFFile, inspection: Inspection) -> bool:
+    return inspection.architecture.untied_head and any(tensor.name == HEAD for tensor in opened.tensors)
 
 
-def _metadata(metadata: Metadata, structure: Structure, runner: Runner, type_name: str) -> Metadata:
+def _metadata(metadata: Metadata, inspection: Inspection, runner: Runner, type_name: str) -> Metadata:
     """The input's metadata with the architecture and file type of the output, without tiles."""
-    old, new = structure.architecture_name, _architecture_name(structure, runner)
+    old, new = inspection.architecture_name, _architecture_name(inspection, runner)
     result: Metadata = {}
     for key, value in metadata.items():
         if key not in (TILES_KEY, "general.alignment"):
@@ -288,8 +288,8 @@ def _metadata(metadata: Metadata, structure: Structure, runner: Runner, type_nam
 
 
 def _write(
-    gguf: GGUFFile,
-    structure: Structure,
+    opened: GGUFFile,
+    inspection: Inspection,
     header: bytes,
     planned: list[_Planned],
     descriptor: int,
@@ -297,15 +297,15 @@ def _write(
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[RepackedTensor, ...]:
-    scale_tensors = {t.name: t for t in gguf.tensors if structure.roles[t.name] is Role.SCALE}
+    scale_tensors = {t.name: t for t in opened.tensors if inspection.roles[t.name] is Role.SCALE}
     repacked: dict[str, RepackedTensor] = {}
-    source = gguf.open()
+    source = opened.open()
 
-    def ternary(info: TensorInfo, place: TernaryPlace, keep_going: KeepGoing) -> int:
+    def ternary(info: TensorInfo, place: PlacedMatrix, keep_going: KeepGoing) -> int:
         name = info.name
         try:
             scale_tensor = scale_tensors.get(scale_name(name))
-            file = TernaryTensor(source, info, structure.layouts[name], scale_tensor, place.group)
+            file = TernaryTensor(source, info, inspection.layouts[name], scale_tensor, place.group)
             scale = file.find_scale(keep_going)
             obstacle = place.obstacle(scale)
             if obstacle is not None:
@@ -313,10 +313,10 @@ def _write(
             multiple = file.layout.row_multiple
             place.write(descriptor, len(header), scale, lambda *rows: file.read(*rows).trits, multiple, keep_going)
         except FaultyTensor as fault:
-            raise fault.at(gguf.path, name) from None
+            raise fault.at(opened.path, name) from None
         one = None if isinstance(scale, np.ndarray) else float(scale)
         error = place.scale_error(scale)
-        from_type = structure.types[name]
+        from_type = inspection.types[name]
         repacked[name] = RepackedTensor(name, from_type, place.layout.name, place.shape, one, error, place.group)
         return place.nbytes
 
@@ -324,7 +324,7 @@ def _write(
         piece = np.empty(last - first, np.uint8)
         if not read_at(source, piece, info.offset + first):
             cause = "the file has become shorter while it was read"
-            raise BitconvError(cause, code=Code.CHANGED, file=gguf.path, tensor=info.name)
+            raise BitconvError(cause, code=Code.CHANGED, file=opened.path, tensor=info.name)
         return piece
 
     def copy(tensor: _Planned, first: int, last: int, keep_going: KeepGoing) -> int:
@@ -336,7 +336,7 @@ def _write(
 
     def change(tensor: _Planned, new: str, first: int, last: int, keep_going: KeepGoing) -> int:
         """first, last: of its values."""
-        info, old, kind = tensor.info, type_by_name(structure.types[tensor.info.name]), type_by_name(new)
+        info, old, kind = tensor.info, type_by_name(inspection.types[tensor.info.name]), type_by_name(new)
         at = tensor.offset + kind.nbytes((first,))
         for start, end in row_blocks(last - first, 1, kind.block):
             keep_going()
@@ -345,7 +345,7 @@ def _write(
             if bad >= 0:
                 where = [int(i) for i in np.unravel_index(first + start + bad, info.shape)]
                 cause = f"element {where} is a value that {new} cannot hold, or not finite"
-                raise BitconvError(cause, code=Code.LAYOUT, file=gguf.path, tensor=info.name)
+                raise BitconvError(cause, code=Code.LAYOUT, file=opened.path, tensor=info.name)
             write_at(descriptor, data, len(header) + at)
             at += data.size
         return at - tensor.offset - kind.nbytes((first,))

@@ -32,8 +32,8 @@ from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.packed.digest import TensorDigest, TensorHash, model_digests
+from bitconv.packed.inspection import Inspection, inspect_file
 from bitconv.packed.keys import Finding, Level, find_key, is_idle, name_findings
-from bitconv.packed.structure import Structure, check_structure
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, matrices
 from bitconv.planning.metadata import build_metadata
 from bitconv.system import jobs
@@ -186,11 +186,11 @@ def verify(
             )
     path = Path(file)
     unsupported: str | None = None
-    structure = None
+    inspection = None
     try:
-        gguf = read_gguf(path)
+        opened = read_gguf(path)
         tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
-        structure = check_structure(gguf, tiles, i2_s_order)
+        inspection = inspect_file(opened, tiles, i2_s_order)
     except MalformedGGUF as fault:
         return _of_a_header(path, None, str(fault), strict=strict)
     except UnsupportedMetadata as fault:
@@ -198,16 +198,16 @@ def verify(
             raise
         unsupported = str(fault)
     if against is None:
-        assert structure is not None
-        return _Verifier(gguf, structure, None, None, strict=strict).run(threads, progress)
+        assert inspection is not None
+        return _Verifier(opened, inspection, None, None, strict=strict).run(threads, progress)
     with Checkpoint(local_model(against, revision, token, accept=families.of_class)) as checkpoint:
         convention = scale_convention_of(scale_convention)
-        understood = load_model(checkpoint, convention)
-        if structure is None:
+        loaded = load_model(checkpoint, convention)
+        if inspection is None:
             assert unsupported is not None
             return _of_a_header(path, checkpoint, f"{unsupported}, nor asked for by the checkpoint", strict=strict)
-        model = settle_scales(checkpoint, understood, rule_of(ternarize), threads, convention)
-        verifier = _Verifier(gguf, structure, checkpoint, model, strict=strict)
+        model = settle_scales(checkpoint, loaded, rule_of(ternarize), threads, convention)
+        verifier = _Verifier(opened, inspection, checkpoint, model, strict=strict)
         verifier.compare_metadata(pre)
         result = verifier.run(threads, progress)
         return result if attestation is None else _with_attestation(result, Path(attestation), checkpoint, threads)
@@ -232,23 +232,23 @@ def _of_a_header(path: Path, checkpoint: Checkpoint | None, fault: str, *, stric
 class _Verifier:
     def __init__(
         self,
-        gguf: GGUFFile,
-        structure: Structure,
+        opened: GGUFFile,
+        inspection: Inspection,
         checkpoint: Checkpoint | None,
         model: Model | None,
         *,
         strict: bool,
     ) -> None:
-        self.gguf = gguf
-        self.structure = structure
+        self.opened = opened
+        self.inspection = inspection
         self.checkpoint = checkpoint
         self.strict = strict
-        self.faults = list(structure.faults)
+        self.faults = list(inspection.faults)
         self.lost: list[str] = []  # of the checkpoint's tokenizer, since no file can hold it
-        self.metadata = list(structure.metadata)
+        self.metadata = list(inspection.metadata)
         self.expected: dict[str, Weight] = {} if model is None else {w.name: w for w in model.weights}
         self.model = model
-        self.scale_tensors = {t.name: t for t in gguf.tensors if structure.roles[t.name] is Role.SCALE}
+        self.scale_tensors = {t.name: t for t in opened.tensors if inspection.roles[t.name] is Role.SCALE}
         self.digests: list[TensorDigest] = []
         self.other_tensors: list[str] = []  # whose trits, or shape, are not the checkpoint's
         self.descriptor = -1
@@ -257,43 +257,43 @@ class _Verifier:
         """All that a runner computes by must be what bitconv would write, or what runners take for it."""
         assert self.checkpoint is not None and self.model is not None
         wanted_architecture = self.model.family.architecture
-        if wanted_architecture is not self.structure.architecture:
-            said = f"is {self.structure.architecture.graph}, the checkpoint's is {wanted_architecture.graph}"
+        if wanted_architecture is not self.inspection.architecture:
+            said = f"is {self.inspection.architecture.graph}, the checkpoint's is {wanted_architecture.graph}"
             self.faults.append(f"the architecture {said}")
             return
         wanted = build_metadata(self.checkpoint, self.model, 0, pre)
         self.lost = tokenizer_notes(self.checkpoint.path, self.checkpoint.config, wanted)
         # Under the file's name for the architecture, of which there may be an older one.
-        name = self.structure.architecture_name
+        name = self.inspection.architecture_name
         prefix = f"{wanted_architecture.name}."
         wanted = {
             f"{name}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key: value
             for key, value in wanted.items()
         }
         sizes = {f"{name}.{key}" for key in METADATA_KEYS}
-        found = {key: value for key, value in self.gguf.metadata.items() if key not in sizes}
-        found |= self.structure.sizes.metadata(name)
+        found = {key: value for key, value in self.opened.metadata.items() if key not in sizes}
+        found |= self.inspection.sizes.metadata(name)
         faulty = {finding.key for finding in self.metadata if finding.level is not Level.WARNING}
         for key in sorted(found.keys() | wanted.keys()):
             if key not in faulty and not self._is_uncompared(key, found):
                 self._compare_key(key, found, wanted)
-        if any(name_findings(self.gguf.metadata)) and not any(name_findings(wanted)):
+        if any(name_findings(self.opened.metadata)) and not any(name_findings(wanted)):
             self._fault("general.name", "has runners tokenize otherwise than by the checkpoint's name")
-        for tensor in self.expected.keys() - {tensor.name for tensor in self.gguf.tensors}:
+        for tensor in self.expected.keys() - {tensor.name for tensor in self.opened.tensors}:
             self.faults.append(f"tensor {tensor} is missing; the checkpoint has it")
 
     def _is_uncompared(self, key: str, found: Metadata) -> bool:
         """Keys by which no runner computes, with this vocabulary; and those that depend on the file's types."""
         unused = {"gpt2": "tokenizer.ggml.scores", "llama": "tokenizer.ggml.merges"}
         return (
-            is_idle(key, self.structure.architecture_name)
+            is_idle(key, self.inspection.architecture_name)
             or key in ("general.architecture", "general.file_type", "general.alignment")
             or key.startswith("split.")
             or key == unused.get(str(found.get("tokenizer.ggml.model")))
         )
 
     def _compare_key(self, key: str, found: Metadata, wanted: Metadata) -> None:
-        entry = find_key(key, self.structure.architecture_name)
+        entry = find_key(key, self.inspection.architecture_name)
         values = [
             metadata.get(key, runner_default(metadata, key) if entry is None or entry.usual is None else entry.usual)
             for metadata in (found, wanted)
@@ -303,7 +303,7 @@ class _Verifier:
         elif values[1] is None:
             self._fault(key, "is a key that the checkpoint does not ask for")
         else:
-            missing = "" if key in self.gguf.metadata else "is missing, and what runners take for it "
+            missing = "" if key in self.opened.metadata else "is missing, and what runners take for it "
             self._fault(key, f"{missing}is not what the checkpoint says")
 
     def _fault(self, key: str, text: str) -> None:
@@ -312,10 +312,10 @@ class _Verifier:
         self.metadata.append(Finding(key, text))
 
     def run(self, threads: int | None, progress: Progress | None) -> Verification:
-        work = [partial(self.tensor, tensor) for tensor in self.gguf.tensors]
-        total = sum(self.structure.nbytes.values())
+        work = [partial(self.tensor, tensor) for tensor in self.opened.tensors]
+        total = sum(self.inspection.nbytes.values())
         done, results = 0, []
-        self.descriptor = self.gguf.open()
+        self.descriptor = self.opened.open()
         try:
             for result in jobs.run(work, threads):
                 results.append(result)
@@ -324,20 +324,20 @@ class _Verifier:
                     progress(done, total)
         finally:
             os.close(self.descriptor)
-        self.gguf.check_unchanged()
+        self.opened.check_unchanged()
         if self.checkpoint is not None:
             self.checkpoint.check_unchanged()
-        ternary = {name for name in self.structure.layouts if self.structure.roles[name] is Role.TERNARY}
+        ternary = {name for name in self.inspection.layouts if self.inspection.roles[name] is Role.TERNARY}
         faults = [*self.faults, *(f"{f.key} {f.text}" for f in self.metadata if f.level is not Level.WARNING)]
-        same_architecture = self.model is not None and self.model.family.architecture is self.structure.architecture
+        same_architecture = self.model is not None and self.model.family.architecture is self.inspection.architecture
         if same_architecture and 2 * len(ternary.intersection(self.other_tensors)) > len(ternary):
             differ = f"{len(self.other_tensors)} of {len(results)} tensors are not the checkpoint's"
             faults.insert(0, f"this looks like another model: {differ}")
-        complete = len(self.digests) == len(self.structure.layouts)
+        complete = len(self.digests) == len(self.inspection.layouts)
         return Verification(
-            file=str(self.gguf.path),
+            file=str(self.opened.path),
             against=None if self.checkpoint is None else str(self.checkpoint.path),
-            architecture=self.structure.architecture_name,
+            architecture=self.inspection.architecture_name,
             faults=_first(faults),
             warnings=_first([f"{f.key} {f.text}" for f in self.metadata if f.level is Level.WARNING]),
             tensors=tuple(results),
@@ -349,16 +349,16 @@ class _Verifier:
 
     def _not_covered(self) -> list[str]:
         """What of the checkpoint no file can hold, and dense tensors of types that bitconv does not write."""
-        types = self.structure.types
+        types = self.inspection.types
         values = [
             f"the values of {tensor.name}, which is {types[tensor.name]}"
-            for tensor in self.gguf.tensors
-            if types[tensor.name] not in DENSE_TYPES and tensor.name not in self.structure.layouts
+            for tensor in self.opened.tensors
+            if types[tensor.name] not in DENSE_TYPES and tensor.name not in self.inspection.layouts
         ]
         return self.lost + values[:MAX_FAULTS]
 
     def _checked(self, results: list[VerifiedTensor]) -> dict[str, Passed]:
-        ternary = [t for t in results if t.name in self.structure.layouts]
+        ternary = [t for t in results if t.name in self.inspection.layouts]
         floats = [t for t in results if t.type in FLOATS and t not in ternary]
         quantized = [t for t in results if t.type in QUANTIZED and t not in ternary]
         faulty = {finding.key for finding in self.metadata if finding.level is not Level.WARNING}
@@ -372,11 +372,11 @@ class _Verifier:
         def same_scales(tensor: VerifiedTensor) -> int:
             return scales(tensor) if not tensor.warnings else 0
 
-        keys = self.gguf.metadata.keys()
+        keys = self.opened.metadata.keys()
         checked = {
             "metadata keys": Passed(len(keys - faulty), len(keys)),
             "tensors placed, typed and shaped": Passed(
-                sum(t.name not in self.structure.tensor_faults for t in results), len(results)
+                sum(t.name not in self.inspection.tensor_faults for t in results), len(results)
             ),
             "ternary tensors whose kernel product equals the unpacked product": passed(ternary, lambda _: 1),
             "trits valid": passed(ternary, lambda t: prod(t.shape)),
@@ -397,10 +397,10 @@ class _Verifier:
 
     def tensor(self, tensor: TensorInfo, keep_going: KeepGoing) -> VerifiedTensor:
         """All checks of one tensor's data."""
-        type_name = self.structure.types[tensor.name]
-        nbytes = self.structure.nbytes[tensor.name]
-        faults = list(self.structure.tensor_faults.get(tensor.name, ()))
-        if scale_name(tensor.name) in self.structure.tensor_faults:
+        type_name = self.inspection.types[tensor.name]
+        nbytes = self.inspection.nbytes[tensor.name]
+        faults = list(self.inspection.tensor_faults.get(tensor.name, ()))
+        if scale_name(tensor.name) in self.inspection.tensor_faults:
             faults.append(f"{scale_name(tensor.name)} is faulty")
         scale = None
         warnings: list[str] = []
@@ -411,13 +411,13 @@ class _Verifier:
                 faults.append(str(fault))
                 if isinstance(fault, _OtherTensor):
                     self.other_tensors.append(tensor.name)
-        group = self.structure.groups.get(tensor.name)
+        group = self.inspection.groups.get(tensor.name)
         return VerifiedTensor(
             tensor.name, type_name, tensor.shape, nbytes, scale, group, tuple(faults), tuple(warnings[:1])
         )
 
     def _data(self, tensor: TensorInfo, type_name: str, warnings: list[str], keep_going: KeepGoing) -> float | None:
-        if self.structure.roles[tensor.name] is Role.SCALE:  # read with its weight
+        if self.inspection.roles[tensor.name] is Role.SCALE:  # read with its weight
             return None
         expected = self.expected.get(tensor.name)
         if expected is None and tensor.name == "output.weight":
@@ -426,11 +426,11 @@ class _Verifier:
             raise FaultyTensor("the checkpoint has no such tensor")
         if expected is not None and expected.shape != tensor.shape:
             raise _OtherTensor(f"has shape {tensor.shape}, the checkpoint's is {expected.shape}")
-        layout = self.structure.layouts.get(tensor.name)
+        layout = self.inspection.layouts.get(tensor.name)
         if layout is not None:
             scale = self._ternary(tensor, layout, expected, warnings, keep_going)
             return None if scale is None else float(scale)
-        if tensor.name == "output.weight" and not self.structure.architecture.untied_head:
+        if tensor.name == "output.weight" and not self.inspection.architecture.untied_head:
             self._redundant_head(tensor, keep_going)
         if type_name not in DENSE_TYPES:
             return None
@@ -448,7 +448,7 @@ class _Verifier:
         """Returns the scale of a matrix, None of a stack of them. Hashes what is not the checkpoint's all the same."""
         assert expected is None or isinstance(expected, TernaryWeight | ExpertsWeight)
         scale_tensor = self.scale_tensors.get(scale_name(tensor.name))
-        group = self.structure.groups.get(tensor.name)
+        group = self.inspection.groups.get(tensor.name)
         files = list(matrices(self.descriptor, tensor, layout, scale_tensor, group))
         hasher = TensorHash(tensor.name, tensor.shape, layout)
         faults: list[FaultyTensor] = []
@@ -469,8 +469,8 @@ class _Verifier:
 
     def _redundant_head(self, head: TensorInfo, keep_going: KeepGoing) -> None:
         """A head on a graph that multiplies by the embedding is right only where it is the embedding, byte for byte."""
-        embedding = next((t for t in self.gguf.tensors if t.name == "token_embd.weight"), None)
-        nbytes = self.structure.nbytes[head.name]
+        embedding = next((t for t in self.opened.tensors if t.name == "token_embd.weight"), None)
+        nbytes = self.inspection.nbytes[head.name]
         if embedding is not None and embedding.type_id == head.type_id:
             for first, last in row_blocks(nbytes, 1, 1):
                 keep_going()

@@ -28,7 +28,7 @@ from bitconv.layouts.layout import Bytes, Layout, Scales
 from bitconv.layouts.scales import Scale
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.hyperparameters import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
-from bitconv.packed.structure import Structure
+from bitconv.packed.inspection import Inspection
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
@@ -156,35 +156,35 @@ class ForwardPass:
     """
 
     def __init__(
-        self, gguf: GGUFFile, structure: Structure, *, float_activations: bool = False, threads: int | None = None
+        self, opened: GGUFFile, inspection: Inspection, *, float_activations: bool = False, threads: int | None = None
     ) -> None:
-        _refuse_faults(gguf, structure)
-        if f"{structure.architecture_name}.pooling_type" in gguf.metadata:
+        _refuse_faults(opened, inspection)
+        if f"{inspection.architecture_name}.pooling_type" in opened.metadata:
             raise BitconvError(
                 "an embedding model, which predicts no text; run llama-embedding",
                 code=Code.GGUF_UNSUPPORTED,
-                file=gguf.path,
+                file=opened.path,
             )
-        self.file = gguf.path
-        self.architecture = structure.architecture
-        self.sizes = structure.sizes
+        self.file = opened.path
+        self.architecture = inspection.architecture
+        self.sizes = inspection.sizes
         if self.sizes.experts:
             raise BitconvError(
                 "a mixture of experts, which eval and compare do not run; llama.cpp does",
                 code=Code.GGUF_UNSUPPORTED,
-                file=gguf.path,
+                file=opened.path,
             )
         self._float_activations = float_activations
         self._threads = jobs.thread_count(threads)
-        self._data = _read_file(gguf)
-        infos = {tensor.name: tensor for tensor in gguf.tensors}
+        self._data = _read_file(opened)
+        infos = {tensor.name: tensor for tensor in opened.tensors}
         self._norms = {
-            name: _dense(self._data, infos[name], structure.nbytes[name])
-            for name, role in structure.roles.items()
+            name: _dense(self._data, infos[name], inspection.nbytes[name])
+            for name, role in inspection.roles.items()
             if role not in (Role.TERNARY, Role.SCALE, Role.EMBEDDING)
         }
-        self._embedding, self._head = self._read_embeddings(infos, structure)
-        self._projections = self._read_projections(infos, structure)
+        self._embedding, self._head = self._read_embeddings(infos, inspection)
+        self._projections = self._read_projections(infos, inspection)
         long = self.sizes.rope_long
         self._frequencies = self._rope_frequencies(ROPE_FREQS if long is None else ROPE_SHORT)
         self._long_frequencies = None if long is None else self._rope_frequencies(ROPE_LONG)
@@ -305,23 +305,23 @@ class ForwardPass:
         factors = self._norms.get(factor_tensor, np.ones(1, np.float32))
         return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
 
-    def _read_embeddings(self, infos: dict[str, TensorInfo], structure: Structure) -> tuple[Embedding, Embedding]:
+    def _read_embeddings(self, infos: dict[str, TensorInfo], inspection: Inspection) -> tuple[Embedding, Embedding]:
         """The token embedding and the output head, which may be the same."""
 
         def read(name: str) -> Embedding:
-            return Embedding(self._data, infos[name], structure.types[name], structure.nbytes[name], self._threads)
+            return Embedding(self._data, infos[name], inspection.types[name], inspection.nbytes[name], self._threads)
 
         embedding = read("token_embd.weight")
         untied = self.architecture.untied_head and "output.weight" in infos
         return embedding, read("output.weight") if untied else embedding
 
-    def _read_projections(self, infos: dict[str, TensorInfo], structure: Structure) -> dict[str, Projection]:
-        names = [name for name, role in structure.roles.items() if role is Role.TERNARY]
+    def _read_projections(self, infos: dict[str, TensorInfo], inspection: Inspection) -> dict[str, Projection]:
+        names = [name for name, role in inspection.roles.items() if role is Role.TERNARY]
         with os.fdopen(open_input(self.file), "rb") as stream:
 
             def read(name: str, keep_going: KeepGoing) -> Projection:
-                layout = structure.layouts[name]
-                group = structure.groups.get(name)
+                layout = inspection.layouts[name]
+                group = inspection.groups.get(name)
                 tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)), group)
                 try:
                     for first, last in row_blocks(tensor.rows, tensor.columns, layout.row_multiple):
@@ -336,22 +336,22 @@ class ForwardPass:
             return dict(zip(names, jobs.run(work, self._threads), strict=True))
 
 
-def _refuse_faults(gguf: GGUFFile, structure: Structure) -> None:
-    faults = [f"{name}: {fault}" for name, found in structure.tensor_faults.items() for fault in found]
-    for fault in [*structure.faults, *faults]:
-        raise MalformedGGUF(fault, file=gguf.path, way_out="see bitconv verify")
+def _refuse_faults(opened: GGUFFile, inspection: Inspection) -> None:
+    faults = [f"{name}: {fault}" for name, found in inspection.tensor_faults.items() for fault in found]
+    for fault in [*inspection.faults, *faults]:
+        raise MalformedGGUF(fault, file=opened.path, way_out="see bitconv verify")
 
 
-def _read_file(gguf: GGUFFile) -> Bytes:
+def _read_file(opened: GGUFFile) -> Bytes:
     """All of it in memory: a file that is cut while it is mapped would kill the process."""
-    data = np.empty(gguf.size, np.uint8)
-    descriptor = gguf.open()
+    data = np.empty(opened.size, np.uint8)
+    descriptor = opened.open()
     try:
         if not read_at(descriptor, data, 0):
-            raise BitconvError("the file has become shorter while it was read", code=Code.CHANGED, file=gguf.path)
+            raise BitconvError("the file has become shorter while it was read", code=Code.CHANGED, file=opened.path)
     finally:
         os.close(descriptor)
-    gguf.check_unchanged()
+    opened.check_unchanged()
     return data
 
 

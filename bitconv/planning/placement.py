@@ -18,8 +18,10 @@ from bitconv.system.jobs import KeepGoing
 from bitconv.system.rawio import write_at
 
 
-class TernaryPlace(NamedTuple):
-    """Where a ternary tensor goes: offset, and that of its `.scale` tensor if it has one, count from the data section.
+class PlacedMatrix(NamedTuple):
+    """A ternary matrix and where it goes.
+
+    offset, and that of its `.scale` tensor if it has one, count from the data section.
 
     With a `.scale` tensor the scales in the layout's own blocks are 1. group: the columns of a row that share a scale,
     None where the whole tensor has one.
@@ -94,7 +96,7 @@ class DataSection:
         self.size += align(nbytes)
         return self.entries[-1].offset
 
-    def place_ternary(self, name: str, shape: tuple[int, int], layout: Layout, group: int | None) -> TernaryPlace:
+    def place_ternary(self, name: str, shape: tuple[int, int], layout: Layout, group: int | None) -> PlacedMatrix:
         """Place a ternary tensor, with a `.scale` tensor where it has one scale and layout and runner allow for it."""
         if layout.tile is not None:
             self.tiles[shape] = layout.tile
@@ -102,14 +104,14 @@ class DataSection:
             self.groups[name] = group
         return self._place_matrices(name, shape, shape, 1, layout, group)[0]
 
-    def place_experts(self, name: str, shape: tuple[int, int, int], layout: Layout) -> list[TernaryPlace]:
+    def place_experts(self, name: str, shape: tuple[int, int, int], layout: Layout) -> list[PlacedMatrix]:
         """Place a stack of ternary matrices: one after the other, and their scales in one `.scale` tensor."""
         experts, *matrix = shape
         return self._place_matrices(name, shape, (matrix[0], matrix[1]), experts, layout, None)
 
     def _place_matrices(
         self, name: str, shape: tuple[int, ...], matrix: tuple[int, int], count: int, layout: Layout, group: int | None
-    ) -> list[TernaryPlace]:
+    ) -> list[PlacedMatrix]:
         nbytes = layout.nbytes(*matrix)
         offset = self.place(name, shape, self.runner.type_id(layout.name), count * nbytes)
         scales: list[int | None] = [None] * count
@@ -117,7 +119,7 @@ class DataSection:
         if beside and group is None:
             first = self.place(scale_name(name), (count,), self.runner.type_id("f32"), 4 * count)
             scales = [first + 4 * i for i in range(count)]
-        return [TernaryPlace(layout, matrix, offset + i * nbytes, nbytes, scales[i], group) for i in range(count)]
+        return [PlacedMatrix(layout, matrix, offset + i * nbytes, nbytes, scales[i], group) for i in range(count)]
 
     def header(self, metadata: Metadata) -> bytes:
         """The file's header, which records tiles and groups where there are any. The data section follows."""

@@ -21,7 +21,7 @@ from bitconv.models.architectures import Role
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.planning.dense import HEAD, check_dense
 from bitconv.planning.metadata import build_metadata
-from bitconv.planning.placement import DataSection, TernaryPlace
+from bitconv.planning.placement import DataSection, PlacedMatrix
 from bitconv.runners import Runner
 from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.patterns import PatternError, compile_pattern
@@ -63,7 +63,7 @@ class PlannedTensor:
     type_name: str
     offset: int
     nbytes: int
-    places: tuple[TernaryPlace, ...] = ()
+    places: tuple[PlacedMatrix, ...] = ()
     fallback: str | None = None
 
 

@@ -1,4 +1,4 @@
-"""The structure of a GGUF file of a BitNet model: everything about it but the values of its tensors."""
+"""A GGUF file of a BitNet model inspected: everything about it but the values of its tensors."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ _ALLOWED = {
 
 
 @dataclass
-class Structure:
-    """types, roles and nbytes: of every tensor listed. layouts: of the ternary ones. groups: the columns of a row that
+class Inspection:
+    """What a file holds, as its header says, and what is wrong with it.
+
+    types, roles and nbytes: of every tensor listed. layouts: of the ternary ones. groups: the columns of a row that
     share a scale, of ternary tensors that have several.
 
     faults: of the set of tensors and their places; tensor_faults: by tensor name; metadata: what is to be said of its
@@ -89,9 +91,9 @@ class Structure:
         return tuple(one_line(f"{f.key} {f.text}") for f in self.metadata if f.key not in mended)[:MAX_WARNINGS]
 
 
-def check_structure(
-    gguf: GGUFFile, tiles: Mapping[tuple[int, int], Tile] | None = None, i2_s_order: str | None = None
-) -> Structure:
+def inspect_file(
+    opened: GGUFFile, tiles: Mapping[tuple[int, int], Tile] | None = None, i2_s_order: str | None = None
+) -> Inspection:
     """Check sizes, offsets, alignment, types, the architecture's tensor set, dimensions, and vocabulary counts.
 
     tiles: of TL1 and TL2 by (rows, columns), in place of those that the file's metadata records. i2_s_order: a key of
@@ -100,37 +102,37 @@ def check_structure(
     BitconvError where the architecture or a tensor's type is not one that bitconv knows; MalformedGGUF where the
     metadata lacks what the rest is checked by.
     """
-    name = gguf.metadata.get("general.architecture")
+    name = opened.metadata.get("general.architecture")
     if not isinstance(name, str):
-        raise MalformedGGUF("general.architecture is missing", file=gguf.path)
-    known = architecture(name, [tensor.name for tensor in gguf.tensors])
+        raise MalformedGGUF("general.architecture is missing", file=opened.path)
+    known = architecture(name, [tensor.name for tensor in opened.tensors])
     if known is None:
         raise BitconvError(
             f"architecture {plain(name)} is not supported ({', '.join(architecture_names())} are)",
             code=Code.GGUF_UNSUPPORTED,
-            file=gguf.path,
+            file=opened.path,
         )
-    sizes = hyperparameters.from_metadata(gguf.metadata, name, gguf.path)
+    sizes = hyperparameters.from_metadata(opened.metadata, name, opened.path)
     if sizes.rope_long is not None and "longrope" not in known.rope_scaling:
         cause = f"{name}.rope.scaling.type is longrope, and the graph of {known.graph} loads no lists of rope factors"
-        raise UnsupportedMetadata(cause, code=Code.GGUF_UNSUPPORTED, file=gguf.path)
-    structure = Structure(known, name, sizes)
-    if sizes.layers > len(gguf.tensors):
-        raise MalformedGGUF(f"{name}.block_count is {sizes.layers}, more than there are tensors", file=gguf.path)
+        raise UnsupportedMetadata(cause, code=Code.GGUF_UNSUPPORTED, file=opened.path)
+    inspection = Inspection(known, name, sizes)
+    if sizes.layers > len(opened.tensors):
+        raise MalformedGGUF(f"{name}.block_count is {sizes.layers}, more than there are tensors", file=opened.path)
     slots = {slot.name: slot for slot in known.slots(sizes)}
-    _check_types(gguf, structure)
-    _check_set(gguf, structure, slots)
-    _find_layouts(gguf, structure, tiles, i2_s_order)
-    _check_places(gguf, structure)
-    _check_file_type(gguf.metadata, structure)
-    structure.metadata += key_findings(gguf.metadata, name)
-    structure.metadata += vocabulary_findings(gguf.metadata, sizes.vocab)
-    return structure
+    _check_types(opened, inspection)
+    _check_set(opened, inspection, slots)
+    _find_layouts(opened, inspection, tiles, i2_s_order)
+    _check_places(opened, inspection)
+    _check_file_type(opened.metadata, inspection)
+    inspection.metadata += key_findings(opened.metadata, name)
+    inspection.metadata += vocabulary_findings(opened.metadata, sizes.vocab)
+    return inspection
 
 
-def _check_types(gguf: GGUFFile, structure: Structure) -> None:
-    file_type = gguf.metadata.get("general.file_type")
-    for tensor in gguf.tensors:
+def _check_types(opened: GGUFFile, inspection: Inspection) -> None:
+    file_type = opened.metadata.get("general.file_type")
+    for tensor in opened.tensors:
         plain = tensor_type(tensor.type_id)
         layout = layout_name(tensor.type_id, int(file_type) if isinstance(file_type, np.integer) else None)
         name = plain.name if plain is not None else layout
@@ -138,74 +140,78 @@ def _check_types(gguf: GGUFFile, structure: Structure) -> None:
             raise BitconvError(
                 f"tensor type {tensor.type_id} is not supported",
                 code=Code.GGUF_UNSUPPORTED,
-                file=gguf.path,
+                file=opened.path,
                 tensor=tensor.name,
             )
-        structure.types[tensor.name] = name
+        inspection.types[tensor.name] = name
         if plain is not None:
             try:
-                structure.nbytes[tensor.name] = plain.nbytes(tensor.shape)
+                inspection.nbytes[tensor.name] = plain.nbytes(tensor.shape)
             except ValueError as error:
-                raise MalformedGGUF(str(error), file=gguf.path, tensor=tensor.name) from None
+                raise MalformedGGUF(str(error), file=opened.path, tensor=tensor.name) from None
 
 
-def _check_places(gguf: GGUFFile, structure: Structure) -> None:
+def _check_places(opened: GGUFFile, inspection: Inspection) -> None:
     """Tensors follow each other in the order listed, with no gap but alignment padding: llama.cpp refuses others."""
-    end = gguf.data_offset
-    for tensor in gguf.tensors:
-        place = -(-end // gguf.alignment) * gguf.alignment
+    end = opened.data_offset
+    for tensor in opened.tensors:
+        place = -(-end // opened.alignment) * opened.alignment
         if tensor.offset != place:
-            structure.fault(tensor, f"lies at byte {tensor.offset}; after the tensor before it, it must be {place}")
-        end = tensor.offset + structure.nbytes[tensor.name]
-        if end > gguf.size:
-            structure.fault(tensor, f"truncated: it ends at byte {end}, the file at byte {gguf.size}")
-    if gguf.size > end and gguf.size != -(-end // gguf.alignment) * gguf.alignment:
-        structure.faults.append(f"{gguf.size - end} bytes follow the last tensor")
+            inspection.fault(tensor, f"lies at byte {tensor.offset}; after the tensor before it, it must be {place}")
+        end = tensor.offset + inspection.nbytes[tensor.name]
+        if end > opened.size:
+            inspection.fault(tensor, f"truncated: it ends at byte {end}, the file at byte {opened.size}")
+    if opened.size > end and opened.size != -(-end // opened.alignment) * opened.alignment:
+        inspection.faults.append(f"{opened.size - end} bytes follow the last tensor")
 
 
-def _check_set(gguf: GGUFFile, structure: Structure, slots: Mapping[str, Slot]) -> None:
-    for tensor in gguf.tensors:
+def _check_set(opened: GGUFFile, inspection: Inspection, slots: Mapping[str, Slot]) -> None:
+    for tensor in opened.tensors:
         slot = slots.get(tensor.name)
         if slot is None:
             # Its role does not matter any more: the tensor is a fault, and its data is not looked at.
-            structure.roles[tensor.name] = Role.EMBEDDING
-            structure.fault(tensor, f"is no tensor of the architecture {structure.architecture_name}")
+            inspection.roles[tensor.name] = Role.EMBEDDING
+            inspection.fault(tensor, f"is no tensor of the architecture {inspection.architecture_name}")
             continue
-        structure.roles[tensor.name] = slot.role
+        inspection.roles[tensor.name] = slot.role
         if tensor.shape != slot.shape:
-            structure.fault(tensor, f"has shape {tensor.shape}, the metadata implies {slot.shape}")
-        allowed = structure.architecture.norm_types if slot.role is Role.NORM else _ALLOWED[slot.role]
-        if structure.types[tensor.name] not in allowed:
-            structure.fault(tensor, f"is {structure.types[tensor.name]}, which no runner takes for a {slot.role.value}")
-    listed = {tensor.name for tensor in gguf.tensors}
+            inspection.fault(tensor, f"has shape {tensor.shape}, the metadata implies {slot.shape}")
+        allowed = inspection.architecture.norm_types if slot.role is Role.NORM else _ALLOWED[slot.role]
+        if inspection.types[tensor.name] not in allowed:
+            inspection.fault(
+                tensor, f"is {inspection.types[tensor.name]}, which no runner takes for a {slot.role.value}"
+            )
+    listed = {tensor.name for tensor in opened.tensors}
     for slot in slots.values():
         if slot.name not in listed and not slot.optional:
-            structure.faults.append(f"tensor {slot.name} is missing")
+            inspection.faults.append(f"tensor {slot.name} is missing")
 
 
 def _find_layouts(
-    gguf: GGUFFile, structure: Structure, tiles: Mapping[tuple[int, int], Tile] | None, i2_s_order: str | None
+    opened: GGUFFile, inspection: Inspection, tiles: Mapping[tuple[int, int], Tile] | None, i2_s_order: str | None
 ) -> None:
     """The layout of every ternary or packed tensor, its size, and whether it can take the tensor's shape."""
     i2_s_order = I2_S_ORDER.optional(i2_s_order)
     if tiles is None:
-        tiles = tiles_from_metadata(gguf.metadata, gguf.path)
-    groups = groups_from_metadata(gguf.metadata, gguf.path)
-    for tensor in gguf.tensors:
-        name = structure.types[tensor.name]
-        ternary = structure.roles[tensor.name] is Role.TERNARY
-        if tensor.name in structure.nbytes and not (ternary and name in _TERNARY):
+        tiles = tiles_from_metadata(opened.metadata, opened.path)
+    groups = groups_from_metadata(opened.metadata, opened.path)
+    for tensor in opened.tensors:
+        name = inspection.types[tensor.name]
+        ternary = inspection.roles[tensor.name] is Role.TERNARY
+        if tensor.name in inspection.nbytes and not (ternary and name in _TERNARY):
             continue
         if len(tensor.shape) not in (2, 3):
-            raise MalformedGGUF(f"{name} holds matrices, not shape {tensor.shape}", file=gguf.path, tensor=tensor.name)
+            raise MalformedGGUF(
+                f"{name} holds matrices, not shape {tensor.shape}", file=opened.path, tensor=tensor.name
+            )
         *stack, rows, columns = tensor.shape
         if stack and name not in _STACKED:
-            structure.fault(tensor, f"is {name}, in which no runner computes stacked experts")
+            inspection.fault(tensor, f"is {name}, in which no runner computes stacked experts")
         if name in TILED and (rows, columns) not in tiles:
             raise BitconvError(
                 f"the file does not say the {name} tile of {rows}x{columns}",
                 code=Code.TILES,
-                file=gguf.path,
+                file=opened.path,
                 tensor=tensor.name,
                 way_out=f"pass {option('kernel_config')} with the ini that its runner was built with",
             )
@@ -213,32 +219,32 @@ def _find_layouts(
         if group is not None:
             obstacle = check_group(group, columns)
             if obstacle is not None:
-                raise MalformedGGUF(obstacle, file=gguf.path, tensor=tensor.name)
-            structure.groups[tensor.name] = group
+                raise MalformedGGUF(obstacle, file=opened.path, tensor=tensor.name)
+            inspection.groups[tensor.name] = group
         layout = make_layout(name, (rows, columns), tiles, group).in_byte_order(i2_s_order)
         obstacle = layout.obstacle(rows, columns) or group_obstacle(layout, columns, group)
         if obstacle is not None:
-            structure.fault(tensor, obstacle)
-        if scale_name(tensor.name) in structure.roles and not any(
+            inspection.fault(tensor, obstacle)
+        if scale_name(tensor.name) in inspection.roles and not any(
             r.scale_tensors and name in r.computes for r in RUNNERS
         ):
-            structure.fault(tensor, f"is {name} beside a .scale tensor, and no runner of {name} multiplies by one")
-        structure.nbytes[tensor.name] = prod(stack) * layout.nbytes(rows, columns)
-        structure.layouts[tensor.name] = layout
-    for name in groups.keys() - structure.groups.keys():
-        structure.faults.append(f"{GROUPS_KEY} names {name}, which is no ternary tensor of the file")
+            inspection.fault(tensor, f"is {name} beside a .scale tensor, and no runner of {name} multiplies by one")
+        inspection.nbytes[tensor.name] = prod(stack) * layout.nbytes(rows, columns)
+        inspection.layouts[tensor.name] = layout
+    for name in groups.keys() - inspection.groups.keys():
+        inspection.faults.append(f"{GROUPS_KEY} names {name}, which is no ternary tensor of the file")
 
 
-def _check_file_type(metadata: Metadata, structure: Structure) -> None:
+def _check_file_type(metadata: Metadata, inspection: Inspection) -> None:
     """general.file_type is what people see; a file of floats that says I2_S misleads them."""
     key = "general.file_type"
     number = metadata.get(key)
     if not isinstance(number, np.uint32):
         return
     named = file_types(int(number))
-    found = {structure.types[name] for name, role in structure.roles.items() if role is Role.TERNARY}
+    found = {inspection.types[name] for name, role in inspection.roles.items() if role is Role.TERNARY}
     if not named:
-        structure.metadata.append(Finding(key, f"is {number}, which is no runner's"))
+        inspection.metadata.append(Finding(key, f"is {number}, which is no runner's"))
     elif found and not named & found:
         said = f"says {' or '.join(sorted(named))}, the ternary tensors are {', '.join(sorted(found))}"
-        structure.metadata.append(Finding(key, said))
+        inspection.metadata.append(Finding(key, said))
