@@ -9,6 +9,7 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.commands.compare import Comparison, compare
+from bitconv.gguf import read_gguf
 from bitconv.system.errors import BitconvError
 
 from conftest import FIXTURES
@@ -17,7 +18,7 @@ from test_torch_files import as_bin
 from test_verify import Rebuilt
 
 pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 LLAMA = FIXTURES / "Llama3-1.58-tiny"
 MICROSOFT = FIXTURES / "bitnet-b1.58-2B-4T-tiny"
@@ -190,6 +191,22 @@ def test_finds_a_space_in_front_that_is_not_the_tokenizer_s(tmp_path: Path, sett
     file = Rebuilt(tmp_path / "out.gguf")
     file.metadata["tokenizer.ggml.add_space_prefix"] = not file.metadata["tokenizer.ggml.add_space_prefix"]
     assert len(planted(file, tmp_path, model).tokenized_differently) > 1000
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_prefix_space": False}, {"legacy": True}], ids=str)
+def test_a_tokenizer_saved_by_transformers_5_is_the_same(tmp_path: Path, settings: dict) -> None:
+    """As tokenizer.json, without tokenizer.model and with other settings."""
+    model = make_checkpoint(tmp_path / "model", "1bitllm").path
+    said = json.loads((model / "tokenizer_config.json").read_text()) | settings
+    (model / "tokenizer_config.json").write_text(json.dumps(said))
+    saved = transformers.AutoTokenizer.from_pretrained(model)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (model / name).unlink()
+    saved.save_pretrained(model)
+    bitconv.convert(model, tmp_path / "out.gguf", embed_type="f32")
+    metadata = read_gguf(tmp_path / "out.gguf").metadata
+    assert metadata["tokenizer.ggml.add_space_prefix"] is settings.get("add_prefix_space", True)
+    assert not compare(tmp_path / "out.gguf", model).tokenized_differently
 
 
 @pytest.mark.parametrize(("kind", "cause"), [("llama", "nothing marks this"), ("1bitllm", "told by its tensors")])
