@@ -47,6 +47,7 @@ from bitconv.tokenizer.special import runner_default
 NOT_COVERED = (
     "the graph: whether a runner computes this architecture and these types right",
     "the tokenizer: whether a runner splits text with this vocabulary as the model's own tokenizer does",
+    "the chat template and the sampling settings: whether a runner can make sense of them",
 )
 
 

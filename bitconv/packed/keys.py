@@ -38,22 +38,23 @@ class Finding(NamedTuple):
 class Key(NamedTuple):
     """name: ARCH stands for the architecture's, * for any characters. type: as value_type names it, "any" where runners
     read all scalars. usual: what runners take where the key is missing, and what they need for a BitNet model; None
-    where that depends on the model.
+    where that depends on the model. unusual: what is to be said of any other value.
     """
 
     name: str
     type: str
     usual: Value | None = None
+    unusual: Level = Level.WARNING
 
 
 KEYS = (
     Key("general.architecture", "str"),
-    Key("general.type", "str", "model"),
+    Key("general.type", "str", "model", Level.FAULT),
     Key("general.file_type", "u32"),
     Key("general.quantization_version", "u32", np.uint32(2)),
     Key("general.alignment", "u32"),
     Key("general.sampling.*", "any"),
-    Key("split.count", "u16", np.uint16(0)),
+    Key("split.count", "u16", np.uint16(0), Level.REFUSED),
     Key("split.no", "u16", np.uint16(0)),
     Key("split.tensors.count", "i32"),
     Key("ARCH.vocab_size", "u32"),
@@ -77,9 +78,16 @@ KEYS = (
     Key("ARCH.rope.scaling.finetuned", "bool"),
     Key("ARCH.expert_count", "u32"),
     Key("ARCH.expert_used_count", "u32"),
-    Key("ARCH.expert_group_count", "u32", np.uint32(0)),
-    Key("ARCH.expert_group_used_count", "u32", np.uint32(0)),
+    Key("ARCH.expert_group_count", "u32", np.uint32(0), Level.REFUSED),
+    Key("ARCH.expert_group_used_count", "u32", np.uint32(0), Level.REFUSED),
     Key("ARCH.pooling_type", "u32"),
+    # Of other models, but llama.cpp reads them of all.
+    Key("ARCH.embedding_length_out", "u32", np.uint32(0)),
+    Key("ARCH.nextn_predict_layers", "u32", np.uint32(0)),
+    Key("ARCH.attention.key_length_swa", "u32", np.uint32(0)),
+    Key("ARCH.attention.value_length_swa", "u32", np.uint32(0)),
+    Key("ARCH.rope.dimension_count_swa", "u32", np.uint32(0)),
+    Key("ARCH.rope.scaling.alpha", "f32", np.float32(0)),
     Key("tokenizer.ggml.model", "str"),
     Key("tokenizer.ggml.pre", "str"),
     Key("tokenizer.ggml.tokens", "[str]"),
@@ -92,6 +100,7 @@ KEYS = (
     Key("tokenizer.ggml.add_eos_token", "bool"),
     Key("tokenizer.ggml.add_sep_token", "bool", False),
     Key("tokenizer.ggml.add_space_prefix", "bool"),
+    Key("tokenizer.ggml.suppress_tokens", "[i32]"),
     Key("tokenizer.ggml.remove_extra_whitespaces", "bool", False),
     Key("tokenizer.ggml.normalizer.lowercase", "bool"),
     Key("tokenizer.ggml.normalizer.strip_accents", "bool"),
@@ -177,18 +186,19 @@ def key_findings(metadata: Metadata, architecture: str) -> Iterator[Finding]:
         if key.type != value_type(value) and key.type != "any":
             text = f"is of a type that runners do not read it in: {value_type(value)}, expected {key.type}"
             yield Finding(name, text, Level.REFUSED)
-        elif key.type != "any" and key.usual is not None and value != key.usual:
-            yield from _unusual(name, value, key.usual)
+        elif key.usual is not None and value != key.usual:
+            yield from _unusual(name, value, key)
     yield from name_findings(metadata)
 
 
-def _unusual(name: str, value: Value, usual: Value) -> Iterator[Finding]:
+def _unusual(name: str, value: Value, key: Key) -> Iterator[Finding]:
     if name == "split.count":
         if value != 1:
-            yield Finding(name, f"is {plain(value)}: the file is one of so many parts", Level.REFUSED)
+            yield Finding(name, f"is {plain(value)}: the file is one of so many parts", key.unusual)
     elif name != "split.no":  # which counts where there are parts
-        text = f"is {plain(value)}, where runners take {plain(usual)} for a BitNet model"
-        yield Finding(name, text, Level.FAULT if name == "general.type" else Level.WARNING)
+        assert key.usual is not None
+        text = f"is {plain(value)}, where runners take {plain(key.usual)} for a BitNet model"
+        yield Finding(name, text, key.unusual)
 
 
 def name_findings(metadata: Metadata) -> Iterator[Finding]:
