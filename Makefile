@@ -8,7 +8,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml $(shell find bitconv kernels -type f -not -name '*.pyc')
 DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
 
-.PHONY: demo test lint bench bench-quick test-aarch64 test-avx512 clean
+.PHONY: demo test lint bench bench-quick test-aarch64 test-avx512 test-sanitize clean
 
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
@@ -41,6 +41,13 @@ test-avx512:
 	$(CMAKE) -S kernels -B build/avx512 -DBITCONV_KERNEL_TESTS=ON -DBITCONV_EMULATE_AVX512=ON
 	$(CMAKE) --build build/avx512 --parallel
 	build/avx512/kernels_test avx512 avx512_vnni
+
+# The same test under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-sanitize:
+	$(CMAKE) -S kernels -B build/sanitize -DBITCONV_KERNEL_TESTS=ON \
+		-DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+	$(CMAKE) --build build/sanitize --parallel
+	build/sanitize/kernels_test
 
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

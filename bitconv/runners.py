@@ -142,11 +142,10 @@ RUNNERS = (
         notes=("loads I2_S and computes garbage; repack such a file to iq2_bn",),
     ),
 )
-_BY_NAME = {runner.name: runner for runner in RUNNERS}
 
 
 def runner(name: str) -> Runner:
-    return _BY_NAME[name]
+    return next(r for r in RUNNERS if r.name == name)
 
 
 def default_runner(type_name: str, architecture: str) -> Runner:
