@@ -355,6 +355,7 @@ def test_eval_prints_the_perplexity_of_the_reference(good: Path) -> None:
     assert code == 0 and "perplexity" in out and "255 of 300 tokens scored" in out
 
 
+@pytest.mark.torch
 def test_compare_exits_with_0_where_the_models_agree_and_1_where_not(good: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     assert run("compare", good, MODEL)[0] == 0

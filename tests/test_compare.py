@@ -17,7 +17,7 @@ from synthetic import make_checkpoint
 from test_torch_files import as_bin
 from test_verify import Rebuilt
 
-pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
 transformers = pytest.importorskip("transformers")
 
 LLAMA = FIXTURES / "Llama3-1.58-tiny"

@@ -113,6 +113,7 @@ def test_whole_vocabularies_are_read_back_as_they_were_made(name: str, tmp_path:
     assert len(ids) < len(text)  # syllables merged
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("name", "stored"), [("2b-4t", "packed"), ("llama3-8b", "bf16")])
 def test_transformers_finds_every_tensor(
     name: str, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +129,7 @@ def test_transformers_finds_every_tensor(
     assert len(tokenizer) == 640
 
 
+@pytest.mark.torch
 def test_about_four_of_ten_master_weights_are_zero(tmp_path: Path) -> None:
     dummy(tmp_path / "model", shape=SMALL, stored="f32")
     for name, tensor in tensors(tmp_path / "model").items():
@@ -141,6 +143,7 @@ def test_about_four_of_ten_master_weights_are_zero(tmp_path: Path) -> None:
             assert 0.5 < tensor.min() < tensor.max() < 1.5
 
 
+@pytest.mark.torch
 def test_half_of_packed_trits_are_zero_and_no_code_is_three(tmp_path: Path) -> None:
     dummy(tmp_path / "model", shape=SMALL, stored="packed")
     for name, tensor in tensors(tmp_path / "model").items():
@@ -181,6 +184,7 @@ def test_a_seed_means_the_same_bytes_everywhere(stored: str, expected: str, tmp_
     assert hashlib.sha256((tmp_path / "one" / "model.safetensors").read_bytes()).hexdigest() == expected
 
 
+@pytest.mark.torch
 def test_large_checkpoints_come_in_shards_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors_files, "SHARD_BYTES", 10**6)
     result = dummy(tmp_path / "model", shape=SMALL, stored="bf16")
@@ -192,6 +196,7 @@ def test_large_checkpoints_come_in_shards_with_an_index(tmp_path: Path, monkeypa
     assert set(result.files) == {path.name for path in (tmp_path / "model").iterdir()} > set(shards)
 
 
+@pytest.mark.torch
 def test_layers_replace_those_of_the_shape(tmp_path: Path) -> None:
     dummy(tmp_path / "model", shape=SMALL, stored="packed", layers=3)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_hidden_layers"] == 3

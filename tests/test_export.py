@@ -633,6 +633,7 @@ def logits() -> Callable[[Path, list[list[int]]], np.ndarray]:
     return run
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["Llama3-1.58-tiny", "bitnet-b1.58-2B-4T-tiny"])
 def test_transformers_computes_the_same_as_from_the_checkpoint(
     tmp_path: Path, name: str, logits: Callable[[Path, list[list[int]]], np.ndarray]
@@ -643,6 +644,7 @@ def test_transformers_computes_the_same_as_from_the_checkpoint(
     assert np.array_equal(logits(exported, [tokens]), logits(FIXTURES / name, [tokens]))
 
 
+@pytest.mark.torch
 def test_transformers_computes_a_1bitllm_model_that_it_could_not_load_before(
     tmp_path: Path, logits: Callable[[Path, list[list[int]]], np.ndarray]
 ) -> None:

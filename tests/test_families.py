@@ -9,7 +9,6 @@ from pathlib import Path
 import bitconv
 import numpy as np
 import pytest
-import torch
 from bitconv.cli import app
 from bitconv.commands.families import catalogue, markdown
 from bitconv.models import families
@@ -19,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from synthetic import Synthetic, make_checkpoint
-from test_gpu_pipeline import make_pipeline_checkpoint
 
 
 def add_tensor(end: str, shape: tuple[int, ...]) -> Callable[[Synthetic], None]:
@@ -112,8 +110,10 @@ def test_what_is_no_b158_checkpoint_is_refused_by_name(
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.torch
 def test_olmo_bitnet_is_refused_by_name(tmp_path: Path) -> None:
     """Its config keys, which are OLMo's own, and its tensors, saved as parameters of float32 in a .bin file."""
+    torch = pytest.importorskip("torch")
     config = {"architectures": ["OLMoModelForCausalLM"], "model_type": "olmo", "d_model": 64, "n_layers": 2}
     config |= {"n_heads": 4, "mlp_ratio": 8, "activation_type": "swiglu", "block_type": "sequential", "rope": True}
     shapes = {"wte": (128, 64)}
@@ -165,8 +165,11 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
         assert entry["recognised"] in text
 
 
+@pytest.mark.torch
 def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
     """For each entry, a small checkpoint of it takes each type in each runner as listed, tl1 and tl2 included."""
+    from test_gpu_pipeline import make_pipeline_checkpoint
+
     kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
     kinds |= {"MixtralForCausalLM": "mixtral", "Qwen3ForCausalLM": "plain_qwen3", "Qwen3Model": "embedding"}
     for number, entry in enumerate(catalogue().families):

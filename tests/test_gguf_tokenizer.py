@@ -44,6 +44,7 @@ def test_a_sentencepiece_tokenizer_is_the_checkpoint_s() -> None:
         assert rebuilt.encode(text, add_special_tokens=False).ids == own.encode(text)
 
 
+@pytest.mark.runners
 @pytest.mark.parametrize("model", [LLAMA, ONEBITLLM], ids=lambda model: model.name)
 def test_special_tokens_in_a_text_are_found_as_a_runner_finds_them(tmp_path: Path, model: Path) -> None:
     metadata = metadata_of(model)
@@ -55,6 +56,7 @@ def test_special_tokens_in_a_text_are_found_as_a_runner_finds_them(tmp_path: Pat
     runner.close()
 
 
+@pytest.mark.runners
 def test_user_defined_tokens_of_spaces_are_found_as_a_runner_finds_them(tmp_path: Path) -> None:
     metadata = metadata_of(ONEBITLLM)
     tokens, types = list(metadata["tokenizer.ggml.tokens"]), np.array(metadata["tokenizer.ggml.token_type"])

@@ -15,6 +15,8 @@ from gguf_file import File
 from synthetic import GGUF_PROJECTIONS, Synthetic, interleave, make_checkpoint, round_to_bf16
 from test_convert import expected_i2_s
 
+pytestmark = pytest.mark.torch
+
 HF_MODULES = {slot: module for module, slot in GGUF_PROJECTIONS.items()}
 MODULES = {
     "wqkv": ("attn_q", "attn_k", "attn_v"),

@@ -302,7 +302,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub: Hub, run: Run, cache: Path, tmp
     assert not snapshot(cache).exists()
 
 
-def test_verify_compare_and_kernel_config_take_ids(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_verify_and_kernel_config_take_ids(run: Run, hub: Hub, tmp_path: Path) -> None:
     hub.repositories[ID].private = True
     options = (ID, "--revision", "main", "--token", hub.token)
     assert run("convert", *options, tmp_path / "out.gguf", "--embed-type", "f32").code == 0
@@ -312,7 +312,14 @@ def test_verify_compare_and_kernel_config_take_ids(run: Run, hub: Hub, tmp_path:
     result = run("kernel-config", *options, "--type", "tl2", "--leave-out", "-o", tmp_path / "k.ini")
     assert (result.code, result.err) == (0, "")
     assert hub.downloads().count("model.safetensors") == 1
+
+
+@pytest.mark.torch
+def test_compare_takes_ids(run: Run, hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("torch")
+    hub.repositories[ID].private = True
+    options = (ID, "--revision", "main", "--token", hub.token)
+    assert run("convert", *options, tmp_path / "out.gguf", "--embed-type", "f32").code == 0
     result = run("compare", tmp_path / "out.gguf", *options)
     assert (result.code, result.err) == (0, "")
     assert f"agrees with {ID}" in result.out

@@ -18,6 +18,8 @@ from reference import ROW_LAYOUTS
 from synthetic import Synthetic, make_checkpoint, write_safetensors
 from test_verify import Rebuilt
 
+pytestmark = pytest.mark.torch
+
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 IDS = {"tq1_0": 34, "tq2_0": 35, "q2_0": 42}
 
@@ -82,6 +84,7 @@ def in_transformers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Synthetic
     return model, torch.log_softmax(logits.double(), -1).numpy()
 
 
+@pytest.mark.runners
 @pytest.mark.parametrize(
     ("type_name", "options"),
     [
@@ -99,6 +102,7 @@ def test_llama_cpp_computes_what_transformers_does(
     assert abs(divergence_in_llama_cpp(tmp_path / "out.gguf", expected)) < (1e-5 if type_name == "f32" else 1e-3)
 
 
+@pytest.mark.runners
 def test_llama_cpp_multiplies_each_expert_by_its_own_scale(
     tmp_path: Path, in_transformers: tuple[Synthetic, np.ndarray]
 ) -> None:

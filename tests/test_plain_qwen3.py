@@ -147,6 +147,7 @@ def test_the_two_graphs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         bitconv.export(tmp_path / "plain.gguf", tmp_path / "dir")
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("stored", [{}, IN_GROUPS])
 @pytest.mark.parametrize("scaling", [None, YARN])
 def test_compare_agrees(tmp_path: Path, stored: dict, scaling: dict | None) -> None:
@@ -178,6 +179,8 @@ def in_transformers(model: Synthetic, tokens: np.ndarray) -> np.ndarray:
     return torch.log_softmax(logits.double(), -1).numpy()
 
 
+@pytest.mark.torch
+@pytest.mark.runners
 @pytest.mark.parametrize(
     ("stored", "type_name", "options", "scaling"),
     [
@@ -204,6 +207,8 @@ def test_llama_cpp_computes_what_transformers_does(
     assert abs(divergence) < (1e-5 if type_name == "f32" else 1e-3)
 
 
+@pytest.mark.torch
+@pytest.mark.runners
 @pytest.mark.parametrize(("type_name", "scaling"), [("f32", YARN), ("iq2_bn", YARN), ("iq1_bn", None)])
 def test_ik_llama_cpp_computes_what_transformers_does(tmp_path: Path, type_name: str, scaling: dict | None) -> None:
     pytest.importorskip("ik_llama_cpp")

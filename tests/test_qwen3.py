@@ -82,6 +82,7 @@ def test_published_checkpoints_convert_and_verify(tmp_path: Path, name: str) -> 
     assert file.metadata.get("qwen3.pooling_type") == (3 if family == "embedding" else None)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("packed", [True, False])
 def test_it_computes_what_transformers_does(tmp_path: Path, packed: bool) -> None:
     pytest.importorskip("torch")
@@ -92,6 +93,7 @@ def test_it_computes_what_transformers_does(tmp_path: Path, packed: bool) -> Non
     assert result.top1_agreement > 0.9 and result.divergence < 0.05
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("norm", ["attn_q_norm", "attn_k_norm_in", "attn_output_norm_in", "ffn_down_norm_in"])
 def test_a_norm_that_is_not_the_checkpoint_s_is_seen(tmp_path: Path, norm: str) -> None:
     pytest.importorskip("torch")

@@ -24,6 +24,8 @@ import torch
 import real_runners
 from real_runners import FIXTURES
 
+pytestmark = [pytest.mark.runners, pytest.mark.torch]
+
 ONEBITLLM, MICROSOFT, LLAMA = CHECKPOINTS = ("bitnet_b1_58-tiny", "bitnet-b1.58-2B-4T-tiny", "Llama3-1.58-tiny")
 BITNET_CPP = os.environ.get("BITCONV_BITNET_CPP")
 KERNEL_CONFIG = os.environ.get("BITCONV_BITNET_CPP_KERNEL_CONFIG")

@@ -214,6 +214,7 @@ def test_master_weights_that_nothing_marks_are_ternarized_by_the_rule_named(
         assert not bitconv.verify(out, against=model.path, ternarize="absmean").right
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
 @pytest.mark.parametrize("odd", [False, True])
 def test_the_median_is_the_lower_of_the_two_in_the_middle(tmp_path: Path, dtype: str, odd: bool) -> None:

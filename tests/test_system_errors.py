@@ -31,7 +31,9 @@ WRITERS: dict[str, Callable[[str], object]] = {
 }
 
 
-@pytest.mark.parametrize("command", READERS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.torch if c == "compare" else ()) for c in READERS]
+)
 def test_a_file_that_is_missing_or_a_directory(tmp_path: Path, command: str) -> None:
     if command == "compare":
         pytest.importorskip("torch")

@@ -51,6 +51,7 @@ def test_byte_level_vocabulary_is_that_of_the_tokenizers_library(name: str) -> N
     assert metadata["tokenizer.ggml.merges"] == [" ".join(merge) for merge in merges]
 
 
+@pytest.mark.runners
 @pytest.mark.parametrize("name", BYTE_LEVEL_FIXTURES)
 def test_runner_splits_byte_level_text_like_the_tokenizers_library(name: str, tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
@@ -63,6 +64,7 @@ def test_runner_splits_byte_level_text_like_the_tokenizers_library(name: str, tm
     runner.close()
 
 
+@pytest.mark.runners
 @pytest.mark.parametrize("name", BYTE_LEVEL_FIXTURES)
 def test_ends_of_generation_reach_the_runner(name: str, tmp_path: Path) -> None:
     metadata = fixture_metadata(name)
@@ -111,6 +113,7 @@ def test_tokens_with_a_role_in_added_tokens_json_are_special(tmp_path: Path) -> 
     assert metadata["tokenizer.ggml.token_type"].tolist()[257:] == [CONTROL, CONTROL, USER_DEFINED]
 
 
+@pytest.mark.runners
 def test_added_token_in_the_byte_alphabet_stays_text(tmp_path: Path) -> None:
     # As in Falcon3: the line break, spelled in the byte alphabet, is listed as an added token too.
     newline = {"id": 198, "content": "\u010a", "special": False}

@@ -181,6 +181,7 @@ def train(directory: Path, samples: list[str]) -> Any:
     return tokenizer
 
 
+@pytest.mark.runners
 @pytest.mark.parametrize(("name", "steps", "ignore_merges", "cleans"), STRUCTURES)
 def test_runner_splits_as_the_structure_does(
     name: str, steps: list[dict[str, Any]], ignore_merges: bool, cleans: bool, tmp_path: Path
@@ -201,6 +202,7 @@ def test_runner_splits_as_the_structure_does(
 FALCONS = [[PUNCTUATION, GPT2, digits(individual=True)], [PUNCTUATION, GPT2, split("[0-9]")]]
 
 
+@pytest.mark.runners
 @pytest.mark.parametrize("steps", FALCONS, ids=["Falcon3", "Falcon-E"])
 def test_the_names_of_bitnet_cpp_for_the_falcons_are_wrong_elsewhere(
     steps: list[dict[str, Any]], tmp_path: Path
@@ -217,6 +219,7 @@ def test_the_names_of_bitnet_cpp_for_the_falcons_are_wrong_elsewhere(
         Runner(convert(directory, 1000, pre="falcon_e"), tmp_path / "vocab.gguf")
 
 
+@pytest.mark.runners
 @pytest.mark.parametrize("steps", FALCONS, ids=["Falcon3", "Falcon-E"])
 def test_llama_cpp_splits_as_the_falcons_do(
     steps: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

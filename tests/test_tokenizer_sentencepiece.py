@@ -114,6 +114,7 @@ def test_pieces_are_those_of_the_sentencepiece_library() -> None:
     assert metadata["tokenizer.ggml.add_eos_token"] is False
 
 
+@pytest.mark.runners
 def test_runner_splits_text_like_the_sentencepiece_library(tmp_path: Path) -> None:
     processor = fixture_processor()
     runner = Runner(convert(FIXTURE, processor.vocab_size()), tmp_path / "vocab.gguf")
@@ -124,6 +125,7 @@ def test_runner_splits_text_like_the_sentencepiece_library(tmp_path: Path) -> No
     runner.close()
 
 
+@pytest.mark.runners
 def test_user_defined_pieces_and_the_missing_space_in_front(tmp_path: Path) -> None:
     processor = train(
         tmp_path / "tokenizer.model", user_defined_symbols=["<tool>", "\u2581\u2581"], add_dummy_prefix=False
@@ -275,6 +277,7 @@ def test_pre_is_refused_for_sentencepiece() -> None:
 # tokenizer.json alone.
 
 
+@pytest.mark.runners
 def test_runner_splits_text_like_the_derived_json(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     directory = write_derived(tmp_path, derived_json(fixture_processor()))

@@ -27,6 +27,8 @@ from safetensors.torch import load_file
 
 from synthetic import Synthetic, make_checkpoint
 
+pytestmark = pytest.mark.torch
+
 
 def as_bin(model: Synthetic, *, shards: int = 1) -> None:
     """Put pytorch_model.bin, or shards and their index, in the place of model.safetensors."""
