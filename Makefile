@@ -1,33 +1,52 @@
 # make demo: set up, convert a bundled checkpoint, verify the file.   make test: set up, lint, all tests.
+# make dev: an editable build with all that the tests need; after a change in kernels/, make it again.
 PYTHON ?= python3
 CMAKE ?= cmake
 CXX_AARCH64 ?= aarch64-linux-gnu-g++
 QEMU_AARCH64 ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
 BIN := .venv/bin
-SOURCES := pyproject.toml $(shell find bitconv kernels -type f -not -name '*.pyc')
+BUILD := pyproject.toml tests/constraints.txt $(shell find kernels -type f)
 DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
+# One thread a process, since there is a process for each core.
+PYTEST := pytest -n auto --dist worksteal
+test test-quick test-lowest: export OMP_NUM_THREADS := 1
 
+<<<<<<< HEAD
 .PHONY: demo test lint bench bench-quick test-aarch64 test-avx512 test-sanitize clean
+=======
+.PHONY: demo dev test test-quick test-lowest lint bench bench-quick test-aarch64 test-avx512 clean
+>>>>>>> 8d77d4f (Development loop: an editable build that compiles once, tests in parallel, lowest versions, architecture and contributing)
 
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
 	$(BIN)/bitconv verify demo.gguf --against $(DEMO_MODEL)
 
-test: .venv/tested lint
-	$(BIN)/pytest
+dev: .venv/dev
 
-lint: .venv/tested
+test: lint
+	$(BIN)/$(PYTEST)
+
+# Without what is slow, needs PyTorch or runs real runners.
+test-quick: .venv/dev
+	$(BIN)/$(PYTEST) -m 'not slow and not torch and not runners'
+
+# What needs neither PyTorch nor real runners, with the lowest versions that pyproject.toml declares.
+test-lowest: build/lowest/installed
+	build/lowest/bin/$(PYTEST) -m 'not torch and not runners'
+
+lint: .venv/dev
 	$(BIN)/ruff check bitconv tests
 	$(BIN)/ruff format --check bitconv tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # In BITCONV_BENCH_DIR or the system's temporary directory: 14 GB and 20 minutes, or 3 GB and a minute.
 # bench writes docs/bench.md and its chart, bench-quick prints a smaller page.
-bench: .venv/benched
+bench: .venv/dev
 	cd tests && ../$(BIN)/python -m bench
 
-bench-quick: .venv/benched
+bench-quick: .venv/dev
 	cd tests && ../$(BIN)/python -m bench --quick
 
 # The kernels' own tests, without Python: NEON under qemu-user, AVX-512 emulated by SIMDe.
@@ -42,6 +61,7 @@ test-avx512:
 	$(CMAKE) --build build/avx512 --parallel
 	build/avx512/kernels_test avx512 avx512_vnni
 
+<<<<<<< HEAD
 # The same test under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitize:
 	$(CMAKE) -S kernels -B build/sanitize -DBITCONV_KERNEL_TESTS=ON \
@@ -50,16 +70,36 @@ test-sanitize:
 	build/sanitize/kernels_test
 
 .venv/installed: $(SOURCES)
+=======
+# The editable build has no environment of its own: in each new one all objects would be compiled again. What the
+# system's cmake and ninja lack comes from PyPI, as the build backend says.
+BACKEND := from scikit_build_core.build import get_requires_for_build_editable as needed; print(*needed())
+PIP := $(BIN)/pip install --quiet --no-compile --constraint tests/constraints.txt
+.venv/build.txt: $(BUILD)
+>>>>>>> 8d77d4f (Development loop: an editable build that compiles once, tests in parallel, lowest versions, architecture and contributing)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint tests/constraints.txt .
-	touch $@
+	sed -n '/^requires = \[/,/^\]/s/^ *"\([^"]*\)".*/\1/p' pyproject.toml >$@.new
+	$(PIP) --requirement $@.new
+	needed=$$($(BIN)/python -c '$(BACKEND)') && { test -z "$$needed" || $(PIP) $$needed; }
+	mv $@.new $@
 
-.venv/tested: .venv/installed tests/constraints.txt
-	$(BIN)/pip install --quiet --constraint tests/constraints.txt '.[test]'
-	touch $@
+EDITABLE := $(PIP) --no-build-isolation --editable
+.venv/installed: .venv/build.txt
+	$(EDITABLE) .
+	touch bitconv/_kernels.*.so $@
 
-.venv/benched: .venv/installed tests/constraints.txt
-	$(BIN)/pip install --quiet --constraint tests/constraints.txt '.[bench]'
+.venv/dev: .venv/build.txt
+	$(EDITABLE) '.[test]'
+	touch bitconv/_kernels.*.so .venv/installed $@
+
+# The lowest versions that pyproject.toml declares, of what is built with too, and bitconv as a wheel.
+build/lowest/installed: .venv/dev
+	$(PIP) uv
+	$(BIN)/python -m venv --clear build/lowest
+	$(BIN)/uv pip compile --quiet --python build/lowest/bin/python --resolution lowest-direct --extra test-core \
+		pyproject.toml .venv/build.txt --output-file build/lowest/versions.txt
+	build/lowest/bin/pip install --quiet --no-compile --requirement build/lowest/versions.txt
+	build/lowest/bin/pip install --quiet --no-compile --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
 clean:

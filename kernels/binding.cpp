@@ -19,8 +19,8 @@ namespace bitconv {
 
 /// An array as kernels take it: contiguous, and aligned for its type, without which to read it is undefined.
 template <class T, class... Shape>
-struct Array : nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...> {
-    using Unchecked = nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...>;
+struct Array : nb::ndarray<T, nb::numpy, nb::c_contig, nb::device::cpu, Shape...> {
+    using Unchecked = nb::ndarray<T, nb::numpy, nb::c_contig, nb::device::cpu, Shape...>;
     Array() = default;
     explicit Array(Unchecked array) : Unchecked(std::move(array)) {}
     bool aligned() const { return reinterpret_cast<uintptr_t>(this->data()) % alignof(T) == 0; }
@@ -270,6 +270,20 @@ void define_tl2(nb::module_& m) {
 NB_MODULE(_kernels, m) {
     using namespace bitconv;
 
+    m.doc() = R"(The native kernels, for `bitconv.layouts` and the code that reads checkpoints.
+
+Arrays are C-contiguous; results are written into `out` (and `scales`), which the caller provides. Matrices are
+trits int8 [rows, cols], activations x int8 [n, cols], products int32 [n, rows], out[v, r] being the sum over k
+of trit[r, k] * x[v, k]. Floats are raw little-endian bytes of dtype "f32", "f16" or "bf16".
+
+A layout has NAME_pack, NAME_unpack and NAME_matmul, as far as it needs them. Every unpack returns the lowest index
+in `out` that an invalid code stands for, or -1; with an invalid code the contents of `out` are undefined. Layouts
+with a scale in each block take scales [rows, cols / block], those with one in each row scales [rows].
+
+Another dtype or memory order raises TypeError; another size, or a scale that its type cannot hold, raises
+ValueError. Where scales may have any size, each one is that of size / len(scales) consecutive values. The GIL is
+released while a kernel runs.)";
+
     if (const char* name = std::getenv("BITCONV_ISA"); name && *name && !use(name)) {
         const std::string message = std::string("BITCONV_ISA names '") + name + "', which this CPU or build has not";
         throw nb::import_error(message.c_str());
@@ -279,8 +293,9 @@ NB_MODULE(_kernels, m) {
         std::vector<std::string> names;
         for (const Kernels* table : available()) names.emplace_back(table->name);
         return names;
-    }, "The instruction sets that can be used here, the portable one first, the fastest last.");
-    m.def("isa", [] { return std::string(active().name); }, "The instruction set in use.");
+    }, "Return the instruction sets that can be used here, the portable one first, the fastest last.");
+    m.def("isa", [] { return std::string(active().name); }, 
+          "Return the instruction set in use: the fastest, or the one that the environment's BITCONV_ISA names.");
     m.def("use_isa", [](const std::string& name) {
         require(use(name), "instruction set '" + name + "' is not available");
     }, "name"_a, "Use this instruction set from now on, in all threads.");
@@ -288,26 +303,36 @@ NB_MODULE(_kernels, m) {
     m.def("abs_sum", [](const Bytes& x, const std::string& dtype) {
         const Float type = float_type(dtype);
         return active().abs_sum(x.data(), float_count(x, type), type);
-    }, "x"_a.noconvert(), "dtype"_a, Release());
+    }, "x"_a.noconvert(), "dtype"_a, Release(),
+       R"(Return the sum of |x| in float64: the same bits on every CPU, not finite if an element is not.
+
+There are 64 partial sums, number l adding the elements i with i % 64 = l in ascending order; then
+number l takes l + 32, for l < 32, then l + 16, and so on down to 1.)");
 
     m.def("ternarize", [](const Bytes& x, const std::string& dtype, float inverse_scale, const Array<int8_t>& out) {
         const Float type = float_type(dtype);
         require(inverse_scale > 0 && std::isfinite(inverse_scale), "inverse_scale is not positive and finite");
         require_size("out", out.size(), float_count(x, type));
         active().ternarize(x.data(), out.size(), type, inverse_scale, out.data());
-    }, "x"_a.noconvert(), "dtype"_a, "inverse_scale"_a, "out"_a.noconvert(), Release());
+    }, "x"_a.noconvert(), "dtype"_a, "inverse_scale"_a, "out"_a.noconvert(), Release(),
+       "Write clip(round_half_even(float32(x) * inverse_scale), -1, 1), the product in float32; 0 for NaN.");
 
     m.def("ternary_scales", [](const Bytes& x, const std::string& dtype, const OutScales& scales) {
         const Float type = float_type(dtype);
         const size_t n = float_count(x, type);
         return active().ternary_scales(x.data(), n, type, group_of(n, scales.size()), scales.data());
-    }, "x"_a.noconvert(), "dtype"_a, "scales"_a.noconvert(), Release());
+    }, "x"_a.noconvert(), "dtype"_a, "scales"_a.noconvert(), Release(),
+       R"(Write the largest magnitude of the floats of each scale.
+
+Returns the lowest index of a float that is neither zero nor plus or minus that finite magnitude, or -1; with one,
+the contents of `scales` are undefined.)");
 
     m.def("unpack_hf", [](const Bytes& packed, int quarter, const Array<int8_t>& out) {
         require(0 <= quarter && quarter < 4, "quarter is not 0 to 3");
         require_size("out", out.size(), packed.size());
         return active().unpack_hf(packed.data(), packed.size(), quarter, out.data());
-    }, "packed"_a.noconvert(), "quarter"_a, "out"_a.noconvert(), Release());
+    }, "packed"_a.noconvert(), "quarter"_a, "out"_a.noconvert(), Release(),
+       "Write bits 2q+1:2q of each byte minus 1, q = quarter: one of the four rows in a row of bytes.");
 
     m.def("convert_floats", [](const Bytes& x, const std::string& dtype, const OutBytes& out,
                                const std::string& out_dtype) {
@@ -315,7 +340,10 @@ NB_MODULE(_kernels, m) {
         const size_t n = float_count(x, type);
         require_size("out", out.size(), n * float_bytes(out_type));
         return active().convert_floats(x.data(), n, type, out.data(), out_type);
-    }, "x"_a.noconvert(), "dtype"_a, "out"_a.noconvert(), "out_dtype"_a, Release());
+    }, "x"_a.noconvert(), "dtype"_a, "out"_a.noconvert(), "out_dtype"_a, Release(),
+       R"(Convert, rounding to nearest even.
+
+Returns the lowest index of an element that is not finite, before or after, or -1.)");
 
     m.def("dequantize", [](const Array<const int8_t>& trits, const Scales& scales, const OutBytes& out,
                            const std::string& out_dtype) {
@@ -324,13 +352,15 @@ NB_MODULE(_kernels, m) {
         require_scales(scales, out_type);
         require_size("out", out.size(), times(n, float_bytes(out_type)));
         active().dequantize(trits.data(), n, scales.data(), group, out.data(), out_type);
-    }, "trits"_a.noconvert(), "scales"_a.noconvert(), "out"_a.noconvert(), "out_dtype"_a, Release());
+    }, "trits"_a.noconvert(), "scales"_a.noconvert(), "out"_a.noconvert(), "out_dtype"_a, Release(),
+       "Write trits * scales, rounded to nearest even; +0 for trit 0.");
 
     m.def("matmul", [](const Trits& trits, const Activations& x, const Products& out) {
         const auto [rows, cols, n] = matmul_sizes(x, out);
         require(trits.shape(0) == rows && trits.shape(1) == cols, "the shapes of trits, x and out do not fit");
         if (out.size() > 0) active().matmul(trits.data(), x.data(), out.data(), rows, cols, n);
-    }, "trits"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release());
+    }, "trits"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(), Release(),
+       "Multiply an unpacked matrix, by code that shares nothing with the packed layouts' products.");
 
     m.def("float_matmul", [](const Bytes& w, const std::string& dtype, const Vectors& x, const OutVectors& out) {
         const Float type = float_type(dtype);
@@ -338,7 +368,11 @@ NB_MODULE(_kernels, m) {
         require(out.shape(0) == n, "x has " + std::to_string(n) + " vectors, out " + std::to_string(out.shape(0)));
         require_size("w", float_count(w, type), times(rows, cols));
         if (out.size() > 0) active().float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
-    }, "w"_a.noconvert(), "dtype"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release());
+    }, "w"_a.noconvert(), "dtype"_a, "x"_a.noconvert(), "out"_a.noconvert(), Release(),
+       R"(Write the products of the rows of floats w [rows, cols] with the vectors x [n, cols], each product rounded.
+
+There are 16 partial sums, number l adding the columns k with k % 16 = l in ascending order; then number l
+takes l + 8, for l < 8, and so on down to 1.)");
 
     m.def("quantize", [](const Bytes& x, const std::string& dtype, const OutBytes& out, const std::string& out_dtype) {
         const Float type = float_type(dtype);

@@ -66,6 +66,7 @@ def test_ratios_are_those_of_pairs() -> None:
     assert (result.seconds, result.other_seconds) == (4.0, 3.0)
 
 
+@pytest.mark.slow
 def test_the_suite_measures_everything_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "thread_counts", lambda: [1, 2])
     results = measure(TINY, tmp_path)

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from synthetic import Synthetic, make_checkpoint
 
+pytestmark = pytest.mark.torch
+
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0f" * 32 + "\nsize 3809956\n"
 PAGE = '\n<!DOCTYPE html>\n<html class="">\n<head><title>model.safetensors</title></head></html>\n'

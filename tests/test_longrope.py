@@ -22,6 +22,8 @@ from test_convert import File
 from test_export import replace_tensor
 from test_real_runners import with_several_scales
 
+pytestmark = pytest.mark.torch
+
 ONE = [round(1 + 0.2 * i / 31, 6) for i in range(32)]
 OTHER = [round(1 + 1.7 * i / 31, 6) for i in range(32)]
 CONTEXT = 512  # max_position_embeddings of the synthetic checkpoints

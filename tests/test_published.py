@@ -18,6 +18,8 @@ from reference import ROW_LAYOUTS
 from synthetic import make_checkpoint
 from tokenizer_support import byte_level, byte_level_json, write_json
 
+pytestmark = pytest.mark.slow
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
