@@ -12,11 +12,7 @@ DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
 PYTEST := pytest -n auto --dist worksteal
 test test-quick test-lowest: export OMP_NUM_THREADS := 1
 
-<<<<<<< HEAD
-.PHONY: demo test lint bench bench-quick test-aarch64 test-avx512 test-sanitize clean
-=======
-.PHONY: demo dev test test-quick test-lowest lint bench bench-quick test-aarch64 test-avx512 clean
->>>>>>> 8d77d4f (Development loop: an editable build that compiles once, tests in parallel, lowest versions, architecture and contributing)
+.PHONY: demo dev test test-quick test-lowest lint bench bench-quick test-aarch64 test-avx512 test-sanitize clean
 
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
@@ -61,7 +57,6 @@ test-avx512:
 	$(CMAKE) --build build/avx512 --parallel
 	build/avx512/kernels_test avx512 avx512_vnni
 
-<<<<<<< HEAD
 # The same test under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitize:
 	$(CMAKE) -S kernels -B build/sanitize -DBITCONV_KERNEL_TESTS=ON \
@@ -69,14 +64,11 @@ test-sanitize:
 	$(CMAKE) --build build/sanitize --parallel
 	build/sanitize/kernels_test
 
-.venv/installed: $(SOURCES)
-=======
 # The editable build has no environment of its own: in each new one all objects would be compiled again. What the
 # system's cmake and ninja lack comes from PyPI, as the build backend says.
 BACKEND := from scikit_build_core.build import get_requires_for_build_editable as needed; print(*needed())
 PIP := $(BIN)/pip install --quiet --no-compile --constraint tests/constraints.txt
 .venv/build.txt: $(BUILD)
->>>>>>> 8d77d4f (Development loop: an editable build that compiles once, tests in parallel, lowest versions, architecture and contributing)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	sed -n '/^requires = \[/,/^\]/s/^ *"\([^"]*\)".*/\1/p' pyproject.toml >$@.new
 	$(PIP) --requirement $@.new
