@@ -37,7 +37,7 @@ WRITERS: dict[str, Callable[[str], object]] = {
 def test_a_file_that_is_missing_or_a_directory(tmp_path: Path, command: str) -> None:
     if command == "compare":
         pytest.importorskip("torch")
-    for file, cause in ((tmp_path / "none.gguf", "No such file or directory"), (tmp_path, "Is a directory")):
+    for file, cause in ((tmp_path / "none.gguf", "No such file or directory"), (tmp_path, "is a directory, expected a file")):
         with pytest.raises(BitconvError) as error:
             READERS[command](file, tmp_path / "out")
         assert str(error.value) == f"{file}: {cause}"
@@ -58,7 +58,7 @@ def test_a_directory_in_the_place_of_a_file_of_the_model(tmp_path: Path, name: s
     (model.path / name).mkdir()
     with pytest.raises(BitconvError) as error:
         bitconv.convert(model.path, tmp_path / "out.gguf")
-    assert str(error.value) == f"{model.path / name}: Is a directory"
+    assert str(error.value) == f"{model.path / name}: is a directory, expected a file"
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
