@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import xllamacpp
 
 TEXT = 'fn main() {\n  println!("a  b"); // <|eot_id|> don\'t</s> 12345\n}'
-SECONDS = 20
+SECONDS = 60
 # What is printed of a file beside its meaning. EOT: one of the tokens that end a text, all of which are printed as EOG.
 _NAMES = re.compile("file format|file type|file size|general.name|EOT token")
 _ELSEWHERE = ("model_alias", "model_path", "model_ftype", "media_marker")
@@ -80,8 +80,9 @@ def loaded(file: str, log: Path, out: Path) -> dict[str, Any] | None:
 
 
 def main(out: str, *files: str) -> None:
+    # What does not load is tried twice: a busy machine may be the cause.
     parts = [Path(f"{out}.{part}") for part in ("log", "part")]
-    Path(out).write_text(json.dumps({file: loaded(file, *parts) for file in files}))
+    Path(out).write_text(json.dumps({file: loaded(file, *parts) or loaded(file, *parts) for file in files}))
 
 
 if __name__ == "__main__":
