@@ -324,7 +324,8 @@ def test_factors_that_are_not_llama3_s_are_longrope_s(llama: Synthetic, tmp_path
             factors[3] = 0
     replace_tensor(tmp_path / "out.gguf", "rope_freqs.weight", 0, factors.tobytes())
     if change in ("nan", "zero"):
-        refused(tmp_path / "out.gguf", "rope_freqs.weight", "its factors are not all positive")
+        cause = "a weight must be finite" if change == "nan" else "its factors are not all positive"
+        refused(tmp_path / "out.gguf", "rope_freqs.weight", cause)
         return
     bitconv.export(tmp_path / "out.gguf", tmp_path / "exported")
     scaling = read_json(tmp_path / "exported" / "config.json")["rope_scaling"]

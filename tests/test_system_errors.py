@@ -37,7 +37,8 @@ WRITERS: dict[str, Callable[[str], object]] = {
 def test_a_file_that_is_missing_or_a_directory(tmp_path: Path, command: str) -> None:
     if command == "compare":
         pytest.importorskip("torch")
-    for file, cause in ((tmp_path / "none.gguf", "No such file or directory"), (tmp_path, "is a directory, expected a file")):
+    missing, directory = "No such file or directory", "is a directory, expected a file"
+    for file, cause in ((tmp_path / "none.gguf", missing), (tmp_path, directory)):
         with pytest.raises(BitconvError) as error:
             READERS[command](file, tmp_path / "out")
         assert str(error.value) == f"{file}: {cause}"
