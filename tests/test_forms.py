@@ -375,3 +375,92 @@ def test_scales_that_the_default_type_cannot_hold_name_the_type_that_does(
     assert result.exit_code == 2
     assert f"columns; --type q2_0{other} holds all tensors with their exact scales, for llama.cpp; " in result.stderr
     converted(model.path, out, type="q2_0")
+
+
+# --- ternary but for outliers ---
+
+
+def add_outliers(tensors: Tensors, *ends: str, every: int = 30000) -> None:
+    for name, tensor in tensors.items():
+        if name.endswith(ends):
+            values = tensor.reshape(-1)
+            values[::every] = values[::every] * 2.37 + 0.01
+            tensors[name] = values.reshape(tensor.shape)
+
+
+SCALES = {
+    "groups": ({"group": 128}, "a scale for each 128 columns"),
+    "small groups": ({"group": 32}, "a scale for each 32 columns"),
+    "rows": ({"row_scales": True}, "a scale a row"),
+    "one": ({}, "a scale a row"),
+}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("ends", [("down_proj.weight", "v_proj.weight"), ("_proj.weight",)])
+def test_a_rule_over_whole_tensors_makes_no_scale_of_what_is_ternary_but_for_outliers(
+    tmp_path: Path, out: Path, scales: str, dtype: str, ends: tuple[str, ...], marked: bool
+) -> None:
+    options, words = SCALES[scales]
+    options = {
+        "dtype": dtype,
+        "marked": marked,
+        "ternary_floats": True,
+        "hidden": 512,
+        "ffn": 512,
+        "layers": 1,
+    } | options
+    model = make_checkpoint(tmp_path / "model", "llama", **options)
+    edit_tensors(model.path, lambda tensors: add_outliers(tensors, *ends))
+    for rule in ("absmean", "absmedian", *([None] if marked else [])):
+        refused(
+            model.path, out, f"but for outliers, with {words}: a rule over the whole .*fallback='f16'", ternarize=rule
+        )
+
+
+def test_a_rule_is_not_applied_where_most_have_several_scales(tmp_path: Path, out: Path) -> None:
+    options = {"dtype": "f16", "marked": False, "ternary_floats": True, "group": 128, "hidden": 512, "ffn": 512}
+    model = make_checkpoint(tmp_path / "model", "llama", **options)
+
+    def spoil(tensors: Tensors) -> None:
+        for name in tensors:
+            if name.endswith("v_proj.weight"):
+                tensors[name] = torch.randn(tensors[name].shape, dtype=torch.float16)
+
+    edit_tensors(model.path, spoil)
+    refused(model.path, out, r"12 of 14 .* \(a scale for each 128 columns\), and this one is not", ternarize="absmean")
+
+
+def master(kind: str, shape: torch.Size) -> torch.Tensor:
+    """Master weights that are hard to tell: coarse, clipped at one magnitude, or mostly dead."""
+    values = torch.randn(shape) * 0.05
+    if kind == "coarse":
+        return (values * 40).round() / 40
+    if kind == "clipped":
+        return values.clamp(-0.06, 0.06)
+    if kind == "dead":
+        return torch.where(torch.rand(shape) < 0.95, 0.0, values)
+    return values
+
+
+@pytest.mark.parametrize("kind", ["normal", "coarse", "clipped", "dead"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_master_weights_are_not_taken_for_ternary_ones(
+    tmp_path: Path, out: Path, kind: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    model = make_checkpoint(tmp_path / "model", "llama", packed=False, marked=False, layers=1)
+
+    def spoil(tensors: Tensors) -> None:
+        for name in tensors:
+            if name.endswith("_proj.weight"):
+                tensors[name] = master(kind, tensors[name].shape).to(dtype)
+
+    edit_tensors(model.path, spoil)
+    result = bitconv.convert(model.path, out, ternarize="absmean")
+    assert not any(tensor.was_ternary for tensor in result.tensors)
+    assert bitconv.verify(out, against=model.path, ternarize="absmean").right
+    out.unlink()
+    refused(model.path, out, r"0 of 7 projections are ternary\): unmarked master weights")

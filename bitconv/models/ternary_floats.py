@@ -5,6 +5,7 @@ The absmean rule would make another scale of them: the mean of |trit * scale| is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +14,7 @@ import numpy as np
 from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
 from bitconv.checkpoint.refusals import UNMARKED_MASTER
-from bitconv.layouts.scales import MIN_GROUP, Scale, simplest
+from bitconv.layouts.scales import MIN_GROUP, Scale, describe, group_of, simplest
 from bitconv.models.quantization import Rule, ScaleConvention
 from bitconv.models.trits import MIN_MEAN
 from bitconv.models.weights import ExpertsWeight, Model, TernaryWeight, Weight
@@ -21,6 +22,9 @@ from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, option
 from bitconv.system.jobs import KeepGoing
+
+# So many rows of a tensor tell whether it is ternary but for outliers.
+_SAMPLE = 8
 
 
 def settle_scales(
@@ -56,6 +60,7 @@ def settle_scales(
         return model
     work = [partial(find_scale, checkpoint, weight) for weight in open_weights]
     scales = dict(zip((weight.stored.name for weight in open_weights), jobs.run(work, threads), strict=True))
+    _refuse_rule(checkpoint, open_weights, scales, rule)
     for weight in open_weights:
         if scales[weight.stored.name] is None and rule is None and weight.scale is None:
             found = sum(scale is not None for scale in scales.values())
@@ -74,6 +79,66 @@ def settle_scales(
         return with_scale(weight) if isinstance(weight, TernaryWeight) else weight
 
     return replace(model, weights=tuple(map(with_scales, model.weights)))
+
+
+def _refuse_rule(
+    checkpoint: Checkpoint, weights: list[TernaryWeight], scales: Mapping[str, Scale | None], rule: Rule | None
+) -> None:
+    """BitconvError where a rule over whole tensors would make one scale of several, or another scale of what is one.
+
+    That is where a tensor is ternary but for a few outliers, and where most others have several scales.
+    """
+    several = [weight for weight in weights if isinstance(scales[weight.stored.name], np.ndarray)]
+    most = 2 * len(several) > len(weights)
+    for weight in weights:
+        if scales[weight.stored.name] is not None or (rule or weight.scale) is None:
+            continue
+        group = nearly_ternary(checkpoint, weight)
+        if group is None and not most:
+            continue
+        count = f"{len(several)} of {len(weights)} projections are ternary with several scales"
+        if several:
+            columns = several[0].shape[1]
+            count += f" ({describe(group_of(scales[several[0].stored.name], columns) or columns, columns)})"
+        nearly = f" and this one is but for outliers, with {describe(group, weight.shape[1])}" if group else ""
+        raise weight.stored.error(
+            f"{count}{nearly or ', and this one is not'}: a rule over the whole tensor is not what made it",
+            code=Code.CONVENTION,
+            way_out=f"leave {option('ternarize')} out and pass {option('fallback', 'f16')}, which keeps what is not "
+            "ternary in floats",
+        )
+
+
+def nearly_ternary(checkpoint: Checkpoint, weight: TernaryWeight) -> int | None:
+    """How many columns of a row share a scale in a float weight that is ternary but for outliers; None of another.
+
+    Looked for in a few rows: in most groups of MIN_GROUP columns all that is not zero has one magnitude. Groups of
+    little else than zeros do not count. Trained master weights have no such group, however coarse their floats.
+    """
+    rows, columns = weight.shape
+    if columns % MIN_GROUP:
+        return None
+    itemsize = ITEMSIZE[weight.stored.dtype]
+    values = np.empty((min(rows, _SAMPLE), columns), "<f4")
+    for i, row in enumerate(np.linspace(0, rows - 1, len(values), dtype=int)):
+        raw = np.empty(columns * itemsize, np.uint8)
+        checkpoint.read(weight.stored, int(row) * columns * itemsize, raw)
+        if _kernels.convert_floats(raw, weight.stored.dtype, values[i].view(np.uint8), "f32") >= 0:
+            return None
+    groups = np.abs(values).reshape(len(values), -1, MIN_GROUP)
+    scales = groups.max(axis=2)
+    told = np.count_nonzero(groups, axis=2) >= MIN_GROUP // 4
+    fits = told & ((groups == 0) | (groups == scales[..., None])).all(axis=2)
+    if 2 * np.count_nonzero(fits) <= np.count_nonzero(told) or not fits.any():
+        return None
+    group = MIN_GROUP
+    while scales.shape[1] % 2 == 0:
+        both = fits[:, ::2] & fits[:, 1::2]
+        same = both & (scales[:, ::2] == scales[:, 1::2])
+        if 2 * np.count_nonzero(same) <= np.count_nonzero(both):
+            break
+        scales, fits, group = scales[:, ::2], same, 2 * group
+    return columns if scales.shape[1] == 1 else group
 
 
 def find_scale(checkpoint: Checkpoint, weight: TernaryWeight, keep_going: KeepGoing) -> Scale | None:
