@@ -279,6 +279,9 @@ of trit[r, k] * x[v, k]. Floats are raw little-endian bytes of dtype "f32", "f16
 A layout has NAME_pack, NAME_unpack and NAME_matmul, as far as it needs them. Every unpack returns the lowest index
 in `out` that an invalid code stands for, or -1; with an invalid code the contents of `out` are undefined. Layouts
 with a scale in each block take scales [rows, cols / block], those with one in each row scales [rows].
+quantize and dequantize_blocks go between floats and ggml's blocks of dense weights, q8_0, q6_k and q4_k. quantize
+returns the index of a value that is not finite or too large, dequantize_blocks the first in a block whose scale is not
+finite, or -1.
 
 Another dtype or memory order raises TypeError; another size, or a scale that its type cannot hold, raises
 ValueError. Where scales may have any size, each one is that of size / len(scales) consecutive values. The GIL is
