@@ -12,7 +12,7 @@ DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
 PYTEST := pytest -n auto --dist worksteal
 test test-quick test-lowest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo dev test test-quick test-lowest lint bench bench-quick test-aarch64 test-avx512 test-sanitize clean
+.PHONY: demo dev test test-quick test-lowest lint bench bench-quick fuzz test-aarch64 test-avx512 test-sanitize clean
 
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
@@ -44,6 +44,12 @@ bench: .venv/dev
 
 bench-quick: .venv/dev
 	cd tests && ../$(BIN)/python -m bench --quick
+
+# Mutated files of every kind, FUZZ_SECONDS for each: by atheris where there is a wheel of it.
+FUZZ_SECONDS ?= 60
+fuzz: .venv/dev
+	-$(BIN)/pip install --quiet atheris
+	cd tests && ../$(BIN)/python -m fuzz $(FUZZ_SECONDS)
 
 # The kernels' own tests, without Python: NEON under qemu-user, AVX-512 emulated by SIMDe.
 test-aarch64:
