@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import bitconv
@@ -231,3 +232,23 @@ def test_refuses_weights_that_transformers_would_ternarise_again(tmp_path: Path,
 def test_refuses_a_model_of_another_vocabulary(converted: dict[Path, Path]) -> None:
     with pytest.raises(BitconvError, match=r"has 1024 tokens, .* has 1280: they are different models"):
         compare(converted[ONEBITLLM], MICROSOFT)
+
+
+def test_scales_without_a_dimension_are_told(tmp_path: Path) -> None:
+    """The file is right, and transformers' layers take a weight_scale of shape (1,) alone."""
+    model = tmp_path / "model"
+    shutil.copytree(FIXTURES / "Llama3-1.58-tiny", model)
+    weights = model / "model.safetensors"
+    data = weights.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    for name, entry in header.items():
+        if name.endswith(".weight_scale"):
+            entry["shape"] = []
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    bitconv.convert(model, tmp_path / "out.gguf")
+    assert bitconv.verify(tmp_path / "out.gguf", against=model).right
+    with pytest.raises(BitconvError, match=r"weight_scale are scalars.*verify .*proves the file"):
+        compare(tmp_path / "out.gguf", model)

@@ -53,6 +53,14 @@ def load_logits(checkpoint: Checkpoint) -> Logits:
     _hush()
     torch.compiler.set_stance("force_eager")  # its quantization functions would be compiled, which takes longer
     model_class = getattr(transformers, family.hf_architecture)
+    stored = [tensor for tensor in checkpoint.tensors.values() if tensor.name.endswith(".weight_scale")]
+    if any(tensor.shape == () for tensor in stored):  # transformers' layers have room for (1,) alone
+        raise BitconvError(
+            "its weight_scale are scalars, which transformers does not load",
+            code=Code.GGUF_UNSUPPORTED,
+            file=checkpoint.path,
+            way_out=f"verify {option('against', 'MODEL')} proves the file",
+        )
     model = model_class.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
     # With packed weights the rest is left in bfloat16, and transformers' own float() refuses quantized models.
     torch.nn.Module.float(model)
