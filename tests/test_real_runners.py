@@ -30,6 +30,10 @@ ONEBITLLM, MICROSOFT, LLAMA = CHECKPOINTS = ("bitnet_b1_58-tiny", "bitnet-b1.58-
 BITNET_CPP = os.environ.get("BITCONV_BITNET_CPP")
 KERNEL_CONFIG = os.environ.get("BITCONV_BITNET_CPP_KERNEL_CONFIG")
 PERPLEXITY_TOLERANCE = 0.005  # relative
+# How far a quantized embedding and head may move the predictions of the f16 file: its perplexity, relative, or the
+# divergence in nats. The smallest checkpoint loses more to 4 bits, in PyTorch as in the runners.
+QUANTIZED = {"q8_0": 0.001, "q6_k": 0.003, "q4_k": 0.01}
+LEAST_BITS = {(ONEBITLLM, "q4_k"): 0.02}
 
 
 def convert(name: str, directory: Path, type_name: str, **options: Any) -> Path:
@@ -87,6 +91,44 @@ def test_perplexity_in_ik_llama_cpp_is_that_of_the_model(
     assert np.exp(losses.mean()) == pytest.approx(reference["ppl"], rel=PERPLEXITY_TOLERANCE)
 
 
+@cache
+def predictions_in_llama_cpp(name: str, embed_type: str, directory: Path) -> npt.NDArray[np.float32]:
+    file = directory / f"{name}-{embed_type}-llama.gguf"
+    bitconv.convert(FIXTURES / name, file, type="q2_0", runner="llama.cpp", embed_type=embed_type)
+    return real_runners.llama_cpp(file, range(0, 2000, 100)).log_probabilities
+
+
+@pytest.mark.parametrize("name", [LLAMA, ONEBITLLM])
+@pytest.mark.parametrize("embed_type", QUANTIZED)
+def test_llama_cpp_takes_quantized_embeddings_and_heads(
+    name: str, embed_type: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("xllamacpp")
+    expected = predictions_in_llama_cpp(name, "f16", tmp_path_factory.getbasetemp())
+    predicted = predictions_in_llama_cpp(name, embed_type, tmp_path)
+    divergence = (np.exp(expected) * (expected - predicted)).sum(axis=1).mean()
+    assert divergence < LEAST_BITS.get((name, embed_type), QUANTIZED[embed_type])
+
+
+@cache
+def perplexity_in_ik_llama_cpp(name: str, embed_type: str, directory: Path) -> float:
+    file = directory / f"{name}-{embed_type}-ik.gguf"
+    options: dict[str, Any] = {"type": "iq2_bn", "fallback": "f16"}  # 1bitLLM's has too few columns
+    bitconv.convert(FIXTURES / name, file, runner="ik_llama.cpp", embed_type=embed_type, **options)
+    return float(np.exp(real_runners.ik_llama_cpp(file).losses.mean()))
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("embed_type", QUANTIZED)
+def test_ik_llama_cpp_takes_quantized_embeddings_and_heads(
+    name: str, embed_type: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("ik_llama_cpp")
+    expected = perplexity_in_ik_llama_cpp(name, "f16", tmp_path_factory.getbasetemp())
+    tolerance = LEAST_BITS.get((name, embed_type), QUANTIZED[embed_type])
+    assert perplexity_in_ik_llama_cpp(name, embed_type, tmp_path) == pytest.approx(expected, rel=tolerance)
+
+
 def with_several_scales(directory: Path, group: int | None) -> Path:
     """The Llama checkpoint as ternary floats, each row's (or group of columns') scale changed; exact in float16."""
     from safetensors.torch import load_file, save_file
@@ -139,6 +181,19 @@ def test_llama_cpp_multiplies_each_block_by_its_scale(type_name: str, group: int
 def float_perplexity_in_bitnet_cpp(name: str, directory: Path) -> float:
     assert BITNET_CPP is not None
     return real_runners.bitnet_cpp(BITNET_CPP, convert(name, directory, "f16", runner="bitnet.cpp"))
+
+
+@pytest.mark.skipif(BITNET_CPP is None, reason="BITCONV_BITNET_CPP is not set")
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("embed_type", QUANTIZED)
+def test_bitnet_cpp_takes_quantized_embeddings_and_heads(name: str, embed_type: str, tmp_path: Path) -> None:
+    assert BITNET_CPP is not None
+    perplexities = []
+    for kind in ("f16", embed_type):
+        bitconv.convert(FIXTURES / name, tmp_path / f"{kind}.gguf", embed_type=kind)
+        perplexities.append(real_runners.bitnet_cpp(BITNET_CPP, tmp_path / f"{kind}.gguf"))
+    tolerance = LEAST_BITS.get((name, embed_type), QUANTIZED[embed_type])
+    assert perplexities[1] == pytest.approx(perplexities[0], rel=tolerance)
 
 
 @pytest.mark.skipif(BITNET_CPP is None, reason="BITCONV_BITNET_CPP is not set")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitconv.cli.streams import print_json
+from bitconv.layouts import FLOATS
 
 if TYPE_CHECKING:
     from bitconv.commands.compare import Comparison
@@ -153,6 +154,8 @@ def print_runner(runner: Runner) -> None:
     print(f"  types:         {', '.join(runner.types)}")
     for type_name, columns in runner.min_columns.items():
         print(f"  {type_name + ':':14} {columns} columns or more")
+    for what, types in (("embedding:", runner.lookups), ("head:", runner.heads)):
+        print(f"  {what:14} {', '.join((*FLOATS, *types))}")
     if runner.scale_tensors:
         print("  exact scales:  in float32 .scale tensors beside tq1_0, tq2_0, q2_0")
     if runner.expert_types:

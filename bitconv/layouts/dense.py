@@ -1,6 +1,6 @@
 """The types of dense weights: floats, and ggml's quantized blocks of them, in the bytes that llama-quantize makes.
 
-See docs/quantized.md for what a block holds.
+See docs/types/ for what a block holds.
 """
 
 from __future__ import annotations
