@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
@@ -266,6 +267,10 @@ class _Source:
             raw = np.empty((last - first, row_bytes), np.uint8)
             if not read_at(self.descriptor, raw, info.offset + first * row_bytes):
                 raise self.error(info.name, "the file has become shorter while it was read", Code.CHANGED)
+            if self.inspection.types[info.name] not in QUANTIZED:
+                floats: npt.NDArray[np.float32] = gguf.dequantize(raw, gguf.GGMLQuantizationType(info.type_id))
+                yield floats.reshape(-1)
+                continue
             values, bad = decode(raw.reshape(-1), self.inspection.types[info.name])
             if bad >= 0:
                 raise self.error(info.name, f"holds {values[bad]}; a weight must be finite", Code.FAULTY)
