@@ -29,9 +29,9 @@ class Choice:
         if letters in known:
             return known[letters]
         nearest = get_close_matches(letters, known, n=1)
-        between = " and " if len(self.words) == 2 else ", "
+        *others, last = self.words
         raise BitconvError(
-            f"{self.what} {text!r} is not known; {between.join(self.words)} are",
+            f"{self.what} {text!r} is not known; {', '.join(others)} and {last} are",
             code=Code.USAGE,
             way_out=f"did you mean {option(self.parameter, known[nearest[0]])}?" if nearest else None,
         )

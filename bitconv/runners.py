@@ -3,7 +3,7 @@
 One table, from which the refusals, the type ids, the file types and `bitconv runners` all come. What it needs of numpy
 is imported late, so that help texts have the names for nothing. Sources: each
 runner's ggml.h and llama.h for the numbers; perplexity runs of each runner on small trained models for what it
-computes right, the release of bitnet.cpp of July 2026 excepted, which was read.
+computes right; of the release of bitnet.cpp of July 2026 a descendant was run, and its own source read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bitconv.system.errors import option
 
 if TYPE_CHECKING:
     from bitconv.layouts.layout import Layout
+    from bitconv.layouts.tiles import Tile
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,16 @@ class Runner:
     it. preferred: before others that compute a type, and know a type id, as well. release_of: the runner that this is
     a later release of. own_pre: the values of tokenizer.ggml.pre that it alone knows. lookups, heads: the types that it
     computes right, beside floats, of token_embd.weight where rows are looked up, and where it multiplies by that or by
-    an output.weight; these are different code.
+    an output.weight; these are different code. unproven: general.file_type by type, of types whose code it has and
+    that nobody is known to have run: such files are read, not written. why_unproven: in words. i2_s_order: the byte
+    order of I2_S, None for the published one. machine: the only one that it runs on, of BACKENDS.
     """
 
     name: str
     versions: str
-    activations: Mapping[str, str]
-    types: Mapping[str, int]
-    type_ids: Mapping[str, int]
+    activations: dict[str, str]
+    types: dict[str, int]
+    type_ids: dict[str, int]
     run: str
     scale_tensors: bool = False
     expert_types: tuple[str, ...] = ()
@@ -50,6 +53,10 @@ class Runner:
     own_pre: tuple[str, ...] = ()
     lookups: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    unproven: dict[str, int] = field(default_factory=dict)
+    why_unproven: str = ""
+    i2_s_order: str | None = None
+    machine: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,33 +86,38 @@ FLOAT_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
 OTHER_FILE_TYPES = {**FLOAT_FILE_TYPES, EIGHT_BIT: 7}
 _LLAMA_EMBEDDING = "llama-embedding -m {} -p 'query: Once upon a time' --embd-normalize 2"
 _LLAMA_CLI = "llama-cli -m {} -p 'Once upon a time'"
+_BITNET_CPP = {"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "relu2", "bitnet-25": "relu2"}
+# What its own converter calls Falcon3's and Falcon-E's pre-tokenizer. See PRE_TOKENIZERS.
+_BITNET_CPP_PRE = ("falcon3", "falcon_e")
 
 RUNNERS = (
     Runner(
         "bitnet.cpp",
         "October 2024 to May 2026; bitnet-b1.58 from April 2025",
-        activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "relu2", "bitnet-25": "relu2"},
+        activations=_BITNET_CPP,
         types={"i2_s": 40, "tl1": 38, "tl2": 39, "tq1_0": 36, "tq2_0": 37, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "i2_s": 36, "tl1": 38, "tl2": 39},
         run=_LLAMA_CLI,
         lookups=QUANTIZED,
         heads=QUANTIZED,
-        # What its own converter calls Falcon3's and Falcon-E's pre-tokenizer. See PRE_TOKENIZERS.
-        own_pre=("falcon3", "falcon_e"),
+        own_pre=_BITNET_CPP_PRE,
         notes=(
             "TL1 and TL2 need a build with kernels of the same tiles (TL1 on arm64, TL2 on x86); a file with others "
             "is garbage without an error",
-            "builds for arm64 from November 2025 on are reported to read I2_S in another byte order",
+            "TL1: as shipped it crashes, see bitconv kernel-config",
+            "not for builds for arm64 from November 2025 on, which read I2_S in another byte order: bitnet.cpp-arm64",
         ),
     ),
     Runner(
         "bitnet.cpp-2026",
-        "from July 2026 (read, not measured)",
+        "from July 2026 (read; a descendant of it measured)",
         activations={"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "silu", "qwen3 with input norms": "silu"},
-        types={"i2_s": 41, "tl1": 42, "tl2": 43},
-        type_ids={"i2_s": 36, "tl1": 38, "tl2": 42},
+        types={"i2_s": 41, "tq2_0": 37, "f32": 0},
+        type_ids={"i2_s": 36, "tq2_0": 35, "tl1": 38, "tl2": 42},
         run=_LLAMA_CLI,
         release_of="bitnet.cpp",
+        unproven={"tl1": 42, "tl2": 43},
+        why_unproven="a descendant's TL2 header does not build, and the runner's issue 631 reports a crash",
         notes=("qwen3 with norms on the inputs of the projections, which no other runner has",),
     ),
     Runner(
@@ -139,7 +151,27 @@ RUNNERS = (
         lookups=QUANTIZED,
         heads=QUANTIZED,
         min_columns={"iq1_bn": 512, "iq2_bn": 512},
-        notes=("loads I2_S and computes garbage; repack such a file to iq2_bn",),
+        notes=(
+            "loads I2_S and computes garbage; repack such a file to iq2_bn",
+            "crashes when it loads TQ1_0 or TQ2_0",
+        ),
+    ),
+    Runner(
+        "bitnet.cpp-arm64",
+        "builds for arm64, November 2025 to May 2026",
+        activations=_BITNET_CPP,
+        types={"i2_s": 40},
+        type_ids={"i2_s": 36},
+        run=_LLAMA_CLI,
+        lookups=QUANTIZED,
+        heads=QUANTIZED,
+        own_pre=_BITNET_CPP_PRE,
+        i2_s_order="arm64",
+        machine="arm",
+        notes=(
+            "reads I2_S in a byte order of its own, and the published one as garbage without an error; its files are "
+            "garbage in every other build",
+        ),
     ),
 )
 
@@ -183,7 +215,9 @@ def graph_obstacle(
             f"{target.name} applies {target.activations[architecture]} in the graph of {architecture}, the model needs "
             f"{activation}: it would load and talk nonsense"
         )
-    elif type_name not in target.types:
+    elif type_name in target.unproven:
+        cause = f"{target.name} is not known to compute {type_name}: {target.why_unproven}"
+    elif type_name not in target.types and type_name not in FLOATS:  # those are for comparisons, whatever computes them
         cause = f"{target.name} does not compute {type_name}"
     elif rope_lists and not target.rope_lists:
         cause = f"{target.name} has one list of rope factors, the model one for long contexts and one for short"
@@ -203,6 +237,19 @@ def nearest(target: Runner, architecture: str, activation: str, type_name: str, 
     ]
     name, runner_name = min(able, key=lambda one: (one[0] != type_name, one[1] != target.name))
     return f"the nearest that works: {option('type', name)} {option('runner', runner_name)}"
+
+
+def layout_for(
+    target: Runner,
+    name: str,
+    shape: tuple[int, int] | None = None,
+    tiles: Mapping[tuple[int, int], Tile] | None = None,
+    group: int | None = None,
+) -> Layout:
+    """The layout of a name as a runner has it: see bitconv.layouts.registry.make_layout, and i2_s_order above."""
+    from bitconv.layouts.registry import make_layout
+
+    return make_layout(name, shape, tiles, group).in_byte_order(target.i2_s_order)
 
 
 def shape_obstacle(target: Runner, packing: Layout, rows: int, columns: int, experts: int = 0) -> str | None:
@@ -238,10 +285,10 @@ def layout_name(type_id: int, file_type: int | None) -> str | None:
     not tell, it is the preferred runner's.
     """
     known = [(r, name) for r in _preferred_first() for name, number in r.type_ids.items() if number == type_id]
-    of_file_type = (name for r, name in known if r.types[name] == file_type)
+    of_file_type = (name for r, name in known if (r.types | r.unproven)[name] == file_type)
     return next(of_file_type, known[0][1] if known else None)
 
 
 def file_types(number: int) -> set[str]:
     """The types that a general.file_type stands for in one runner or another."""
-    return {name for r in RUNNERS for name, known in r.types.items() if known == number}
+    return {name for r in RUNNERS for name, known in (r.types | r.unproven).items() if known == number}

@@ -155,9 +155,16 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
     assert by_name["Microsoft b1.58"]["types"] == {
         "bitnet.cpp": ["i2_s", "tl1", "tl2", "tq1_0", "tq2_0"],
         "ik_llama.cpp": ["iq2_bn", "iq1_bn"],
+        "bitnet.cpp-arm64": ["i2_s"],
     }
     assert by_name["Mixtral 1.58-bit"]["types"] == {"llama.cpp": ["tq1_0", "tq2_0", "q2_0"]}
-    assert set(by_name["Llama 1.58-bit"]["types"]) == {"bitnet.cpp", "bitnet.cpp-2026", "llama.cpp", "ik_llama.cpp"}
+    assert set(by_name["Llama 1.58-bit"]["types"]) == {
+        "bitnet.cpp",
+        "bitnet.cpp-2026",
+        "llama.cpp",
+        "ik_llama.cpp",
+        "bitnet.cpp-arm64",
+    }
     assert by_name["Llama 1.58-bit"]["recognised"] == "LlamaForCausalLM, hidden_act silu, quant_method bitnet or none"
     text = CliRunner().invoke(app, ["families"]).stdout
     for entry in (*listed["families"], *listed["refusals"]):

@@ -23,7 +23,7 @@ import reference
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "layouts.json").read_text())
 NO_SCALES = np.empty(0, np.float32)
-PACKED_BY_ROWS = [name for name in reference.ROW_LAYOUTS if name != "i2_s_arm64"]
+PACKED_BY_ROWS = list(reference.ROW_LAYOUTS)
 FLOATS = {"f32": "<f4", "f16": "<f2"}
 SCALES = {"f32": (1e-45, 0.3, 1e30), "f16": (2.99e-8, 0.3, 60000), "bf16": (4.6e-41, 0.3, 1e30)}
 
@@ -99,12 +99,8 @@ def test_packs_and_unpacks_the_golden_matrices(golden: dict[str, Any]) -> None:
         parts = tl2_parts(trits, golden["bm"], golden["bk"])
         assert _kernels.tl2_unpack(*parts, golden["bm"], golden["bk"], out) == -1
         data = b"".join(part.tobytes() for part in parts).ljust(golden["nbytes"] - 32, b"\0")
-    elif layout in ("i2_s_arm64", "i2_s_row4"):  # read only
-        packed = (
-            reference.i2_s_row4_pack(trits)
-            if layout == "i2_s_row4"
-            else reference.ROW_LAYOUTS[layout].pack(trits, scale)
-        )
+    elif layout == "i2_s_row4":  # read only
+        packed = reference.i2_s_row4_pack(trits)
         assert _kernels.unpack_rows(layout, packed, out, NO_SCALES) == -1
         data = packed.tobytes()
     else:
@@ -135,7 +131,7 @@ def test_packs_like_the_reference(layout: str, rows: int, blocks: int, scale: fl
     assert (scales == reference.ROW_LAYOUTS[layout].unpack(packed, rows, cols)[1]).all()
 
 
-@pytest.mark.parametrize("layout", [name for name in PACKED_BY_ROWS if name != "i2_s"])
+@pytest.mark.parametrize("layout", [name for name in PACKED_BY_ROWS if not name.startswith("i2_s")])
 @given(rows=st.integers(0, 5), blocks=st.integers(1, 9), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_packs_and_unpacks_scales_that_differ_like_the_reference(
@@ -572,8 +568,8 @@ def test_refuses_a_layout_that_is_not_there_and_to_write_one_that_is_only_read()
         _kernels.unpack_rows("i3_s", packed, trits, NO_SCALES)
     with pytest.raises(ValueError, match="i2_s_row4 is only read"):
         _kernels.pack_rows("i2_s_row4", trits, NO_SCALES, packed)
-    with pytest.raises(ValueError, match="i2_s_arm64 is only read"):
-        _kernels.matmul_rows("i2_s_arm64", packed, np.zeros((1, 64), np.int8), np.zeros((1, 4), np.int32))
+    with pytest.raises(ValueError, match="i2_s_row4 is only read"):
+        _kernels.matmul_rows("i2_s_row4", packed, np.zeros((1, 64), np.int8), np.zeros((1, 4), np.int32))
 
 
 def misaligned(*shape: int, dtype: type = np.float32) -> NDArray[Any]:

@@ -21,7 +21,8 @@ FORMS = [
     ("i2_s", "bitnet.cpp", False),
     ("tl1", "bitnet.cpp", False),
     ("tl2", "bitnet.cpp", False),
-    ("tl2", "bitnet.cpp-2026", False),
+    ("i2_s", "bitnet.cpp-arm64", False),
+    ("f32", "bitnet.cpp-2026", False),
     ("tq1_0", "llama.cpp", False),
     ("tq2_0", "llama.cpp", False),
     ("tq2_0", "llama.cpp", True),
@@ -151,13 +152,18 @@ def test_the_older_architecture_name_is_replaced_for_a_runner_that_lacks_it(tmp_
     assert File(tmp_path / "out.gguf").metadata["general.architecture"] == "bitnet-25"
 
 
-def test_tl2_changes_its_id_between_the_releases_of_bitnet_cpp(model: Synthetic, tmp_path: Path) -> None:
+def test_tl2_in_the_ids_of_july_2026_is_read_and_becomes_the_older_ones(model: Synthetic, tmp_path: Path) -> None:
     bitconv.convert(model.path, tmp_path / "39.gguf", type="tl2")
-    bitconv.repack(tmp_path / "39.gguf", tmp_path / "42.gguf", type="tl2", runner="bitnet.cpp-2026")
-    bitconv.repack(tmp_path / "42.gguf", tmp_path / "back.gguf", type="tl2", runner="bitnet.cpp")
-    assert File(tmp_path / "42.gguf").tensors["blk.0.attn_q.weight"].type_id == 42
+    rebuilt = Rebuilt(tmp_path / "39.gguf")
+    rebuilt.metadata["general.file_type"] = np.uint32(43)
+    for name in model.trits:
+        rebuilt.tensor(name)[2] = 42
+    newer = rebuilt.write(tmp_path / "42.gguf")
+    assert bitconv.verify(newer, against=model.path).right
+    bitconv.repack(newer, tmp_path / "back.gguf", type="tl2", runner="bitnet.cpp")
     assert (tmp_path / "back.gguf").read_bytes() == (tmp_path / "39.gguf").read_bytes()
-    assert bitconv.verify(tmp_path / "42.gguf", against=model.path).right
+    options = ("--type", "tl2", "--runner", "bitnet.cpp-2026")
+    refused(tmp_path / "39.gguf", tmp_path / "out.gguf", "is not known to compute tl2", options=options)
 
 
 def test_a_matrix_whose_rows_the_row4_order_cannot_hold_is_a_fault(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ TYPES = [
     ("i2_s", "bitnet.cpp"),
     ("tl1", "bitnet.cpp"),
     ("tl2", "bitnet.cpp"),
-    ("tl2", "bitnet.cpp-2026"),
+    ("i2_s", "bitnet.cpp-arm64"),
+    ("tq2_0", "bitnet.cpp-2026"),
     ("tq1_0", "bitnet.cpp"),
     ("tq2_0", "bitnet.cpp"),
     ("tq1_0", "llama.cpp"),
@@ -43,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     )
 
 
-def packed(type_name: str, trits: np.ndarray, scale: np.float32) -> bytes:
+def packed(type_name: str, runner: str, trits: np.ndarray, scale: np.float32) -> bytes:
     rows, columns = trits.shape
     if type_name == "tl1":
         tile = TL1.tile_rules.choose(rows, columns)
@@ -54,7 +55,8 @@ def packed(type_name: str, trits: np.ndarray, scale: np.float32) -> bytes:
         size = (columns - 256) * rows // 3 * 5 // 8 + 256 * rows // 2 * 4 // 8
         body = body.ljust((size + 31) // 32 * 32, b"\0")
     else:
-        body = ROW_LAYOUTS[type_name].pack(trits, scale).tobytes()
+        name = "i2_s_arm64" if runner == "bitnet.cpp-arm64" else type_name
+        body = ROW_LAYOUTS[name].pack(trits, scale).tobytes()
     tail = np.float32(scale).tobytes() + bytes(28) if type_name in ("i2_s", "tl1", "tl2") else b""
     return body + tail
 
@@ -69,7 +71,7 @@ def test_the_bytes_are_the_layout_s(
     file = File(path)
     exact = type_name in BLOCK_SCALED and runner == "llama.cpp" and not scale_in_blocks
     for name, trits in model.trits.items():
-        wanted = packed(type_name, trits, np.float32(1) if exact else model.scales[name])
+        wanted = packed(type_name, runner, trits, np.float32(1) if exact else model.scales[name])
         assert file.bytes(name, len(wanted)) == wanted, name
         scale_name = name.replace(".weight", ".scale")
         assert (scale_name in file.tensors) == exact
@@ -153,7 +155,7 @@ def test_any_flipped_bit_of_codes_or_scale_is_found_against_the_checkpoint(
     if type_name in ("f32", "f16", "bf16"):
         nbytes = rows * columns * (4 if type_name == "f32" else 2)
     else:
-        nbytes = len(packed(type_name, model.trits[name], np.float32(1)))
+        nbytes = len(packed(type_name, runner, model.trits[name], np.float32(1)))
         nbytes -= 28 if type_name in ("i2_s", "tl1", "tl2") else 0
     content = bytearray(good.read_bytes())
     at = data.draw(st.integers(0, nbytes - 1))

@@ -161,7 +161,7 @@ def repack(
         one_of(
             choices.I2_S_ORDER,
             "--from-i2-s-order",
-            "IN.gguf is I2_S in the byte order of such a build.",
+            "Byte order of an I2_S IN.gguf that does not record it.",
         ),
     ] = None,
     embed_type: Annotated[

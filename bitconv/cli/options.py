@@ -73,7 +73,7 @@ I2SOrderOption = Annotated[
     one_of(
         choices.I2_S_ORDER,
         "--i2-s-order",
-        "The file is I2_S in the byte order of such a build; nothing in a file tells.",
+        "Byte order of an I2_S file that does not record it. Default: published.",
     ),
 ]
 RunnerOption = Annotated[

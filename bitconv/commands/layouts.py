@@ -48,6 +48,11 @@ def facts(name: str) -> str:
             for r in RUNNERS
             if name in r.types
         ),
+        *(
+            (f"in {r.name}", f"type {r.type_ids[name]}, file type {r.unproven[name]}; read, not written: unproven")
+            for r in RUNNERS
+            if name in r.unproven
+        ),
     ]
     if layout.max_batch is not None:
         rows.append(("tokens at a time", f"{layout.max_batch} at most (`-b {layout.max_batch}`)"))

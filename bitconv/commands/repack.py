@@ -17,8 +17,9 @@ from bitconv.choices import EMBED_TYPE, HEAD_TYPE, REPACKED_TYPE, RUNNER
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import QUANTIZED
 from bitconv.layouts.dense import encode
+from bitconv.layouts.i2_s import ORDER_KEY
 from bitconv.layouts.layout import Bytes
-from bitconv.layouts.registry import check_has_tiles, make_layout, tile_rules
+from bitconv.layouts.registry import check_has_tiles, tile_rules
 from bitconv.layouts.scales import group_obstacle
 from bitconv.layouts.tiles import TILES_KEY, Tile, read_kernel_config
 from bitconv.models.architectures import Role, scale_name
@@ -135,7 +136,7 @@ def repack(
         runner: As `convert` takes it.
         kernel_config: As `convert` takes it.
         from_kernel_config: The ini with the tiles of a TL1 or TL2 input that does not record them.
-        from_i2_s_order: "arm64" or "row4" for an I2_S input in that byte order.
+        from_i2_s_order: "arm64" or "row4" for an I2_S input in that byte order that does not record it.
         embed_type: A new type of an embedding and an untied head that are floats; None to keep it.
         head_type: Of the head alone.
         scale_in_blocks: As `convert` takes it.
@@ -234,7 +235,7 @@ def _plan(
         if role is Role.TERNARY:
             rows, columns = info.shape
             group = inspection.groups.get(info.name)
-            layout = make_layout(type_name, (rows, columns), tiles, group)
+            layout = runners.layout_for(section.runner, type_name, (rows, columns), tiles, group)
             obstacle = runners.shape_obstacle(section.runner, layout, rows, columns)
             obstacle = obstacle or group_obstacle(layout, columns, group)
             if obstacle is not None:
@@ -276,11 +277,11 @@ def _has_head(opened: GGUFFile, inspection: Inspection) -> bool:
 
 
 def _metadata(metadata: Metadata, inspection: Inspection, runner: Runner, type_name: str) -> Metadata:
-    """The input's metadata with the architecture and file type of the output, without tiles."""
+    """The input's metadata with the architecture and file type of the output, without tiles and byte order."""
     old, new = inspection.architecture_name, _architecture_name(inspection, runner)
     result: Metadata = {}
     for key, value in metadata.items():
-        if key not in (TILES_KEY, "general.alignment"):
+        if key not in (TILES_KEY, ORDER_KEY, "general.alignment"):
             result[new + key.removeprefix(old) if key.startswith(f"{old}.") else key] = value
     result["general.architecture"] = new
     result["general.file_type"] = np.uint32(runner.file_type(type_name))

@@ -155,8 +155,8 @@ def verify(
         ternarize: As `convert` takes it.
         pre: As `convert` takes it.
         kernel_config: The ini with the tiles of a TL1 or TL2 file that does not record them.
-        i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build; nothing in a file tells which
-            one it is in.
+        i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build that does not record it;
+            "published" overrules a record.
         strict: Warnings are faults.
         attestation: The .intoto.json that `convert` wrote. The file is made again of the checkpoint with its options,
             and must have the same bytes.

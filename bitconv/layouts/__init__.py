@@ -23,5 +23,5 @@ EIGHT_BIT = "q8_0"
 # What dense tensors can be: floats, and ggml's quantized blocks of them.
 QUANTIZED = ("q8_0", "q6_k", "q4_k")
 DENSE_TYPES = ("f16", "f32", "bf16", *QUANTIZED)
-# I2_S in the byte orders of other builds of bitnet.cpp.
-I2_S_ORDERS = ("arm64", "row4")
+# The byte orders of I2_S: that of all published files, and those of other builds of bitnet.cpp.
+I2_S_ORDERS = ("published", "arm64", "row4")

@@ -45,7 +45,7 @@ class Layout(ABC):
 
     exact_scale: a scale is stored in float32. scale_beside: where a runner multiplies by a `.scale` tensor beside the
     weight, the scales in here can be 1. max_batch: the most tokens at a time that a runner computes right, where that
-    is not any number.
+    is not any number. byte_order: one of I2_S_ORDERS, where it is not the published one.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Layout(ABC):
     exact_scale: bool = False
     scale_beside: bool = False
     max_batch: int | None = None
+    byte_order: str | None = None
 
     @abstractmethod
     def obstacle(self, rows: int, columns: int) -> str | None:

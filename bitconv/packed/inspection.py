@@ -11,6 +11,7 @@ import numpy as np
 from bitconv.choices import I2_S_ORDER
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
 from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, TERNARY_TYPES
+from bitconv.layouts.i2_s import ORDER_KEY, order_from_metadata
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, make_layout
 from bitconv.layouts.scales import GROUPS_KEY, check_group, group_obstacle, groups_from_metadata
@@ -96,8 +97,8 @@ def inspect_file(
 ) -> Inspection:
     """Check sizes, offsets, alignment, types, the architecture's tensor set, dimensions, and vocabulary counts.
 
-    tiles: of TL1 and TL2 by (rows, columns), in place of those that the file's metadata records. i2_s_order: a key of
-    I2_S_ORDERS for a file that is not in the published byte order, which nothing in it tells.
+    tiles: of TL1 and TL2 by (rows, columns), and i2_s_order: one of I2_S_ORDERS, in place of those that the file's
+    metadata records. Nothing else in a file tells them.
 
     BitconvError where the architecture or a tensor's type is not one that bitconv knows; MalformedGGUF where the
     metadata lacks what the rest is checked by.
@@ -191,7 +192,8 @@ def _find_layouts(
     opened: GGUFFile, inspection: Inspection, tiles: Mapping[tuple[int, int], Tile] | None, i2_s_order: str | None
 ) -> None:
     """The layout of every ternary or packed tensor, its size, and whether it can take the tensor's shape."""
-    i2_s_order = I2_S_ORDER.optional(i2_s_order)
+    recorded_order = order_from_metadata(opened.metadata, opened.path)
+    i2_s_order = recorded_order if i2_s_order is None else I2_S_ORDER.parse(i2_s_order)
     if tiles is None:
         tiles = tiles_from_metadata(opened.metadata, opened.path)
     groups = groups_from_metadata(opened.metadata, opened.path)
@@ -233,6 +235,8 @@ def _find_layouts(
         inspection.layouts[tensor.name] = layout
     for name in groups.keys() - inspection.groups.keys():
         inspection.faults.append(f"{GROUPS_KEY} names {name}, which is no ternary tensor of the file")
+    if recorded_order is not None and "i2_s" not in {layout.name for layout in inspection.layouts.values()}:
+        inspection.faults.append(f"{ORDER_KEY} says {recorded_order}, and no tensor of the file is i2_s")
 
 
 def _check_file_type(metadata: Metadata, inspection: Inspection) -> None:

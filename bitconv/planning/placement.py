@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bitconv.gguf import Metadata, TensorEntry, align, encode_header
+from bitconv.layouts.i2_s import ORDER_KEY
 from bitconv.layouts.layout import Layout, ScaleT, Trits
 from bitconv.layouts.scales import Scale, block_scales, group_metadata, scale_obstacle
 from bitconv.layouts.tiles import Tile, tile_metadata
@@ -88,6 +89,7 @@ class DataSection:
         self.entries: list[TensorEntry] = []
         self.tiles: dict[tuple[int, int], Tile] = {}
         self.groups: dict[str, int] = {}
+        self.byte_order: str | None = None
         self.size = 0
 
     def place(self, name: str, shape: tuple[int, ...], type_id: int, nbytes: int) -> int:
@@ -114,6 +116,7 @@ class DataSection:
     ) -> list[PlacedMatrix]:
         nbytes = layout.nbytes(*matrix)
         offset = self.place(name, shape, self.runner.type_id(layout.name), count * nbytes)
+        self.byte_order = self.byte_order or layout.byte_order
         scales: list[int | None] = [None] * count
         beside = layout.scale_beside and self.runner.scale_tensors and not self.scale_in_blocks
         if beside and group is None:
@@ -122,7 +125,11 @@ class DataSection:
         return [PlacedMatrix(layout, matrix, offset + i * nbytes, nbytes, scales[i], group) for i in range(count)]
 
     def header(self, metadata: Metadata) -> bytes:
-        """The file's header, which records tiles and groups where there are any. The data section follows."""
+        """The file's header, which records what nothing else in it tells: tiles, groups, another byte order of I2_S.
+
+        The data section follows.
+        """
         tiles = tile_metadata(self.tiles) if self.tiles else {}
         groups = group_metadata(self.groups) if self.groups else {}
-        return encode_header(metadata | tiles | groups, self.entries)
+        order: Metadata = {} if self.byte_order is None else {ORDER_KEY: self.byte_order}
+        return encode_header(metadata | tiles | groups | order, self.entries)

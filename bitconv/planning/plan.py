@@ -14,7 +14,7 @@ from bitconv.checkpoint.directory import Checkpoint
 from bitconv.gguf import type_by_name
 from bitconv.layouts import DENSE_TYPES, FLOATS, PACKED
 from bitconv.layouts.layout import Layout
-from bitconv.layouts.registry import TILED, check_has_tiles, make_layout
+from bitconv.layouts.registry import TILED, check_has_tiles
 from bitconv.layouts.scales import group_of, scale_obstacle
 from bitconv.layouts.tiles import Tile
 from bitconv.models.architectures import Role
@@ -202,9 +202,9 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
     weights = model.matrices
     shapes = [weight.shape for weight in weights]
     candidates = []
-    for target in runners.RUNNERS if options.runner is None else [runners.runner(options.runner)]:
+    for target in _candidates(options):
         for name in (name for name in PACKED if name not in TILED):
-            layout = make_layout(name)
+            layout = runners.layout_for(target, name)
             beside = layout.scale_beside and target.scale_tensors and not options.scale_in_blocks
             if _graph_obstacle(model, target, name):
                 continue
@@ -229,6 +229,13 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
     count = sum(rows * columns for rows, columns in shapes)
     reason = f"{name}: {size * 8 / count:.4g} bits a weight, the smallest exact layout that {target.name} computes"
     return name, target, f"{reason} for these shapes"
+
+
+def _candidates(options: Options) -> list[Runner]:
+    """The runners among which a type is chosen: all but those of one machine, where none is named."""
+    if options.runner is not None:
+        return [runners.runner(options.runner)]
+    return [target for target in runners.RUNNERS if target.machine is None]
 
 
 def _dense_type(weight: Weight, model: Model, target: Runner, options: Options) -> str:
@@ -275,7 +282,7 @@ def _layout(
     group = group_of(weight.scale, weight.shape[1])
     code, ways_out = Code.LAYOUT, list[str]()
     try:
-        layout = make_layout(name, weight.shape, options.tiles, group)
+        layout = runners.layout_for(target, name, weight.shape, options.tiles, group)
         obstacle = _obstacle(weight, target, layout, experts)
     except BitconvError as error:
         obstacle, code = error.cause, error.code
@@ -284,7 +291,7 @@ def _layout(
         return layout, None
 
     def usable(fallback: str) -> bool:
-        return _obstacle(weight, target, make_layout(fallback, group=group), experts) is None
+        return _obstacle(weight, target, runners.layout_for(target, fallback, group=group), experts) is None
 
     if options.fallback == "error" or not usable(options.fallback):
         if experts and layout.name not in target.expert_types:
@@ -294,7 +301,7 @@ def _layout(
         if floats is not None:
             ways_out.append(f"{option('fallback', floats)} keeps it in floats")
         raise weight.stored.error(obstacle, code=code, way_out="; ".join(ways_out) or None)
-    return make_layout(options.fallback, group=group), obstacle
+    return runners.layout_for(target, options.fallback, group=group), obstacle
 
 
 def _better_type(model: Model, options: Options) -> str | None:

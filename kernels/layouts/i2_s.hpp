@@ -1,4 +1,4 @@
-// I2_S, the layout of bitnet.cpp's published files, and the order that its arm64 builds write.
+// I2_S, the layout of bitnet.cpp's published files, and the order that its arm64 builds from November 2025 on read.
 #pragma once
 #include "codes.hpp"
 

@@ -26,14 +26,9 @@ constexpr RowLayout row_layout() {
 #endif
 }
 
-template <class L>
-constexpr RowLayout read_only() {
-    return {L::name, L::geometry, 1, nullptr, unpack<L>, nullptr};
-}
-
 constexpr RowLayout row_layouts[] = {
     row_layout<I2S>(),
-    read_only<I2SArm64>(),
+    row_layout<I2SArm64>(),
     i2_s_row4,
     row_layout<TQ1_0>(),
     row_layout<TQ2_0>(),
