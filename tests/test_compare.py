@@ -116,6 +116,21 @@ def test_finds_an_inverted_scale(converted: dict[Path, Path], tmp_path: Path, mo
     assert_model_differs(planted(file, tmp_path, model))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokenizer.ggml.eom_token_id", np.uint32(268)),
+        ("tokenizer.chat_template.tool_use", "{{ 'INJECTED ' }}{{ messages[0].content }}"),
+        ("general.sampling.temp", np.float32(9)),
+    ],
+)
+def test_finds_a_key_that_no_logit_shows(converted: dict[Path, Path], tmp_path: Path, key: str, value: object) -> None:
+    file = Rebuilt(converted[LLAMA])
+    file.metadata[key] = value
+    result = planted(file, tmp_path, LLAMA)
+    assert result.disagreements == (f"{key} is a key that the checkpoint does not ask for",)
+
+
 def test_finds_silu_in_place_of_relu2(converted: dict[Path, Path], tmp_path: Path) -> None:
     """What a file of the architecture bitnet computes."""
     file = Rebuilt(converted[MICROSOFT])
@@ -157,8 +172,9 @@ def test_finds_a_missing_merge(converted: dict[Path, Path], tmp_path: Path, rank
     file = Rebuilt(converted[MICROSOFT])
     del file.metadata["tokenizer.ggml.merges"][rank]
     result = planted(file, tmp_path, MICROSOFT)
-    assert [text for text in result.disagreements if "tokenized differently" in text] == list(result.disagreements)
-    assert not result.agrees
+    assert result.metadata == ("tokenizer.ggml.merges is not what the checkpoint says",)
+    (said,) = result.disagreements[1:]
+    assert "tokenized differently" in said
 
 
 @pytest.mark.parametrize("model", [MICROSOFT, ONEBITLLM], ids=lambda model: model.name)

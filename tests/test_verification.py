@@ -12,10 +12,11 @@ from typing import Any
 import bitconv
 import numpy as np
 import pytest
-from bitconv.commands.verify import MAX_FAULTS, Passed
+from bitconv.commands.verify import Passed
 from bitconv.gguf import TensorEntry, encode_header
 from bitconv.models.hyperparameters import from_metadata
 from bitconv.packed.keys import IDLE_KEYS, KEYS
+from bitconv.system.errors import MAX_FAULTS
 
 from gguf_file import File
 from synthetic import FIXTURES, Synthetic, make_checkpoint

@@ -179,7 +179,7 @@ def print_catalogue(listed: Catalogue) -> None:
 
 
 def _print_first(head: str, lines: list[str]) -> None:
-    from bitconv.commands.verify import MAX_FAULTS
+    from bitconv.system.errors import MAX_FAULTS
 
     for line in lines[:MAX_FAULTS]:
         print(f"{head}{line}")

@@ -18,8 +18,11 @@ from bitconv.inference.forward import Floats, ForwardPass, Tokens
 from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
+from bitconv.models.model import load_model
+from bitconv.models.quantization import ScaleConvention
 from bitconv.packed.inspection import inspect_file
-from bitconv.system.errors import BitconvError, Code, check_number, reports_system_errors
+from bitconv.planning.agreement import compare_metadata
+from bitconv.system.errors import BitconvError, Code, check_number, first_lines, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
 from bitconv.tokenizer.vocabulary import TokenType
@@ -59,6 +62,7 @@ class Comparison:
 
     Attributes:
         tokens: Of the text, as the checkpoint splits it.
+        metadata: The keys by which a runner computes that are not what the checkpoint says.
         tokenized_differently: Texts that the file splits otherwise.
         max_difference: Of logits, in absolute value.
         mean_difference: The same.
@@ -69,6 +73,7 @@ class Comparison:
     file: str
     model: str
     tokens: int
+    metadata: tuple[str, ...]
     tokenized_differently: tuple[str, ...]
     max_difference: float
     mean_difference: float
@@ -81,7 +86,7 @@ class Comparison:
     def disagreements(self) -> tuple[str, ...]:
         """What is beyond its threshold, in words."""
         ratio = max(self.file_perplexity / self.model_perplexity, self.model_perplexity / self.file_perplexity)
-        found = []
+        found = list(self.metadata)
         if self.tokenized_differently:
             texts = ", ".join(repr(text[:40]) for text in self.tokenized_differently[:3])
             found.append(f"{len(self.tokenized_differently)} texts are tokenized differently: {texts}")
@@ -116,8 +121,8 @@ def compare(
 
     The tokens are those of the text, with what the checkpoint's tokenizer puts around a prompt, in windows, each on its
     own. Besides the text, both tokenizers split every token of the vocabulary, alone and in longer words. The verdict:
-    all texts split alike, a mean divergence of MAX_DIVERGENCE at most, MIN_TOP1_AGREEMENT at least, and perplexities
-    within a factor of MAX_PERPLEXITY_RATIO.
+    metadata as the checkpoint says, all texts split alike, a mean divergence of MAX_DIVERGENCE at most,
+    MIN_TOP1_AGREEMENT at least, and perplexities within a factor of MAX_PERPLEXITY_RATIO.
 
     Args:
         file: The GGUF file.
@@ -156,6 +161,11 @@ def compare(
     content = DEFAULT_TEXT if text is None else read_text(text, limit=MAX_TEXT)
     source = Checkpoint(local_model(model, revision, token, accept=families.of_class))
     with source as checkpoint, ForwardPass(opened, inspection, threads=threads) as forward:
+        # The convention is verify's business, and how the pre-tokenizer splits is seen below.
+        stated = opened.metadata.get("tokenizer.ggml.pre")
+        pre = stated if opened.metadata["tokenizer.ggml.model"] == "gpt2" and isinstance(stated, str) else None
+        understood = load_model(checkpoint, ScaleConvention.MULTIPLY)
+        agreement = compare_metadata(opened.metadata, inspection, checkpoint, understood, pre)
         encode = load_encode(checkpoint)
         tokenizer = load_tokenizer(opened.metadata, opened.path)
         texts = [content, *_probes(tokenizer, opened.metadata)]
@@ -185,6 +195,7 @@ def compare(
         file=str(opened.path),
         model=os.fspath(model),
         tokens=len(tokens),
+        metadata=first_lines(agreement.faults),
         tokenized_differently=tuple(text for text, a, b in zip(texts, expected, found, strict=True) if a != b),
         max_difference=float(measured["max_difference"].max()),
         mean_difference=float(measured["mean_difference"].mean()),

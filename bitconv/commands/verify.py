@@ -17,7 +17,7 @@ from bitconv import _kernels
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
-from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, TensorType, Value, read_gguf, type_by_name
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, TensorType, read_gguf, type_by_name
 from bitconv.layouts import DENSE_TYPES, FLOATS, QUANTIZED
 from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes, Layout, Scales, Trits
@@ -25,7 +25,7 @@ from bitconv.layouts.scales import Scale, describe
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
 from bitconv.models.architectures import Role, scale_name
-from bitconv.models.hyperparameters import METADATA_KEYS, UnsupportedMetadata
+from bitconv.models.hyperparameters import UnsupportedMetadata
 from bitconv.models.model import load_model
 from bitconv.models.quantization import rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales
@@ -33,26 +33,20 @@ from bitconv.models.trits import TritReader
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.packed.digest import TensorDigest, TensorHash, model_digests
 from bitconv.packed.inspection import Inspection, inspect_file
-from bitconv.packed.keys import Finding, Level, find_key, is_idle, name_findings
+from bitconv.packed.keys import Level
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, matrices
-from bitconv.planning.metadata import build_metadata
+from bitconv.planning.agreement import compare_metadata
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError, Code, one_line, option, plain, reports_system_errors
+from bitconv.system.errors import MAX_FAULTS, BitconvError, Code, first_lines, option, plain, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.rawio import read_at
-from bitconv.tokenizer.notes import tokenizer_notes
-from bitconv.tokenizer.special import runner_default
 
 NOT_COVERED = (
     "the graph: whether a runner computes this architecture and these types right",
     "the tokenizer: whether a runner splits text with this vocabulary as the model's own tokenizer does",
     "the chat template and the sampling settings: whether a runner can make sense of them",
 )
-
-
-# Of the file as a whole, and on the command line of all tensors: more do not help, and a stranger's file has many.
-MAX_FAULTS = 50
 
 
 @dataclass(frozen=True)
@@ -255,62 +249,14 @@ class _Verifier:
         self.descriptor = -1
 
     def compare_metadata(self, pre: str | None) -> None:
-        """All that a runner computes by must be what bitconv would write, or what runners take for it."""
         assert self.checkpoint is not None and self.model is not None
-        wanted_architecture = self.model.family.architecture
-        if wanted_architecture is not self.inspection.architecture:
-            said = f"is {self.inspection.architecture.graph}, the checkpoint's is {wanted_architecture.graph}"
-            self.faults.append(f"the architecture {said}")
+        found = compare_metadata(self.opened.metadata, self.inspection, self.checkpoint, self.model, pre)
+        self.metadata, self.lost = found.findings, found.lost
+        if found.architecture is not None:
+            self.faults.append(found.architecture)
             return
-        wanted = build_metadata(self.checkpoint, self.model, 0, pre)
-        self.lost = tokenizer_notes(self.checkpoint.path, self.checkpoint.config, wanted)
-        # Under the file's name for the architecture, of which there may be an older one.
-        name = self.inspection.architecture_name
-        prefix = f"{wanted_architecture.name}."
-        wanted = {
-            f"{name}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key: value
-            for key, value in wanted.items()
-        }
-        sizes = {f"{name}.{key}" for key in METADATA_KEYS}
-        found = {key: value for key, value in self.opened.metadata.items() if key not in sizes}
-        found |= self.inspection.sizes.metadata(name)
-        faulty = {finding.key for finding in self.metadata if finding.level is not Level.WARNING}
-        for key in sorted(found.keys() | wanted.keys()):
-            if key not in faulty and not self._is_uncompared(key, found):
-                self._compare_key(key, found, wanted)
-        if any(name_findings(self.opened.metadata)) and not any(name_findings(wanted)):
-            self._fault("general.name", "has runners tokenize otherwise than by the checkpoint's name")
         for tensor in self.expected.keys() - {tensor.name for tensor in self.opened.tensors}:
             self.faults.append(f"tensor {tensor} is missing; the checkpoint has it")
-
-    def _is_uncompared(self, key: str, found: Metadata) -> bool:
-        """Keys by which no runner computes, with this vocabulary; and those that depend on the file's types."""
-        unused = {"gpt2": "tokenizer.ggml.scores", "llama": "tokenizer.ggml.merges"}
-        return (
-            is_idle(key, self.inspection.architecture_name)
-            or key in ("general.architecture", "general.file_type", "general.alignment")
-            or key.startswith("split.")
-            or key == unused.get(str(found.get("tokenizer.ggml.model")))
-        )
-
-    def _compare_key(self, key: str, found: Metadata, wanted: Metadata) -> None:
-        entry = find_key(key, self.inspection.architecture_name)
-        values = [
-            metadata.get(key, runner_default(metadata, key) if entry is None or entry.usual is None else entry.usual)
-            for metadata in (found, wanted)
-        ]
-        if values[0] is not None and values[1] is not None and _same(values[0], values[1]):
-            self.metadata = [finding for finding in self.metadata if finding.key != key]
-        elif values[1] is None:
-            self._fault(key, "is a key that the checkpoint does not ask for")
-        else:
-            missing = "" if key in self.opened.metadata else "is missing, and what runners take for it "
-            self._fault(key, f"{missing}is not what the checkpoint says")
-
-    def _fault(self, key: str, text: str) -> None:
-        """In place of what was said of the key before."""
-        self.metadata = [finding for finding in self.metadata if finding.key != key]
-        self.metadata.append(Finding(key, text))
 
     def run(self, threads: int | None, progress: Progress | None) -> Verification:
         work = [partial(self.tensor, tensor) for tensor in self.opened.tensors]
@@ -339,8 +285,8 @@ class _Verifier:
             file=str(self.opened.path),
             against=None if self.checkpoint is None else str(self.checkpoint.path),
             architecture=self.inspection.architecture_name,
-            faults=_first(faults),
-            warnings=_first([f"{f.key} {f.text}" for f in self.metadata if f.level is Level.WARNING]),
+            faults=first_lines(faults),
+            warnings=first_lines([f"{f.key} {f.text}" for f in self.metadata if f.level is Level.WARNING]),
             tensors=tuple(results),
             checked=self._checked(results),
             not_covered=(*NOT_COVERED, *self._not_covered()),
@@ -604,20 +550,8 @@ def _within(fault: FaultyTensor, expert: int, experts: int) -> FaultyTensor:
     return fault if experts == 1 else type(fault)(f"expert {expert}: {fault.cause}", code=fault.code)
 
 
-def _first(lines: list[str]) -> tuple[str, ...]:
-    """The first of them, and how many more there are."""
-    more = [f"and {len(lines) - MAX_FAULTS:,} more"] if len(lines) > MAX_FAULTS else []
-    return (*map(one_line, lines[:MAX_FAULTS]), *more)
-
-
 def _where(index: int, shape: tuple[int, ...]) -> list[int]:
     return [int(i) for i in np.unravel_index(index, shape)]
-
-
-def _same(a: Value, b: Value) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
-    return type(a) is type(b) and bool(a == b)
 
 
 def _compare_products(

@@ -16,6 +16,8 @@ Written = Callable[[str, Any], str]
 
 # The most characters of a line; a message may quote what a stranger's file holds.
 MAX_LINE = 500
+# Of faults, or what else is said of a file, the most that are listed: more do not help, and a stranger's has many.
+MAX_FAULTS = 50
 # What is cut where there is more, the first first, and how much of it stays.
 _CAUSE, _WHERE, _WAY_OUT = 100, 150, 250
 
@@ -218,6 +220,12 @@ def check_number(name: str, value: int, least: int, most: int = 2**31 - 1) -> No
 def one_line(text: str) -> str:
     """Text that may quote a stranger's file as one line of at most MAX_LINE characters."""
     return _cut(rendered(text), MAX_LINE)
+
+
+def first_lines(texts: list[str]) -> tuple[str, ...]:
+    """The first of them as lines, and how many more there are."""
+    more = [f"and {len(texts) - MAX_FAULTS:,} more"] if len(texts) > MAX_FAULTS else []
+    return (*map(one_line, texts[:MAX_FAULTS]), *more)
 
 
 def _shown(character: str) -> str:
