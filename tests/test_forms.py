@@ -14,7 +14,8 @@ from bitconv.system.errors import BitconvError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from synthetic import Synthetic, make_checkpoint
+from gguf_file import File
+from synthetic import Synthetic, interleave, make_checkpoint
 
 pytestmark = pytest.mark.torch
 
@@ -24,6 +25,7 @@ PAGE = '\n<!DOCTYPE html>\n<html class="">\n<head><title>model.safetensors</titl
 RESTRICTED = "Access to model someone/something is restricted. You must have access to it and be authenticated."
 MULTIPLY = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
 ONLINE = MULTIPLY | {"quantization_mode": "online"}
+FLOATS = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -414,9 +416,12 @@ def test_a_rule_over_whole_tensors_makes_no_scale_of_what_is_ternary_but_for_out
     } | options
     model = make_checkpoint(tmp_path / "model", "llama", **options)
     edit_tensors(model.path, lambda tensors: add_outliers(tensors, *ends))
-    for rule in ("absmean", "absmedian", *([None] if marked else [])):
+    for rule in ("absmean", "absmedian"):
         refused(
-            model.path, out, f"but for outliers, with {words}: a rule over the whole .*fallback='f16'", ternarize=rule
+            model.path,
+            out,
+            f"but for outliers, with {words}; .*: a rule over the whole .*fallback='f16'",
+            ternarize=rule,
         )
 
 
@@ -430,7 +435,12 @@ def test_a_rule_is_not_applied_where_most_have_several_scales(tmp_path: Path, ou
                 tensors[name] = torch.randn(tensors[name].shape, dtype=torch.float16)
 
     edit_tensors(model.path, spoil)
-    refused(model.path, out, r"12 of 14 .* \(a scale for each 128 columns\), and this one is not", ternarize="absmean")
+    refused(
+        model.path,
+        out,
+        r"is not ternary; 12 of 14 projections are ternary, 12 with a scale for each 128 columns: a rule",
+        ternarize="absmean",
+    )
 
 
 def master(kind: str, shape: torch.Size) -> torch.Tensor:
@@ -464,3 +474,65 @@ def test_master_weights_are_not_taken_for_ternary_ones(
     assert bitconv.verify(out, against=model.path, ternarize="absmean").right
     out.unlink()
     refused(model.path, out, r"0 of 7 projections are ternary\): unmarked master weights")
+
+
+@pytest.mark.parametrize("family", ["llama", "plain_qwen3"])
+@pytest.mark.parametrize(("dtype", "fallback"), [("f16", "f16"), ("bf16", "bf16"), ("f32", "f32"), ("bf16", "f32")])
+def test_what_is_ternary_but_for_outliers_is_kept_in_floats(
+    tmp_path: Path, out: Path, family: str, dtype: str, fallback: str
+) -> None:
+    options = {"dtype": dtype, "marked": False, "ternary_floats": True, "group": 128, "hidden": 512, "ffn": 512}
+    model = make_checkpoint(tmp_path / "model", family, layers=1, head_dim=128, **options)
+    ends = ("down_proj.weight", "q_proj.weight")
+    edit_tensors(model.path, lambda tensors: add_outliers(tensors, *ends))
+    # float16 in its blocks would round other scales
+    options = {"type": "q2_0" if dtype == "f16" else "f32", "runner": "llama.cpp"}
+    refused(model.path, out, "is ternary but for outliers, with a scale for each 128 columns; 5 of 7", **options)
+    result = bitconv.convert(model.path, out, fallback=fallback, **options)
+    assert bitconv.verify(out, against=model.path).right and bitconv.verify(out).right
+    fell = {tensor.name: (tensor.type, tensor.fallback) for tensor in result.tensors if tensor.fallback}
+    assert fell == dict.fromkeys(("blk.0.attn_q.weight", "blk.0.ffn_down.weight"), (fallback, "it is not ternary"))
+    file, tensors = File(out), load_file(model.path / "model.safetensors")
+    for end, name in (("self_attn.q_proj", "blk.0.attn_q.weight"), ("mlp.down_proj", "blk.0.ffn_down.weight")):
+        wanted = tensors[f"model.layers.0.{end}.weight"].float().numpy()
+        if family == "llama" and "attn_q" in name:
+            wanted = interleave(wanted, 4)
+        data = file.bytes(name, wanted.size * (4 if fallback == "f32" else 2))
+        raw = torch.frombuffer(bytearray(data), dtype=FLOATS[fallback])
+        assert (raw.float().numpy().reshape(wanted.shape) == wanted).all()
+
+
+def test_a_file_that_keeps_a_projection_in_floats_runs_and_is_repacked(tmp_path: Path, out: Path) -> None:
+    options = {"dtype": "f16", "marked": False, "ternary_floats": True, "hidden": 512, "ffn": 512, "layers": 2}
+    model = make_checkpoint(tmp_path / "model", "llama", **options)
+    whole = tmp_path / "whole.gguf"
+    bitconv.convert(model.path, whole, type="tq2_0", embed_type="f32")
+    edit_tensors(model.path, lambda tensors: add_outliers(tensors, "0.mlp.up_proj.weight", every=10**9))
+    bitconv.convert(model.path, out, type="tq2_0", fallback="f16", embed_type="f32")
+    text = tmp_path / "text.txt"
+    text.write_text("many words in a row " * 40)
+    a, b = (bitconv.evaluate(file, text, window=64).perplexity for file in (whole, out))
+    assert a != b and abs(a / b - 1) < 0.05  # one weight in a projection, and activations that are not rounded
+    bitconv.repack(out, tmp_path / "q2_0.gguf", type="q2_0")
+    assert bitconv.verify(tmp_path / "q2_0.gguf", against=model.path).right
+    with pytest.raises(BitconvError, match=r"blk\.0\.ffn_up\.weight: is not ternary, and packed"):
+        bitconv.export(out, tmp_path / "exported")
+    faults = [fault for tensor in bitconv.verify(whole, against=model.path).tensors for fault in tensor.faults]
+    assert faults or bitconv.verify(whole, against=model.path).faults
+
+
+def test_a_bit_of_a_projection_in_floats_is_checked(tmp_path: Path, out: Path) -> None:
+    options = {"dtype": "f16", "marked": False, "ternary_floats": True, "hidden": 512, "ffn": 512, "layers": 1}
+    model = make_checkpoint(tmp_path / "model", "llama", **options)
+    edit_tensors(model.path, lambda tensors: add_outliers(tensors, "q_proj.weight"))
+    bitconv.convert(model.path, out, type="tq2_0", fallback="f16")
+    data = bytearray(out.read_bytes())
+    data[data.index(File(out).bytes("blk.0.attn_q.weight", 4096)) + 1234] ^= 1
+    out.write_bytes(data)
+    verdict = bitconv.verify(out, against=model.path)
+    assert [tensor.name for tensor in verdict.tensors if tensor.faults] == ["blk.0.attn_q.weight"]
+
+
+def test_a_model_of_which_little_is_ternary_is_not_kept_in_floats(tmp_path: Path, out: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", packed=False, marked=False)
+    refused(model.path, out, "0 of 14 projections are ternary", fallback="f16")

@@ -126,7 +126,7 @@ def test_a_value_off_by_one_ulp_makes_master_weights(tmp_path: Path, dtype: str,
 
     model.rewrite_config(quantization_config=None)
     out = tmp_path / "unmarked.gguf"
-    refused(["convert", model.path, out], "nothing marks this as a BitNet checkpoint", UP_PROJ, "6 of 7", "--ternarize")
+    refused(["convert", model.path, out], UP_PROJ, "is ternary but for outliers", "6 of 7", "--fallback f16")
     assert not out.exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -44,13 +44,17 @@ _MAY_BE_ABSENT = ("lm_head.weight", "embed_tokens.weight", "rotary_emb.inv_freq"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a checkpoint file: `offset` is in bytes from the start of the file, row-major, little endian."""
+    """A tensor in a checkpoint file: `offset` is in bytes from the start of the file, row-major, little endian.
+
+    row_order: the rows as they are to be read, where that is not in their own order.
+    """
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    row_order: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +106,14 @@ class Checkpoint:
 
     def read(self, tensor: StoredTensor, start: int, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out` with the tensor's bytes from byte `start` of it on."""
+        if tensor.row_order:
+            row_bytes, done = tensor.nbytes // len(tensor.row_order), 0
+            while done < out.size:
+                row, at = divmod(start + done, row_bytes)
+                end = min(done + row_bytes - at, out.size)
+                self.read(replace(tensor, row_order=()), tensor.row_order[row] * row_bytes + at, out[done:end])
+                done = end
+            return
         try:
             whole = read_at(self._descriptors[tensor.file], out, tensor.offset + start)
         except OSError as error:

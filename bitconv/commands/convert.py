@@ -14,6 +14,7 @@ from bitconv.checkpoint.directory import Checkpoint, StoredTensor
 from bitconv.checkpoint.hub import local_model
 from bitconv.choices import EMBED_TYPE, FALLBACK, HEAD_TYPE, RUNNER, TENSOR_TYPE, TYPE
 from bitconv.gguf import type_by_name
+from bitconv.layouts import FLOATS
 from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.scales import Scale
 from bitconv.layouts.tiles import kernel_config_text, read_kernel_config
@@ -179,7 +180,10 @@ def convert(
         check_no_model_file(target, checkpoint.path, b"GGUF")
         convention = scale_convention_of(scale_convention)
         loaded = load_model(checkpoint, convention)
-        model_with_scales = settle_scales(checkpoint, loaded, rule_of(ternarize), threads, convention)
+        keep_floats = fallback in FLOATS
+        model_with_scales = settle_scales(
+            checkpoint, loaded, rule_of(ternarize), threads, convention, keep_floats=keep_floats
+        )
         plan = make_plan(checkpoint, model_with_scales, options)
         scales: dict[str, list[Scale]] = {}
         if not dry_run:

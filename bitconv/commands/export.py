@@ -246,6 +246,8 @@ class _Source:
         return _Checkpoint(config, dtype, convention, scale_dtype, tensors, scales, dequantized)
 
     def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
+        if info.name in self.inspection.floats:
+            raise self.error(info.name, "is not ternary, and packed checkpoints have no place for floats", Code.LAYOUT)
         if info.shape[0] % 4:
             raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte", Code.LAYOUT)
         group = self.inspection.groups.get(info.name)

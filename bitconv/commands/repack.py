@@ -232,7 +232,7 @@ def _plan(
     planned = []
     for info in opened.tensors:
         role = inspection.roles[info.name]
-        if role is Role.TERNARY:
+        if role is Role.TERNARY and info.name not in inspection.floats:
             rows, columns = info.shape
             group = inspection.groups.get(info.name)
             layout = runners.layout_for(section.runner, type_name, (rows, columns), tiles, group)

@@ -201,7 +201,7 @@ def verify(
         if inspection is None:
             assert unsupported is not None
             return _of_a_header(path, checkpoint, f"{unsupported}, nor asked for by the checkpoint", strict=strict)
-        model = settle_scales(checkpoint, loaded, rule_of(ternarize), threads, convention)
+        model = settle_scales(checkpoint, loaded, rule_of(ternarize), threads, convention, keep_floats=True)
         verifier = _Verifier(opened, inspection, checkpoint, model, strict=strict)
         verifier.compare_metadata(pre)
         result = verifier.run(threads, progress)
@@ -374,6 +374,9 @@ class _Verifier:
         if expected is not None and expected.shape != tensor.shape:
             raise _OtherTensor(f"has shape {tensor.shape}, the checkpoint's is {expected.shape}")
         layout = self.inspection.layouts.get(tensor.name)
+        in_floats = isinstance(expected, DenseWeight) and expected.role is Role.TERNARY
+        if expected is not None and in_floats is not (tensor.name in self.inspection.floats):
+            raise FaultyTensor(f"its values are {'not ' if in_floats else ''}ternary in the checkpoint alone")
         if layout is not None:
             scale = self._ternary(tensor, layout, expected, warnings, keep_going)
             return None if scale is None else float(scale)

@@ -116,6 +116,24 @@ class Projection:
         return product
 
 
+class FloatProjection:
+    """A projection of floats that are not ternary, in the same parts. Its activations are not rounded."""
+
+    def __init__(self, data: Bytes, tensor: TensorInfo, type_name: str, nbytes: int, parts: int) -> None:
+        self.nbytes, self.dtype = nbytes, type_name
+        rows = data[tensor.offset : tensor.offset + nbytes].reshape(tensor.shape[0], -1)
+        self.parts = [rows[first:last] for first, last in _shares(len(rows), 1, parts)]
+
+    def product(self, part: int, activations: Activations) -> Floats:
+        """Of the rows of one part, float32 (n, rows)."""
+        rows = self.parts[part]
+        product = np.empty((len(activations.x), len(rows)), np.float32)
+        _kernels.float_matmul(rows.reshape(-1), self.dtype, activations.x, product)
+        return product
+
+    float_product = product
+
+
 class Embedding:
     """A matrix (tokens, hidden) of floats or of quantized blocks, as the file holds it."""
 
@@ -315,11 +333,16 @@ class ForwardPass:
         untied = self.architecture.untied_head and "output.weight" in infos
         return embedding, read("output.weight") if untied else embedding
 
-    def _read_projections(self, infos: dict[str, TensorInfo], inspection: Inspection) -> dict[str, Projection]:
+    def _read_projections(
+        self, infos: dict[str, TensorInfo], inspection: Inspection
+    ) -> dict[str, Projection | FloatProjection]:
         names = [name for name, role in inspection.roles.items() if role is Role.TERNARY]
         with os.fdopen(open_input(self.file), "rb") as stream:
 
-            def read(name: str, keep_going: KeepGoing) -> Projection:
+            def read(name: str, keep_going: KeepGoing) -> Projection | FloatProjection:
+                if name in inspection.floats:
+                    nbytes = inspection.nbytes[name]
+                    return FloatProjection(self._data, infos[name], inspection.types[name], nbytes, self._threads)
                 layout = inspection.layouts[name]
                 group = inspection.groups.get(name)
                 tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)), group)

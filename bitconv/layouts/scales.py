@@ -18,6 +18,8 @@ Scale: TypeAlias = np.float32 | Scales
 MIN_GROUP = 32
 
 GROUPS_KEY = "bitconv.scales"
+# The names of projections that are not ternary.
+FLOATS_KEY = "bitconv.floats"
 
 
 def group_of(scale: object, columns: int) -> int | None:
@@ -105,6 +107,14 @@ def groups_from_metadata(metadata: Metadata, file: object) -> dict[str, int]:
             raise MalformedGGUF(f"{GROUPS_KEY} holds {text!r}, expected each tensor once: 'name 128'", file=file)
         groups[match[1]] = int(match[2])
     return groups
+
+
+def floats_from_metadata(metadata: Metadata, file: object) -> set[str]:
+    """The projections that a GGUF file says are not ternary. MalformedGGUF for a bad record."""
+    record = metadata.get(FLOATS_KEY, [])
+    if not isinstance(record, list):
+        raise MalformedGGUF(f"{FLOATS_KEY} is no array of strings", file=file)
+    return set(record)
 
 
 def check_group(group: int, columns: int) -> str | None:

@@ -15,9 +15,10 @@ from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
 from bitconv.checkpoint.refusals import UNMARKED_MASTER
 from bitconv.layouts.scales import MIN_GROUP, Scale, describe, group_of, simplest
+from bitconv.models.architectures import Role
 from bitconv.models.quantization import Rule, ScaleConvention
 from bitconv.models.trits import MIN_MEAN
-from bitconv.models.weights import ExpertsWeight, Model, TernaryWeight, Weight
+from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, option
@@ -33,10 +34,13 @@ def settle_scales(
     rule: Rule | None,
     threads: int | None,
     convention: ScaleConvention | None = None,
+    *,
+    keep_floats: bool = False,
 ) -> Model:
     """The model with the scales of every float weight that is ternary already; the others are left to a rule.
 
-    rule, convention: the user's choice; None for the checkpoint's own. The first row tells nearly always that a tensor
+    rule, convention: the user's choice; None for the checkpoint's own. keep_floats: what is not ternary, in a
+    checkpoint of which most is, and has no rule, becomes a DenseWeight. The first row tells nearly always that a tensor
     is not ternary; one that is is read whole.
 
     BitconvError where a weight is not ternary and there is no rule for it, where there is a rule and no float weight,
@@ -60,12 +64,7 @@ def settle_scales(
         return model
     work = [partial(find_scale, checkpoint, weight) for weight in open_weights]
     scales = dict(zip((weight.stored.name for weight in open_weights), jobs.run(work, threads), strict=True))
-    _refuse_rule(checkpoint, open_weights, scales, rule)
-    for weight in open_weights:
-        if scales[weight.stored.name] is None and rule is None and weight.scale is None:
-            found = sum(scale is not None for scale in scales.values())
-            where = f"{weight.stored.name} ({found} of {len(scales)} projections are ternary)"
-            raise UNMARKED_MASTER.error(config, tensor=where)
+    kept = _kept_in_floats(checkpoint, open_weights, scales, rule, keep=keep_floats)
 
     def with_scale(weight: TernaryWeight) -> TernaryWeight:
         if weight.has_scale:
@@ -76,37 +75,71 @@ def settle_scales(
     def with_scales(weight: Weight) -> Weight:
         if isinstance(weight, ExpertsWeight):
             return replace(weight, matrices=tuple(map(with_scale, weight.matrices)))
-        return with_scale(weight) if isinstance(weight, TernaryWeight) else weight
+        if not isinstance(weight, TernaryWeight):
+            return weight
+        return _in_floats(weight) if weight.stored.name in kept else with_scale(weight)
 
     return replace(model, weights=tuple(map(with_scales, model.weights)))
 
 
-def _refuse_rule(
-    checkpoint: Checkpoint, weights: list[TernaryWeight], scales: Mapping[str, Scale | None], rule: Rule | None
-) -> None:
-    """BitconvError where a rule over whole tensors would make one scale of several, or another scale of what is one.
+def _in_floats(weight: TernaryWeight) -> DenseWeight:
+    """With its rows in the order of the GGUF file: of each rotary head row i/2, and head_dim/2 + (i-1)/2 where i is
+    odd, for its row i; or the way back."""
+    stored, rows = weight.stored, np.arange(weight.shape[0])
+    if weight.rope_heads:
+        heads = rows.reshape(weight.rope_heads, -1)
+        parts = (2, -1) if weight.interleave else (heads.shape[1] // 2, 2)
+        order = heads.reshape(weight.rope_heads, *parts).swapaxes(1, 2).ravel()
+        stored = replace(stored, row_order=tuple(map(int, order)))
+    return DenseWeight(weight.name, weight.shape, stored, Role.TERNARY)
 
-    That is where a tensor is ternary but for a few outliers, and where most others have several scales.
+
+def _kept_in_floats(
+    checkpoint: Checkpoint,
+    weights: list[TernaryWeight],
+    scales: Mapping[str, Scale | None],
+    rule: Rule | None,
+    *,
+    keep: bool,
+) -> set[str]:
+    """Of the float weights that are not ternary the names of those for which there is no rule, to be kept as they are.
+
+    A rule over whole tensors would make one scale of several, or another scale of what is one, where a tensor is
+    ternary but for a few outliers, and where most others have several scales. keep: what the user wants of them.
+    BitconvError where they are not to be kept, and where most weights are not ternary.
     """
     several = [weight for weight in weights if isinstance(scales[weight.stored.name], np.ndarray)]
-    most = 2 * len(several) > len(weights)
-    for weight in weights:
-        if scales[weight.stored.name] is not None or (rule or weight.scale) is None:
+    # The rule that config.json states is the model's own, whatever the weights look like.
+    others = [weight for weight in weights if scales[weight.stored.name] is None and (rule or weight.scale is None)]
+    if not others:
+        return set()
+    nearly = {weight.stored.name: nearly_ternary(checkpoint, weight) for weight in others}
+    found = sum(scale is not None for scale in scales.values())
+    near = sum(group is not None for group in nearly.values())
+    kept = set()
+    for weight in others:
+        name, group = weight.stored.name, nearly[weight.stored.name]
+        if rule is not None and group is None and 2 * len(several) <= len(weights):
             continue
-        group = nearly_ternary(checkpoint, weight)
-        if group is None and not most:
+        if rule is None and 2 * (found + near) <= len(weights):
+            where = f"{name} ({found} of {len(weights)} projections are ternary)"
+            raise UNMARKED_MASTER.error(checkpoint.path / "config.json", tensor=where)
+        if keep and rule is None:
+            kept.add(name)
             continue
-        count = f"{len(several)} of {len(weights)} projections are ternary with several scales"
+        count = f"{found} of {len(weights)} projections are ternary"
         if several:
             columns = several[0].shape[1]
-            count += f" ({describe(group_of(scales[several[0].stored.name], columns) or columns, columns)})"
-        nearly = f" and this one is but for outliers, with {describe(group, weight.shape[1])}" if group else ""
-        raise weight.stored.error(
-            f"{count}{nearly or ', and this one is not'}: a rule over the whole tensor is not what made it",
-            code=Code.CONVENTION,
-            way_out=f"leave {option('ternarize')} out and pass {option('fallback', 'f16')}, which keeps what is not "
-            "ternary in floats",
-        )
+            share = group_of(scales[several[0].stored.name], columns) or columns
+            count += f", {len(several)} with {describe(share, columns)}"
+        outliers = f"is ternary but for outliers, with {describe(group, weight.shape[1])}" if group else ""
+        cause = f"{outliers or 'is not ternary'}; {count}"
+        if rule is not None:
+            cause += ": a rule over the whole tensor is not what made it"
+        leave = f"leave {option('ternarize')} out and " if rule else ""
+        keeping = f"pass {option('fallback', 'f16')}, which keeps what is not ternary in floats"
+        raise weight.stored.error(cause, code=Code.CONVENTION, way_out=f"{leave}{keeping}")
+    return kept
 
 
 def nearly_ternary(checkpoint: Checkpoint, weight: TernaryWeight) -> int | None:

@@ -63,7 +63,10 @@ class ExpertsWeight:
 
 @dataclass(frozen=True)
 class DenseWeight:
-    """An embedding, an output head, a router or a norm, copied with at most a change of float type."""
+    """An embedding, an output head, a router or a norm, copied with at most a change of float type.
+
+    A projection that is not ternary too, which then has the role of a ternary one.
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -10,11 +10,18 @@ import numpy as np
 
 from bitconv.choices import I2_S_ORDER
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
-from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, TERNARY_TYPES
+from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, FLOATS, TERNARY_TYPES
 from bitconv.layouts.i2_s import ORDER_KEY, order_from_metadata
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, make_layout
-from bitconv.layouts.scales import GROUPS_KEY, check_group, group_obstacle, groups_from_metadata
+from bitconv.layouts.scales import (
+    FLOATS_KEY,
+    GROUPS_KEY,
+    check_group,
+    floats_from_metadata,
+    group_obstacle,
+    groups_from_metadata,
+)
 from bitconv.layouts.tiles import Tile, tiles_from_metadata
 from bitconv.models import hyperparameters
 from bitconv.models.architectures import Architecture, Role, Slot, architecture, architecture_names, scale_name
@@ -43,7 +50,7 @@ class Inspection:
     """What a file holds, as its header says, and what is wrong with it.
 
     types, roles and nbytes: of every tensor listed. layouts: of the ternary ones. groups: the columns of a row that
-    share a scale, of ternary tensors that have several.
+    share a scale, of ternary tensors that have several. floats: the projections that are not ternary.
 
     faults: of the set of tensors and their places; tensor_faults: by tensor name; metadata: what is to be said of its
     keys, on which no tensor depends.
@@ -57,6 +64,7 @@ class Inspection:
     nbytes: dict[str, int] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
+    floats: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     metadata: list[Finding] = field(default_factory=list)
     tensor_faults: dict[str, list[str]] = field(default_factory=dict)
@@ -197,9 +205,13 @@ def _find_layouts(
     if tiles is None:
         tiles = tiles_from_metadata(opened.metadata, opened.path)
     groups = groups_from_metadata(opened.metadata, opened.path)
+    floats = floats_from_metadata(opened.metadata, opened.path)
     for tensor in opened.tensors:
         name = inspection.types[tensor.name]
         ternary = inspection.roles[tensor.name] is Role.TERNARY
+        if ternary and name in FLOATS and len(tensor.shape) == 2 and tensor.name in floats:
+            inspection.floats.add(tensor.name)
+            continue
         if tensor.name in inspection.nbytes and not (ternary and name in _TERNARY):
             continue
         if len(tensor.shape) not in (2, 3):
@@ -237,6 +249,8 @@ def _find_layouts(
         inspection.faults.append(f"{GROUPS_KEY} names {name}, which is no ternary tensor of the file")
     if recorded_order is not None and "i2_s" not in {layout.name for layout in inspection.layouts.values()}:
         inspection.faults.append(f"{ORDER_KEY} says {recorded_order}, and no tensor of the file is i2_s")
+    for name in sorted(floats - inspection.floats):
+        inspection.faults.append(f"{FLOATS_KEY} names {name}, which is no projection of floats")
 
 
 def _check_file_type(metadata: Metadata, inspection: Inspection) -> None:

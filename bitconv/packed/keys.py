@@ -135,6 +135,7 @@ IDLE_KEYS = (
     "general.languages",
     "quantize.imatrix.*",
     "tokenizer.chat_templates",
+    "bitconv.floats",
     "bitconv.i2_s_order",
     "bitconv.scales",
     "bitconv.tiles",

@@ -10,7 +10,7 @@ import numpy as np
 from bitconv.gguf import Metadata, TensorEntry, align, encode_header
 from bitconv.layouts.i2_s import ORDER_KEY
 from bitconv.layouts.layout import Layout, ScaleT, Trits
-from bitconv.layouts.scales import Scale, block_scales, group_metadata, scale_obstacle
+from bitconv.layouts.scales import FLOATS_KEY, Scale, block_scales, group_metadata, scale_obstacle
 from bitconv.layouts.tiles import Tile, tile_metadata
 from bitconv.models.architectures import scale_name
 from bitconv.runners import Runner
@@ -90,6 +90,7 @@ class DataSection:
         self.tiles: dict[tuple[int, int], Tile] = {}
         self.groups: dict[str, int] = {}
         self.byte_order: str | None = None
+        self.floats: list[str] = []
         self.size = 0
 
     def place(self, name: str, shape: tuple[int, ...], type_id: int, nbytes: int) -> int:
@@ -132,4 +133,5 @@ class DataSection:
         tiles = tile_metadata(self.tiles) if self.tiles else {}
         groups = group_metadata(self.groups) if self.groups else {}
         order: Metadata = {} if self.byte_order is None else {ORDER_KEY: self.byte_order}
-        return encode_header(metadata | tiles | groups | order, self.entries)
+        floats: Metadata = {FLOATS_KEY: self.floats} if self.floats else {}
+        return encode_header(metadata | tiles | groups | order | floats, self.entries)

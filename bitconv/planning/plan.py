@@ -109,12 +109,25 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
             places = section.place_experts(weight.name, weight.shape, layout)
             nbytes = sum(place.nbytes for place in places)
             tensors.append(PlannedTensor(weight, layout.name, places[0].offset, nbytes, tuple(places), fallback))
+        elif isinstance(weight, DenseWeight) and weight.role is Role.TERNARY:
+            name = _override(weight.name, options) or options.fallback
+            if name not in FLOATS:
+                raise weight.stored.error(
+                    f"it is not ternary, which {name} is for",
+                    code=Code.LAYOUT,
+                    way_out=f"leave it to {option('fallback', 'f16')}",
+                )
+            nbytes = type_by_name(name).nbytes(weight.shape)
+            offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
+            section.floats.append(weight.name)
+            tensors.append(PlannedTensor(weight, name, offset, nbytes, fallback="it is not ternary"))
         else:
             name = _dense_type(weight, model, target, options)
             nbytes = type_by_name(name).nbytes(weight.shape)
             offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
             tensors.append(PlannedTensor(weight, name, offset, nbytes))
     ternary = {tensor.type_name for tensor in tensors if tensor.places}
+    ternary |= {tensor.type_name for tensor in tensors if tensor.fallback}
     # Where every tensor fell back, the file is of what they fell back to.
     file_type = target.file_type(type_name if type_name in ternary else min(ternary))
     metadata = build_metadata(checkpoint, model, file_type, options.pre)
@@ -167,7 +180,7 @@ def _check_head(model: Model, options: Options) -> None:
 
 def _has_choice(weight: Weight) -> bool:
     if isinstance(weight, DenseWeight):
-        return weight.role is Role.EMBEDDING  # norms are f32: bitnet.cpp aborts on others
+        return weight.role in (Role.EMBEDDING, Role.TERNARY)  # norms are f32: bitnet.cpp aborts on others
     return isinstance(weight, TernaryWeight | ExpertsWeight)
 
 
