@@ -365,7 +365,7 @@ def test_a_wrong_revision_is_one_line(run: Run) -> None:
 
 def test_a_gated_model_is_one_line_that_says_where_to_ask(hub: Hub, run: Run, offline: Callable[[], None]) -> None:
     hub.repositories[ID].gated = True
-    assert_refused(run("convert", ID, "out.gguf"), ID, f"is gated: accept its terms at {hub.endpoint}/{ID}", "--token")
+    assert_refused(run("convert", ID, "out.gguf"), ID, f"is gated; accept its terms at {hub.endpoint}/{ID}", "--token")
     assert run("convert", ID, "out.gguf", "--token", hub.token).code == 0
     offline()
     assert run("verify", "out.gguf", "--against", ID).code == 0

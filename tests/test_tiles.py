@@ -224,7 +224,7 @@ def test_kernel_config_reads_what_the_code_generators_write(tmp_path: Path) -> N
     [
         ("", "it has no sections"),
         ("m = 512\n", "not a kernel_config.ini"),
-        ("\0\xff\n", "not a kernel_config.ini"),
+        ("\0\xff\n", "kernel_config.ini: not UTF-8"),
         (SECTION.replace("bk = 96\n", ""), "[Kernels_0]: bk is missing"),
         (SECTION.replace("512", "512.0"), "[Kernels_0]: m is '512.0', expected a positive integer"),
         (SECTION.replace("1024", "0"), "[Kernels_0]: k is '0', expected a positive integer"),

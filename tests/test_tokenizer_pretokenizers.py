@@ -255,7 +255,7 @@ def test_nfc_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "ignore_merges", "cause"),
     [
-        ([split(r"\w+"), BYTES], False, r"splits by \w+ (ignore_merges false); name the nearest with --pre NAME"),
+        ([split(r"\w+"), BYTES], False, r"splits by \w+ (ignore_merges false); name the nearest with pre='NAME'"),
         ([split(r"\d"), GPT2], False, r"splits by \d then 's|'t"),
         ([split(QWEN2), BYTES], True, "(ignore_merges true)"),
         ([split(LLAMA3, "MergedWithNext"), BYTES], True, "<MergedWithNext>"),
