@@ -180,6 +180,20 @@ def test_general_keys_come_from_the_directory_and_the_model_card(tmp_path: Path)
     assert metadata["general.quantization_version"] == 2
 
 
+def test_a_name_at_which_runners_do_otherwise_is_refused_or_noted(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "Phi3-like", "llama").path
+    with pytest.raises(bitconv.BitconvError, match=r"phi3, .* token </s>.*model_name in the front matter of README.md"):
+        bitconv.convert(model, tmp_path / "out.gguf")
+    names = ("start_header_id", "end_header_id", "reserved_special_token_0", "reserved_special_token_1")
+    for file in (model / "tokenizer.json", model / "tokenizer_config.json"):
+        for name, text in zip(names, ("</s>", "<unk>", "<s>", "<|endoftext|>"), strict=True):
+            file.write_text(file.read_text().replace(f"<|{name}|>", text))
+    (note,) = bitconv.convert(model, tmp_path / "out.gguf").notes
+    assert "spaces beside special tokens are lost" in note and "model_name" in note
+    (model / "README.md").write_text("---\nmodel_name: Another\n---\n")
+    assert bitconv.convert(model, tmp_path / "out.gguf", force=True).notes == ()
+
+
 CARD_VALUES = [
     ("version: 1.0", "version", "1.0"),
     ("license: 5", "license", "5"),

@@ -61,7 +61,7 @@ VALUES: tuple[Callable[[random.Random], Any], ...] = (
     lambda r: np.uint32(r.choice([0, 1, 2, 64, 268, 1272, 2**31])),
     lambda r: np.float32(r.choice([0, 0.5, 1, 4, 1e4])),
     lambda r: r.random() < 0.5,
-    lambda r: r.choice(["", "linear", "yarn", "gpt-2", "{{ messages }}", "0.5", "phi-3"]),
+    lambda r: r.choice(["", "linear", "yarn", "gpt-2", "{{ messages }}", "0.5", "phi-3", "jina-v2-code", "glm4"]),
     lambda r: np.int32(r.choice([-1, 0, 1, 268])),
     lambda r: np.uint16(r.choice([0, 1, 2])),
     lambda r: np.uint64(r.choice([0, 512])),

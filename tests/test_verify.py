@@ -414,6 +414,29 @@ def test_a_value_that_runners_do_not_read_is_found_alone(
     assert any(key in fault for fault in result.faults)
 
 
+@pytest.mark.parametrize("name", ["phi-3", "A Phi3 of mine"])
+def test_a_name_at_which_no_runner_loads_the_vocabulary_is_wrong(rebuilt: Rebuilt, tmp_path: Path, name: str) -> None:
+    rebuilt.metadata["general.name"] = name
+    bad = bitconv.verify(rebuilt.write(tmp_path / "bad.gguf"))
+    assert len(bad.faults) == 1 and "general.name" in bad.faults[0] and "</s>" in bad.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokenizer.ggml.add_sep_token", True),
+        ("tokenizer.ggml.pre", "jina-v2-code"),  # with which llama.cpp adds one by itself
+        ("tokenizer.ggml.pre", "roberta-bpe"),
+    ],
+)
+def test_a_separator_that_there_is_not_is_found_alone(
+    rebuilt: Rebuilt, tmp_path: Path, key: str, value: object
+) -> None:
+    rebuilt.metadata[key] = value
+    (fault,) = bitconv.verify(rebuilt.write(tmp_path / "bad.gguf")).faults
+    assert "seperator_token_id is missing" in fault
+
+
 def test_a_rope_scaling_that_is_not_known_cannot_be_judged(rebuilt: Rebuilt, tmp_path: Path) -> None:
     rebuilt.metadata["bitnet-b1.58.rope.scaling.type"] = "longrope"
     with pytest.raises(bitconv.BitconvError, match="longrope"):
@@ -521,3 +544,11 @@ def test_stop_tokens_that_no_file_can_hold_are_not_covered(tmp_path: Path) -> No
     result = bitconv.verify(tmp_path / "out.gguf", against=model.path)
     assert result.right and notes[0] in result.not_covered
     assert notes[0] not in bitconv.verify(tmp_path / "out.gguf").not_covered
+
+
+def test_what_newer_runners_stop_at_by_its_text_is_said(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    (model.path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|eot_id|>"}))
+    (model.path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6, 1273]}))
+    (note,) = bitconv.convert(model.path, tmp_path / "out.gguf").notes
+    assert "<|end_of_text|>" in note and "llama.cpp of 2026 does, by their texts, at 1 of them" in note

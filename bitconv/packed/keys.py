@@ -140,8 +140,12 @@ IDLE_KEYS = (
     "bitconv.scales",
     "bitconv.tiles",
 )
-# What llama_vocab looks for in general.name, in lower case, to strip spaces around special tokens.
-_NAMES = ("phi-3", "phi3", "modern-bert")
+# What runners look for in general.name, in lower case: at the first two, special tokens swallow the space behind them,
+# but for these; a runner that does not find one of them in the vocabulary does not load the file. At the third, in
+# llama.cpp alone, [MASK] swallows the space in front.
+_PHI = ("phi-3", "phi3")
+_PHI_TOKENS = ("</s>", "<unk>", "<s>", "<|endoftext|>")
+_MODERN_BERT, _MASK = "modern-bert", "[MASK]"
 _PATTERNS = tuple(key for key in KEYS if "*" in key.name)
 _BY_NAME = {key.name: key for key in KEYS if "*" not in key.name}
 _TOKEN_ID = "tokenizer.ggml.*_token_id"
@@ -205,7 +209,14 @@ def _unusual(name: str, value: Value, key: Key) -> Iterator[Finding]:
 
 def name_findings(metadata: Metadata) -> Iterator[Finding]:
     """What runners read out of a model's name."""
-    name = metadata.get("general.name")
-    if isinstance(name, str) and any(part in name.lower() for part in _NAMES):
-        text = f"holds one of {', '.join(_NAMES)}, at which runners tokenize otherwise"
+    name, tokens = metadata.get("general.name"), metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(name, str) or not isinstance(tokens, list):
+        return
+    found = next((part for part in (*_PHI, _MODERN_BERT) if part in name.lower()), None)
+    missing = next((token for token in _PHI_TOKENS if token not in tokens), None)
+    if found in _PHI and missing is not None:
+        text = f"holds {found}, at which runners look for the token {missing}, which is not there, and do not load"
+        yield Finding("general.name", text, Level.REFUSED)
+    elif found in _PHI or (found is not None and _MASK in tokens):
+        text = f"holds {found}, at which runners tokenize otherwise: spaces beside special tokens are lost"
         yield Finding("general.name", text, Level.WARNING)

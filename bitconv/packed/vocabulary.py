@@ -10,6 +10,7 @@ from bitconv.gguf import Metadata
 from bitconv.packed.keys import Finding, Level
 from bitconv.system.errors import plain
 from bitconv.tokenizer.pretokenizers import is_known
+from bitconv.tokenizer.special import runner_default
 from bitconv.tokenizer.vocabulary import TokenType
 
 # With one entry a token.
@@ -26,6 +27,8 @@ _REQUIRED = {
 }
 # Without these, they do not load.
 _LOADED = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
+# The tokens that a text may get; the misspelt one is the format's.
+_ADDED = {"bos": "bos", "eos": "eos", "sep": "seperator"}
 _TOKEN_TYPES = [0, *TokenType]  # 0: llama.cpp's LLAMA_TOKEN_TYPE_UNDEFINED
 
 
@@ -49,6 +52,12 @@ def vocabulary_findings(metadata: Metadata, vocab: int) -> Iterator[Finding]:
     pre = metadata.get("tokenizer.ggml.pre")
     if model == "gpt2" and isinstance(pre, str) and not is_known(pre):
         yield Finding("tokenizer.ggml.pre", f"is {plain(pre)}, which no runner knows", Level.REFUSED)
+    for role, token in _ADDED.items():
+        key, added = f"tokenizer.ggml.{token}_token_id", f"tokenizer.ggml.add_{role}_token"
+        if metadata.get(added, runner_default(metadata, added)) is True and (
+            metadata.get(key, runner_default(metadata, key)) is None
+        ):
+            yield Finding(key, f"is missing, and a text gets a {role} token")
     yield from _content_findings(metadata)
 
 

@@ -86,10 +86,13 @@ def _is_uncompared(key: str, found: Metadata, architecture: str) -> bool:
 
 def _difference(key: str, found: Metadata, wanted: Metadata, architecture: str) -> str | None:
     entry = find_key(key, architecture)
-    has, needs = (
-        metadata.get(key, runner_default(metadata, key) if entry is None or entry.usual is None else entry.usual)
-        for metadata in (found, wanted)
-    )
+    usual = None if entry is None else entry.usual
+
+    def computed(metadata: Metadata) -> Value | None:
+        value = metadata.get(key, runner_default(metadata, key))
+        return usual if value is None else value
+
+    has, needs = computed(found), computed(wanted)
     if needs is None:
         return None if has is None else "is a key that the checkpoint does not ask for"
     if has is not None and _same(has, needs):

@@ -11,7 +11,7 @@ import numpy as np
 
 from bitconv import runners
 from bitconv.checkpoint.directory import Checkpoint
-from bitconv.gguf import type_by_name
+from bitconv.gguf import Metadata, type_by_name
 from bitconv.layouts import DENSE_TYPES, FLOATS, PACKED
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, check_has_tiles
@@ -19,11 +19,12 @@ from bitconv.layouts.scales import group_of, scale_obstacle
 from bitconv.layouts.tiles import Tile
 from bitconv.models.architectures import Role
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
+from bitconv.packed.keys import Level, name_findings
 from bitconv.planning.dense import HEAD, check_dense
 from bitconv.planning.metadata import build_metadata
 from bitconv.planning.placement import DataSection, PlacedMatrix
 from bitconv.runners import Runner
-from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.errors import BitconvError, Code, option, plain
 from bitconv.system.patterns import PatternError, compile_pattern
 from bitconv.tokenizer.notes import tokenizer_notes
 
@@ -132,8 +133,21 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     file_type = target.file_type(type_name if type_name in ternary else min(ternary))
     metadata = build_metadata(checkpoint, model, file_type, options.pre)
     header = section.header(metadata)
-    notes = (*_rope_notes(model), *tokenizer_notes(checkpoint.path, checkpoint.config, metadata))
-    return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason, notes)
+    notes = [*_rope_notes(model), *tokenizer_notes(checkpoint.path, checkpoint.config, metadata)]
+    notes += _name_notes(metadata, checkpoint)
+    return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason, tuple(notes))
+
+
+def _name_notes(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
+    """What runners read out of the name; BitconvError where they do not load the file for it."""
+    way_out = "name it otherwise: by model_name in the front matter of README.md"
+    said = f"general.name, {plain(metadata['general.name'])}, " if "general.name" in metadata else ""
+    notes = []
+    for finding in name_findings(metadata):
+        if finding.level is Level.REFUSED:
+            raise BitconvError(f"{said}{finding.text}", code=Code.RUNNER, file=checkpoint.path, way_out=way_out)
+        notes.append(f"{said}{finding.text}; if that is not the model's own way, {way_out}")
+    return notes
 
 
 def _rope_notes(model: Model) -> list[str]:

@@ -21,11 +21,16 @@ ROLES = {
     "cls": "tokenizer.ggml.cls_token_id",
     "mask": "tokenizer.ggml.mask_token_id",
 }
-# Hugging Face files have no roles for these; llama.cpp (2026-11) goes by the text as well. First match wins.
+# Hugging Face files have no roles for these; runners go by the text as well. First match wins.
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>")
 _END_OF_MESSAGE = "<|eom_id|>"
 # Ends of a generation to every runner, whatever the keys say: the list of bitnet.cpp of October 2024, the shortest.
 ENDS_BY_TEXT = (*_END_OF_TURN, "<|endoftext|>", _END_OF_MESSAGE)
+# And to llama.cpp of 2026 (src/llama-vocab.cpp) alone.
+LATER_ENDS_BY_TEXT = (
+    *("</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<end_of_utterance>"),
+    *("_<EOT>", "[EOT]", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "[e~["),
+)
 _FILL_IN_MIDDLE = {
     "tokenizer.ggml.fim_pre_token_id": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "\u2581<PRE>"),
     "tokenizer.ggml.fim_suf_token_id": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "\u2581<SUF>"),
@@ -34,15 +39,24 @@ _FILL_IN_MIDDLE = {
     "tokenizer.ggml.fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<reponame>"),
     "tokenizer.ggml.fim_sep_token_id": ("<|file_sep|>",),
 }
-# The tokens that runners find by these texts where a file lacks the key.
-FOUND_BY_TEXT = {
-    "tokenizer.ggml.eot_token_id": _END_OF_TURN,
-    "tokenizer.ggml.eom_token_id": (_END_OF_MESSAGE,),
-    **_FILL_IN_MIDDLE,
+# Those that some runner finds besides.
+_OTHER_FILL_IN_MIDDLE = {
+    "tokenizer.ggml.fim_pre_token_id": ("<\uff5cfim\u2581begin\uff5c>", "<|code_prefix|>", "<|prefix|>"),
+    "tokenizer.ggml.fim_suf_token_id": ("<\uff5cfim\u2581hole\uff5c>", "<|code_suffix|>", "<|suffix|>"),
+    "tokenizer.ggml.fim_mid_token_id": ("<\uff5cfim\u2581end\uff5c>", "<|code_middle|>", "<|middle|>"),
+    "tokenizer.ggml.fim_pad_token_id": ("<PAD>", "[PAD]"),
+    "tokenizer.ggml.fim_rep_token_id": ("<REPO>",),
 }
-
-# The pre-tokenizers with which llama.cpp and its kin put the begin token in front of a text, if not told otherwise.
-_BOS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken", "chameleon")
+# The pre-tokenizers with which runners put the begin token in front of a text, if not told otherwise; between the
+# sequences of a pair the separator; and those with which they take no begin token of their own.
+_BOS_FIRST = frozenset(
+    (
+        *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+        *("tekken", "chameleon"),
+    )
+)
+_SEPARATED = frozenset(("jina-v1-en", "jina-v2-code", "roberta-bpe"))
+_NO_BOS = frozenset(("chatglm-bpe", "glm4"))
 
 
 def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary, *, embedding: bool = False) -> Metadata:
@@ -201,16 +215,33 @@ def runner_default(metadata: Metadata, key: str) -> Value | None:
     Source: llama_vocab's load of llama.cpp (2026).
     """
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if key in FOUND_BY_TEXT and isinstance(tokens, list):
-        return next((np.uint32(tokens.index(text)) for text in FOUND_BY_TEXT[key] if text in tokens), None)
+    if isinstance(tokens, list):
+        found = _found_by_text(tokens, key)
+        if found is not None:
+            return np.uint32(found)
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     sentencepiece = isinstance(model, str) and model == "llama"
+    split = pre if isinstance(pre, str) and not sentencepiece else ""
     defaults: Metadata = {
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.add_bos_token": sentencepiece or (isinstance(pre, str) and pre in _BOS_FIRST),
+        "tokenizer.ggml.add_bos_token": sentencepiece or split in _BOS_FIRST,
         "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_sep_token": split in _SEPARATED,
         "tokenizer.ggml.add_space_prefix": sentencepiece,
     }
     ids = {"unknown": 0, "bos": 1, "eos": 2} if sentencepiece else {"bos": 11, "eos": 11}
+    if split in _NO_BOS:
+        del ids["bos"]
     defaults |= {f"tokenizer.ggml.{role}_token_id": np.uint32(token_id) for role, token_id in ids.items()}
     return defaults.get(key)
+
+
+def _found_by_text(tokens: list[str], key: str) -> int | None:
+    """The token that every runner takes for a missing key."""
+    # Of several that may end a turn, any is taken, and by their texts all of them end a generation.
+    ends = {"tokenizer.ggml.eot_token_id": ENDS_BY_TEXT[:-1], "tokenizer.ggml.eom_token_id": (_END_OF_MESSAGE,)}
+    if key in ends:
+        return next((tokens.index(text) for text in ends[key] if text in tokens), None)
+    known = _FILL_IN_MIDDLE.get(key, ())
+    found = [text for text in (*known, *_OTHER_FILL_IN_MIDDLE.get(key, ())) if text in tokens]
+    return tokens.index(found[0]) if len(found) == 1 and found[0] in known else None
