@@ -1,4 +1,4 @@
-"""I2_S for bitnet.cpp's builds for arm64: another byte order, which the file records, and so no command needs an option.
+"""I2_S for bitnet.cpp's builds for arm64: another byte order, which the file records; no command needs an option.
 
 The order itself is tests/reference.py's and the golden vectors': test_types.py and test_kernels.py.
 """

@@ -78,7 +78,11 @@ REFUSED = [
     ("microsoft", {"type": "i2_s", "runner": "bitnet.cpp-2026"}, ["applies silu", "runner='bitnet.cpp'"]),
     ("llama", {"type": "tl1", "runner": "bitnet.cpp-2026"}, ["not known to compute tl1", "issue 631", "type='tl1'"]),
     ("llama", {"type": "tl2", "runner": "bitnet.cpp-2026"}, ["does not build", "type='tl2' runner='bitnet.cpp'"]),
-    ("llama", {"type": "tq2_0", "runner": "bitnet.cpp-arm64"}, ["does not compute tq2_0", "type='tq2_0' runner='bitnet.cpp'"]),
+    (
+        "llama",
+        {"type": "tq2_0", "runner": "bitnet.cpp-arm64"},
+        ["does not compute tq2_0", "type='tq2_0' runner='bitnet.cpp'"],
+    ),
     ("llama", {"type": "i2_s", "runner": "ik_llama.cpp"}, ["does not compute i2_s", "runner='bitnet.cpp'"]),
     ("llama", {"type": "i2_s", "runner": "llama.cpp"}, ["does not compute i2_s"]),
     ("llama", {"type": "q2_0", "runner": "bitnet.cpp"}, ["does not compute q2_0", "runner='llama.cpp'"]),
