@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bitconv.commands.layouts import facts, readme_tables
+from bitconv.commands.layouts import facts, tables
 from bitconv.layouts import PACKED
 from bitconv.runners import RUNNERS
 
@@ -19,10 +19,10 @@ def between(text: str, name: str) -> str:
     return text.split(f"<!-- bitconv {name} -->\n")[1].split(f"\n<!-- /bitconv {name} -->")[0]
 
 
-@pytest.mark.parametrize("name", readme_tables())
-def test_the_readme_has_the_tables_of_the_layouts(name: str) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert between(readme, name) == readme_tables()[name], "print bitconv.commands.layouts.readme_tables() there"
+@pytest.mark.parametrize("name", tables())
+def test_the_page_of_types_has_the_tables_of_the_layouts(name: str) -> None:
+    page = (ROOT / "docs" / "types.md").read_text(encoding="utf-8")
+    assert between(page, name) == tables()[name], "print bitconv.commands.layouts.tables() there"
 
 
 @pytest.mark.parametrize("name", PACKED)

@@ -1,5 +1,7 @@
 """The commands that make, check and change GGUF files: convert, verify, repack, export."""
 
+import itertools
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +27,7 @@ from bitconv.cli.options import (
     one_of,
     option,
 )
-from bitconv.cli.process import RIGHT, WRONG
+from bitconv.cli.process import RIGHT, WRONG, as_option
 from bitconv.cli.rendering import (
     print_conversion,
     print_export,
@@ -37,6 +39,9 @@ from bitconv.cli.verbs import call
 from bitconv.layouts import FLOATS, PACKED
 from bitconv.system.errors import BitconvError, Code
 from bitconv.system.errors import option as parameter
+
+# By these verify too decides how a checkpoint is read.
+_READ_SO = ("revision", "scale_convention", "ternarize", "pre")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -104,7 +109,9 @@ def convert(
 ) -> None:
     """Convert a checkpoint to a GGUF file."""
     given = {**locals(), "tensor_types": [_pair(text) for text in tensor_types or ()]}
-    show(call("convert", given, doing="converting"), as_json, print_conversion)
+    read_so = {name: given[name] for name in _READ_SO if given[name] is not None}
+    against = " ".join([shlex.quote(model), *itertools.starmap(as_option, read_so.items())])
+    show(call("convert", given, doing="converting"), as_json, partial(print_conversion, against=against))
 
 
 def verify(
@@ -128,7 +135,10 @@ def verify(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a GGUF file: exit 0 if it is right, 1 if it is wrong, 2 if it cannot be judged."""
+    """Check a GGUF file, alone or against its checkpoint.
+
+    Exits with 0 where it is right, 1 where it is wrong, 2 where it cannot be judged.
+    """
     result = call("verify", locals(), doing="verifying")
     show(result, as_json, partial(print_verification, verbose=verbose), right=result.right)
     raise typer.Exit(RIGHT if result.right else WRONG)
@@ -178,7 +188,10 @@ def repack(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Change the layout or the runner of a GGUF file, without the checkpoint and without a changed trit."""
+    """Change the layout or the runner of a GGUF file.
+
+    Without the checkpoint, and without a changed trit.
+    """
     show(call("repack", locals(), doing="repacking"), as_json, print_repacking)
 
 
@@ -194,5 +207,8 @@ def export(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a GGUF file as a packed Hugging Face model directory, which transformers loads."""
+    """Write a GGUF file as a packed model directory.
+
+    It is one of Hugging Face, which transformers loads.
+    """
     show(call("export", locals(), doing="exporting"), as_json, print_export)

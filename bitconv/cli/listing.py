@@ -9,7 +9,7 @@ from bitconv.cli.streams import print_json
 
 
 def runners(as_json: JsonOption = False) -> None:
-    """List the runners: the architectures and types that each one computes right."""
+    """List the runners, and what each one computes right."""
     from bitconv.runners import RUNNERS
 
     if as_json:
@@ -20,7 +20,7 @@ def runners(as_json: JsonOption = False) -> None:
 
 
 def families(as_json: JsonOption = False) -> None:
-    """List the model families with the types and runners of each, and what is refused and why."""
+    """List the model families, and what is refused and why."""
     from bitconv.commands.families import catalogue
 
     show(catalogue(as_option), as_json, print_catalogue)

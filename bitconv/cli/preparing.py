@@ -29,7 +29,10 @@ def kernel_config(
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite FILE.ini.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the kernel_config.ini that bitnet.cpp must be built with to run TL1 or TL2 files of a model."""
+    """Write what bitnet.cpp is built with for TL1 or TL2.
+
+    A kernel_config.ini with the tiles of a model, whose files run in no other build.
+    """
     show(call("kernel_config", locals()), as_json, print_kernel_config)
 
 
@@ -51,5 +54,8 @@ def dummy(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint of a real model's exact sizes with random weights, for benchmarks and planning."""
+    """Write a checkpoint of random weights.
+
+    In the exact sizes of a real model, for benchmarks and planning.
+    """
     show(call("dummy", locals(), doing="writing"), as_json, print_dummy)

@@ -33,7 +33,8 @@ def show(result: Shown, as_json: bool, render: Callable[[Shown], None], **more: 
         render(result)
 
 
-def print_conversion(result: Conversion) -> None:
+def print_conversion(result: Conversion, *, against: str) -> None:
+    """against: the model, and the options by which verify reads it as it was converted, as arguments."""
     by_type: dict[str, list[int]] = {}
     for tensor in result.tensors:
         by_type.setdefault(tensor.type, []).append(tensor.nbytes)
@@ -45,7 +46,7 @@ def print_conversion(result: Conversion) -> None:
     if result.reason is not None:
         print(result.reason)
     for type_name, sizes in by_type.items():
-        print(f"{type_name:>6}: {len(sizes)} tensors, {sum(sizes):,} bytes")
+        print(f"{type_name:>6}: {_tensors(len(sizes))}, {sum(sizes):,} bytes")
     for tensor in result.tensors:
         if tensor.fallback is not None:
             print(f"fell back to {tensor.type}: {tensor.name}: {tensor.fallback}")
@@ -57,15 +58,16 @@ def print_conversion(result: Conversion) -> None:
     if result.exact_scales:
         several = any(tensor.group is not None for tensor in result.tensors)
         print("scales: exact, several a tensor" if several else "scales: exact, in float32")
+    elif result.dry_run:
+        print("scales: rounded to the type's own floats")
     else:
-        worst = max((tensor.scale_error or 0.0 for tensor in result.tensors), default=0.0)
-        print(f"scales: rounded to the type's own floats{'' if result.dry_run else f', off by {worst:.2g} at most'}")
+        print(_rounded(max((tensor.scale_error or 0.0 for tensor in result.tensors), default=0.0)))
     for note in result.notes:
         print(f"note: {note}")
     if result.dry_run:
         print(f"{result.output}: {result.size:,} bytes would be written")
     else:
-        _print_output(result.output, result.size, result.run, result.runner)
+        _print_output(result.output, result.size, result.run, result.runner, f" --against {against}")
 
 
 def print_verification(result: Verification, *, verbose: bool) -> None:
@@ -96,9 +98,8 @@ def print_verification(result: Verification, *, verbose: bool) -> None:
 
 def print_repacking(result: Repacking) -> None:
     changes = sorted({f"{tensor.from_type} to {tensor.type}" for tensor in result.tensors})
-    print(f"{len(result.tensors)} tensors, {', '.join(changes)}, architecture {result.architecture}")
-    worst = max((tensor.scale_error for tensor in result.tensors), default=0.0)
-    print("scales: exact" if worst == 0 else f"scales: rounded, off by {worst:.2g} at most")
+    print(f"{_tensors(len(result.tensors))}, {', '.join(changes)}, architecture {result.architecture}")
+    print(_rounded(max((tensor.scale_error for tensor in result.tensors), default=0.0)))
     for tensor in result.dense:
         print(f"{tensor.name}: {tensor.from_type} to {tensor.type}")
     _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
@@ -187,7 +188,15 @@ def _print_first(head: str, lines: list[str]) -> None:
         print(f"{head}and {len(lines) - MAX_FAULTS:,} more")
 
 
-def _print_output(output: str, size: int, run: str, runner: str) -> None:
+def _tensors(count: int) -> str:
+    return f"{count:,} tensor{'' if count == 1 else 's'}"
+
+
+def _rounded(worst: float) -> str:
+    return f"scales: rounded to the type's own floats, off by {worst:.2g} at most" if worst else "scales: exact"
+
+
+def _print_output(output: str, size: int, run: str, runner: str, against: str = "") -> None:
     print(f"{output}: {size:,} bytes")
-    print(f"check it:  bitconv verify {shlex.quote(output)}")
+    print(f"check it:  bitconv verify {shlex.quote(output)}{against}")
     print(f"run it:    {run}   ({runner})")

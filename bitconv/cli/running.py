@@ -42,7 +42,10 @@ def evaluate(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Perplexity of a GGUF file on a text, in exact BitNet arithmetic over its packed bytes."""
+    """Perplexity of a GGUF file on a text.
+
+    In exact BitNet arithmetic over its packed bytes.
+    """
     show(call("evaluate", locals(), doing="evaluating", unit="tokens"), as_json, print_evaluation)
 
 
@@ -60,7 +63,10 @@ def compare(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a GGUF file and its checkpoint (in PyTorch) on the same text: exit 0 if they agree, 1 if not."""
+    """Run a GGUF file and its checkpoint on the same text.
+
+    The checkpoint runs in PyTorch. Exits with 0 where they agree, 1 where not.
+    """
     result = call("compare", locals(), doing="comparing", unit="tokens")
     render = partial(print_comparison, file=file, model=model)
     show(result, as_json, render, disagreements=result.disagreements, agrees=result.agrees)

@@ -1,4 +1,4 @@
-"""What is converted and what is refused, of all checkpoints there are: `bitconv families`, and the README's tables.
+"""What is converted and what is refused, of all checkpoints there are: `bitconv families`, and docs/families.md.
 
 Nothing is stated here: families and refusals come from bitconv.models.families, and the types
 and runners of a family from bitconv.runners.
@@ -84,7 +84,7 @@ def _types(family: Family, runner: Runner) -> tuple[str, ...]:
 
 
 def markdown() -> str:
-    """The README's tables. A test holds them against the README; print this to write them anew."""
+    """The tables of docs/families.md. A test holds them; print this to write them anew."""
     listed = catalogue()
     families = table(
         ("family", "checkpoints", "recognised by", "weights", "GGUF architecture", "types"),

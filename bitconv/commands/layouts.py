@@ -1,4 +1,4 @@
-"""The packed layouts in tables, for the README and for their pages in docs/layouts.
+"""The packed layouts in tables, for docs/types.md and for their pages in docs/layouts.
 
 Nothing is stated here: all of it is the layouts' own, and the runners'.
 """
@@ -20,12 +20,11 @@ _ROWS, _COLUMNS = 3072, 3072
 _SCALE = np.float32(0.3)
 
 
-def readme_tables() -> dict[str, str]:
-    """The README's tables by the comments around them. A test holds them; print these to write them anew."""
+def tables() -> dict[str, str]:
+    """The tables of docs/types.md by the comments around them. A test holds them; print these to write them anew."""
     layouts = [make_layout(name, (_ROWS, _COLUMNS)) for name in PACKED]
     types = (
-        (f"[`{x.name}`](docs/layouts/{x.name}.md)", _bits(x), _scale(x), _implied_runner(x), _columns(x))
-        for x in layouts
+        (f"[`{x.name}`](layouts/{x.name}.md)", _bits(x), _scale(x), _implied_runner(x), _columns(x)) for x in layouts
     )
     several = ((f"`{x.name}`", _several(x, _COLUMNS), _several(x, None)) for x in layouts)
     return {
@@ -35,7 +34,7 @@ def readme_tables() -> dict[str, str]:
 
 
 def facts(name: str) -> str:
-    """The table on a layout's own page, between comments that name it. See readme_tables."""
+    """The table on a layout's own page, between comments that name it. See tables."""
     layout = make_layout(name, (_ROWS, _COLUMNS))
     rows = [
         ("bits a weight", _bits(layout)),

@@ -1,0 +1,82 @@
+"""The README and the pages beside it say what the code does: output, commands, codes and links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from bitconv.cli import app
+from bitconv.system.errors import Code
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = ROOT / "fixtures"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")]
+# The rows of the table that name a runner, and what is typed for it.
+ROWS = re.findall(r"^\| ([^|`]+) \| `(bitconv convert MODEL OUT\.gguf[^`]*)` \|$", README, re.MULTILINE)
+
+
+def run(line: str) -> str:
+    result = CliRunner().invoke(app, shlex.split(line)[1:])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def test_the_readme_shows_what_the_demo_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    model = re.search(r"^DEMO_MODEL := (\S+)$", makefile, re.MULTILINE)[1]  # type: ignore[index]
+    commands = re.findall(r"^\t\$\(BIN\)/(bitconv .*demo\.gguf.*)$", makefile, re.MULTILINE)
+    (tmp_path / "fixtures").symlink_to(FIXTURES)
+    monkeypatch.chdir(tmp_path)
+    printed = "".join(run(command.replace("$(DEMO_MODEL)", model)) for command in commands)
+    shown = README.split("<!-- demo -->\n")[1].split("<!-- /demo -->")[0]
+    beginning, end = shown.removeprefix("```\n").removesuffix("```\n").split("...\n")
+    assert printed.startswith(beginning) and printed.endswith(end), f"show the beginning and the end of:\n{printed}"
+    assert beginning and end
+
+
+@pytest.mark.parametrize(("runner", "line"), ROWS, ids=[runner for runner, _ in ROWS])
+def test_what_the_readme_says_to_type_is_for_the_runner_named(tmp_path: Path, runner: str, line: str) -> None:
+    line = line.replace("MODEL", str(FIXTURES / "Llama3-1.58-tiny")).replace("OUT.gguf", str(tmp_path / "out.gguf"))
+    named = {"bitnet.cpp from July 2026": "bitnet.cpp-2026", "bitnet.cpp built for arm64": "bitnet.cpp-arm64"}
+    assert f", for {named.get(runner.split(',')[0], runner)}\n" in run(line)
+
+
+def test_the_readme_has_a_row_for_every_runner() -> None:
+    from bitconv.runners import RUNNERS
+
+    assert len(ROWS) == len(RUNNERS)
+
+
+def test_the_readme_s_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "model_dir").symlink_to(FIXTURES / "Llama3-1.58-tiny")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(code, {})
+    conversion, verdict = capsys.readouterr().out.splitlines()
+    assert conversion == "llama.cpp True []"
+    assert verdict.startswith("True () ")
+
+
+def test_the_page_of_errors_has_a_section_for_every_code() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (BC\d+): (.*)\n\n(.+)", page, re.MULTILINE)
+    assert [(number, title) for number, title, _ in sections] == [(code.number, code.title) for code in Code]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("https://", "#")):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")} - {"README.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()
