@@ -95,6 +95,11 @@ std::tuple<Quant, size_t, size_t> quantized_type(const std::string& name) {
 
 size_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
 
+/// The bit pattern of infinity, which no magnitude exceeds.
+uint32_t infinity_of(Float type) {
+    return type == Float::f32 ? 0x7f800000u : type == Float::f16 ? 0x7c00u : 0x7f80u;
+}
+
 /// The number of floats in x.
 size_t float_count(const Bytes& x, Float type) {
     require_multiple("the size of x in bytes", x.size(), float_bytes(type));
@@ -319,6 +324,46 @@ number l takes l + 32, for l < 32, then l + 16, and so on down to 1.)");
         active().ternarize(x.data(), out.size(), type, inverse_scale, out.data());
     }, "x"_a.noconvert(), "dtype"_a, "inverse_scale"_a, "out"_a.noconvert(), Release(),
        "Write clip(round_half_even(float32(x) * inverse_scale), -1, 1), the product in float32; 0 for NaN.");
+
+    m.def("threshold", [](const std::string& dtype, float inverse_scale, const std::string& product, bool away) {
+        require(inverse_scale > 0 && std::isfinite(inverse_scale), "inverse_scale is not positive and finite");
+        return active().threshold(float_type(dtype), inverse_scale, float_type(product), away);
+    }, "dtype"_a, "inverse_scale"_a, "product"_a = "f32", "away"_a = false,
+       R"(Return the bit pattern of the least magnitude whose product with inverse_scale exceeds one half.
+
+Weight and product are rounded to the type of the product. away: the least whose product is not below one half.)");
+
+    m.def("ternarize_from", [](const Bytes& x, const std::string& dtype, uint32_t least, const Array<int8_t>& out) {
+        const Float type = float_type(dtype);
+        require_size("out", out.size(), float_count(x, type));
+        require(least <= infinity_of(type), "least is no magnitude");
+        active().ternarize_from(x.data(), out.size(), type, least, out.data());
+    }, "x"_a.noconvert(), "dtype"_a, "least"_a, "out"_a.noconvert(), Release(),
+       "Write the sign of each float whose magnitude's bit pattern is `least` or more, and 0 for others and NaN.");
+
+    m.def("count_from", [](const Bytes& x, const std::string& dtype, const Array<const uint32_t>& least,
+                           const Array<int64_t>& out) {
+        const Float type = float_type(dtype);
+        const size_t n = float_count(x, type);
+        require_size("out", out.size(), least.size());
+        for (size_t k = 0; k < least.size(); ++k) {
+            require(least.data()[k] <= infinity_of(type), "least is no magnitude");
+        }
+        active().count_from(x.data(), n, type, least.data(), least.size(), out.data());
+    }, "x"_a.noconvert(), "dtype"_a, "least"_a.noconvert(), "out"_a.noconvert(), Release(),
+       "Write for each bit pattern how many floats have a magnitude whose pattern is that or more, NaN included.");
+
+    m.def("ternarize_absmax", [](const Bytes& x, const std::string& dtype, const Array<int8_t>& out,
+                                 const OutScales& scales) {
+        const Float type = float_type(dtype);
+        const size_t n = float_count(x, type);
+        require_size("out", out.size(), n);
+        return active().ternarize_absmax(x.data(), n, type, group_of(n, scales.size()), out.data(), scales.data());
+    }, "x"_a.noconvert(), "dtype"_a, "out"_a.noconvert(), "scales"_a.noconvert(), Release(),
+       R"(Write round_half_even(x / scale) of each group, the quotient in the floats' own type.
+
+The scale is the largest magnitude of the group and 1e-8 at least, and is written as 0 where all trits are. Returns the
+index at which the first group starts that is not finite, or -1.)");
 
     m.def("ternary_scales", [](const Bytes& x, const std::string& dtype, const OutScales& scales) {
         const Float type = float_type(dtype);

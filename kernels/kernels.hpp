@@ -115,6 +115,22 @@ struct Kernels {
     /// This is clip(round_half_even(p), -1, 1). inverse_scale is positive and finite.
     void (*ternarize)(const uint8_t* x, size_t n, Float type, float inverse_scale, int8_t* out);
 
+    /// The bit pattern of the least magnitude of a type that is a trit other than 0: that whose product with
+    /// inverse_scale, positive and finite, exceeds one half, or with `away` is not below it. Weight and product are
+    /// rounded to the type of the product. Infinity's pattern where no finite one is.
+    uint32_t (*threshold)(Float type, float inverse_scale, Float product, bool away);
+
+    /// The same as ternarize for the pattern that threshold returns.
+    void (*ternarize_from)(const uint8_t* x, size_t n, Float type, uint32_t least, int8_t* out);
+
+    /// out[k] = how many x[i] have a magnitude whose bit pattern is least[k] or more.
+    void (*count_from)(const uint8_t* x, size_t n, Float type, const uint32_t* least, size_t count, int64_t* out);
+
+    /// scales[g] = the largest magnitude in the g-th group, 1e-8 at least; out[i] = x[i] / scale in the type of x,
+    /// rounded half to even. A group without a trit other than 0 has the scale 0. n is a multiple of group.
+    /// Returns the first index of the first group that is not finite, after which all is undefined, or -1.
+    int64_t (*ternarize_absmax)(const uint8_t* x, size_t n, Float type, size_t group, int8_t* out, float* scales);
+
     /// scales[g] = the largest magnitude in the g-th `group` of floats, as float32; n is a multiple of group.
     /// Returns the lowest i for which x[i] is neither zero nor plus or minus that finite magnitude, or -1; with such
     /// an i, the scales of later groups are undefined.

@@ -26,25 +26,48 @@ inline double abs_sum(const uint8_t* x, size_t n, Float type) {
     return with_float(type, [=](auto t) { return sum_of_magnitudes<decltype(t)>(x, n); });
 }
 
-/// The least magnitude, as a bit pattern, whose product with inverse_scale exceeds one half.
-template <class T>
-typename T::Bits threshold(float inverse_scale) {
-    uint32_t low = 0, high = T::infinity;  // infinity exceeds
+/// The least magnitude, as a bit pattern, that is a trit other than 0. is_trit: of a magnitude, once true, always true
+/// of larger ones.
+template <class T, class IsTrit>
+typename T::Bits least_trit(IsTrit is_trit) {
+    uint32_t low = 0, high = T::infinity;
     while (low < high) {
         const uint32_t middle = (low + high) / 2;
-        const bool exceeds = float_of(T::widen(static_cast<typename T::Bits>(middle))) * inverse_scale > 0.5f;
-        (exceeds ? high : low) = exceeds ? middle : middle + 1;
+        const bool found = is_trit(static_cast<typename T::Bits>(middle));
+        (found ? high : low) = found ? middle : middle + 1;
     }
     return static_cast<typename T::Bits>(low);
 }
 
-/// The float32 product grows with the magnitude, and magnitudes order as their bit patterns do. So one compare
-/// with the threshold's bit pattern decides what the product would, and exactly so.
 template <class T>
-void ternarize_with_threshold(const uint8_t* __restrict x, size_t n, float inverse_scale, int8_t* __restrict out) {
+float rounded(float value) {
+    return float_of(T::widen(T::round(bits_of(value))));
+}
+
+/// The least magnitude whose product with inverse_scale exceeds one half, or with `away` is not below it; weight and
+/// product rounded to P. The product of two floats of 16 bits is exact in float32, and so rounded once.
+template <class T, class P>
+typename T::Bits threshold_of(float inverse_scale, bool away) {
+    return least_trit<T>([=](typename T::Bits bits) {
+        const float product = rounded<P>(rounded<P>(float_of(T::widen(bits))) * inverse_scale);
+        return product > 0.5f || (away && product == 0.5f);
+    });
+}
+
+inline uint32_t threshold(Float type, float inverse_scale, Float product, bool away) {
+    return with_float(type, [=](auto t) {
+        return with_float(product, [=](auto p) -> uint32_t {
+            return threshold_of<decltype(t), decltype(p)>(inverse_scale, away);
+        });
+    });
+}
+
+/// What is rounded grows with the magnitude, and magnitudes order as their bit patterns do. So one compare with the
+/// pattern of the least one that is a trit decides what the product would, and exactly so.
+template <class T>
+void ternarize_with_threshold(const uint8_t* __restrict x, size_t n, typename T::Bits least, int8_t* __restrict out) {
     using Bits = typename T::Bits;
     constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
-    const Bits least = threshold<T>(inverse_scale);
     const Bits span = static_cast<Bits>(T::infinity - least);  // beyond infinity is NaN
     for (size_t i = 0; i < n; ++i) {
         const Bits bits = load<T>(x, i);
@@ -54,8 +77,38 @@ void ternarize_with_threshold(const uint8_t* __restrict x, size_t n, float inver
     }
 }
 
+inline void ternarize_from(const uint8_t* x, size_t n, Float type, uint32_t least, int8_t* out) {
+    with_float(type, [=](auto t) {
+        using T = decltype(t);
+        ternarize_with_threshold<T>(x, n, static_cast<typename T::Bits>(least), out);
+    });
+}
+
 inline void ternarize(const uint8_t* x, size_t n, Float type, float inverse_scale, int8_t* out) {
-    with_float(type, [=](auto t) { ternarize_with_threshold<decltype(t)>(x, n, inverse_scale, out); });
+    ternarize_from(x, n, type, threshold(type, inverse_scale, Float::f32, false), out);
+}
+
+template <class T>
+void count_of_magnitudes(const uint8_t* x, size_t n, const uint32_t* least, size_t count, int64_t* out) {
+    using Bits = typename T::Bits;
+    constexpr Bits magnitude = static_cast<Bits>(~(Bits{1} << (8 * sizeof(Bits) - 1)));
+    constexpr size_t step = 4096;  // stays in the first cache, and a count of it in any Bits
+    for (size_t k = 0; k < count; ++k) out[k] = 0;
+    Bits values[step];
+    for (size_t first = 0; first < n; first += step) {
+        const size_t size = n - first < step ? n - first : step;
+        for (size_t i = 0; i < size; ++i) values[i] = static_cast<Bits>(load<T>(x, first + i) & magnitude);
+        for (size_t k = 0; k < count; ++k) {
+            const Bits from = static_cast<Bits>(least[k]);
+            Bits found = 0;
+            for (size_t i = 0; i < size; ++i) found = static_cast<Bits>(found + (values[i] >= from ? 1 : 0));
+            out[k] += found;
+        }
+    }
+}
+
+inline void count_from(const uint8_t* x, size_t n, Float type, const uint32_t* least, size_t count, int64_t* out) {
+    with_float(type, [=](auto t) { count_of_magnitudes<decltype(t)>(x, n, least, count, out); });
 }
 
 /// Magnitudes order as their bit patterns do.
@@ -88,6 +141,33 @@ int64_t scales_of_groups(const uint8_t* __restrict x, size_t n, size_t group, fl
 
 inline int64_t ternary_scales(const uint8_t* x, size_t n, Float type, size_t group, float* scales) {
     return with_float(type, [=](auto t) { return scales_of_groups<decltype(t)>(x, n, group, scales); });
+}
+
+/// The rule of ternary-qat: the largest magnitude of a group, and 1e-8 at least, divides the group's weights.
+template <class T>
+int64_t ternarize_groups(const uint8_t* x, size_t n, size_t group, int8_t* out, float* scales) {
+    using Bits = typename T::Bits;
+    constexpr Bits magnitude = static_cast<Bits>(~(Bits{1} << (8 * sizeof(Bits) - 1)));
+    for (size_t first = 0; first < n; first += group) {
+        const uint8_t* values = x + first * sizeof(Bits);
+        Bits largest = 0;
+        for (size_t i = 0; i < group; ++i) {
+            const Bits bits = static_cast<Bits>(load<T>(values, i) & magnitude);
+            largest = bits > largest ? bits : largest;
+        }
+        if (infinite<T>(largest)) return static_cast<int64_t>(first);
+        const float amax = float_of(T::widen(largest)), floor = rounded<T>(1e-8f), scale = amax > floor ? amax : floor;
+        const Bits least = least_trit<T>([=](Bits bits) {
+            return bits > 0 && rounded<T>(float_of(T::widen(bits)) / scale) > 0.5f;
+        });
+        ternarize_with_threshold<T>(values, group, least, out + first);
+        scales[first / group] = largest >= least ? scale : 0.0f;
+    }
+    return -1;
+}
+
+inline int64_t ternarize_absmax(const uint8_t* x, size_t n, Float type, size_t group, int8_t* out, float* scales) {
+    return with_float(type, [=](auto t) { return ternarize_groups<decltype(t)>(x, n, group, out, scales); });
 }
 
 template <int Quarter>

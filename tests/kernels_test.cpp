@@ -101,6 +101,28 @@ void test_sources(const Kernels& kernels, const Kernels& portable) {
                     kernels.ternarize(x.data(), n, type, inverse_scale, t.data());
                     portable.ternarize(x.data(), n, type, inverse_scale, expected.data());
                     check(t == expected, isa + " ternarize");
+                    for (Float product : float_types) {
+                        const uint32_t least[] = {portable.threshold(type, inverse_scale, product, false),
+                                                  portable.threshold(type, inverse_scale, product, true)};
+                        check(kernels.threshold(type, inverse_scale, product, false) == least[0] &&
+                                  kernels.threshold(type, inverse_scale, product, true) == least[1], isa + " threshold");
+                        kernels.ternarize_from(x.data(), n, type, least[1], t.data());
+                        portable.ternarize_from(x.data(), n, type, least[1], expected.data());
+                        check(t == expected, isa + " ternarize_from");
+                        int64_t counts[2], expected_counts[2];
+                        kernels.count_from(x.data(), n, type, least, 2, counts);
+                        portable.count_from(x.data(), n, type, least, 2, expected_counts);
+                        check(counts[0] == expected_counts[0] && counts[1] == expected_counts[1], isa + " count_from");
+                    }
+                }
+                for (size_t group : {n, n % 3 == 0 ? n / 3 : n}) {
+                    if (group == 0) continue;
+                    Int8s t(n), expected(n);
+                    std::vector<float> scales(n / group), expected_scales(n / group);
+                    const int64_t at = kernels.ternarize_absmax(x.data(), n, type, group, t.data(), scales.data());
+                    check(at == portable.ternarize_absmax(x.data(), n, type, group, expected.data(),
+                                                          expected_scales.data()) &&
+                              (at >= 0 || (t == expected && scales == expected_scales)), isa + " ternarize_absmax");
                 }
                 for (Float out_type : float_types) {
                     Bytes out(n * float_bytes(out_type)), expected(n * float_bytes(out_type));

@@ -109,6 +109,7 @@ def test_verify_exits_with_2_where_it_cannot_judge(tmp_path: Path) -> None:
         ("--token", "hf_x"),
         ("--scale-convention", "multiply"),
         ("--ternarize", "absmean"),
+        ("--group", "64"),
         ("--pre", "gpt-2"),
     ],
 )

@@ -15,11 +15,11 @@ from pathlib import Path
 import bitconv
 import pytest
 import typer.main
-from bitconv.choices import TILED_TYPE, TYPE
+from bitconv.choices import TERNARIZE, TILED_TYPE, TYPE
 from bitconv.cli import app
 from bitconv.commands.dummy import SHAPES
 from bitconv.layouts.registry import TILED
-from bitconv.models.quantization import Rule, ScaleConvention, rule_of, scale_convention_of
+from bitconv.models.quantization import ABSMEAN, ScaleConvention, rule_of, scale_convention_of
 from typer.testing import CliRunner
 
 from synthetic import FIXTURES, make_checkpoint
@@ -79,7 +79,7 @@ def test_the_spelling_of_a_type_does_not_matter(tmp_path: Path, word: str) -> No
 def test_the_spelling_of_other_words_does_not_matter(tmp_path: Path) -> None:
     words = {"type": "TQ2_0", "runner": "Llama-CPP", "embed_type": "BF16", "fallback": "Q8-0"}
     assert bitconv.convert(MODEL, tmp_path / "out.gguf", **words, dry_run=True).runner == "llama.cpp"
-    assert rule_of("AbsMean") is Rule.ABSMEAN
+    assert rule_of("AbsMean") is ABSMEAN
     assert scale_convention_of("DIVIDE") is ScaleConvention.DIVIDE
 
 
@@ -109,7 +109,8 @@ def test_what_is_like_no_word_gets_no_proposal() -> None:
 
 def test_the_words_are_those_of_the_registries() -> None:
     assert set(TILED_TYPE.words) == set(TILED)
-    assert [rule_of(rule.value) for rule in Rule] == list(Rule)
+    rules = map(rule_of, TERNARIZE.words)
+    assert [rule and rule.name for rule in rules] == list(TERNARIZE.words)
     assert [scale_convention_of(c.value) for c in ScaleConvention] == list(ScaleConvention)
     _, out, _ = run("dummy", "--help")
     assert all(name in out for name in SHAPES)

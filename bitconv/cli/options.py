@@ -49,6 +49,10 @@ TernarizeOption = Annotated[
         "Rule for float weights that are not ternary already; a checkpoint without a marker needs it.",
     ),
 ]
+GroupOption = Annotated[
+    int | None,
+    option("--group", metavar="N", help="With --ternarize absmax: columns that share a scale. Default: 128."),
+]
 ThreadsOption = Annotated[
     int | None, option("--threads", "-t", metavar="N", min=1, help="Threads to use. Default: all cores.")
 ]

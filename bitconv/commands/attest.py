@@ -41,6 +41,7 @@ OPTIONS = frozenset(
         "scale_in_blocks",
         "scale_convention",
         "ternarize",
+        "group",
         "pre",
     }
 )

@@ -20,7 +20,7 @@ from bitconv.layouts.scales import Scale
 from bitconv.layouts.tiles import kernel_config_text, read_kernel_config
 from bitconv.models import families
 from bitconv.models.model import load_model
-from bitconv.models.quantization import rule_of, scale_convention_of
+from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, Rule, rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight
@@ -36,6 +36,8 @@ from bitconv.system.rawio import write_at
 # A job converts this many values of a dense tensor, whole blocks of every type: large ones are split, for the threads
 # to share.
 DENSE_JOB_VALUES = 1 << 22
+# The part of the codes that may depend on arithmetic without a note.
+MAX_OTHERS = 0.001
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def convert(
     scale_in_blocks: bool = False,
     scale_convention: str | None = None,
     ternarize: str | None = None,
+    group: int | None = None,
     pre: str | None = None,
     threads: int | None = None,
     force: bool = False,
@@ -134,8 +137,10 @@ def convert(
         kernel_config: The ini with TL1's and TL2's tiles that the runner was built with.
         scale_in_blocks: The classic form of TQ1_0, TQ2_0 and Q2_0, with scales rounded to float16.
         scale_convention: "multiply" or "divide": what weight_scale does, in place of what config.json implies.
-        ternarize: "absmean" or "absmedian": the rule for float weights that are not ternary already, which a checkpoint
-            without a marker needs.
+        ternarize: The rule for float weights that are not ternary already, which a checkpoint without a marker needs:
+            "absmean" in float32, as models compute at inference; "absmean-bf16", as onebitllms and bitnet.cpp's GPU
+            pipeline export; "absmedian"; "absmax" in groups, as ternary-qat writes.
+        group: The columns of a row that share a scale by "absmax"; None for 128.
         pre: tokenizer.ggml.pre, in place of the recognised pre-tokenizer.
         threads: All cores where None. The bytes written do not depend on it.
         force: Overwrite output.
@@ -182,13 +187,14 @@ def convert(
         loaded = load_model(checkpoint, convention)
         keep_floats = fallback in FLOATS
         model_with_scales = settle_scales(
-            checkpoint, loaded, rule_of(ternarize), threads, convention, keep_floats=keep_floats
+            checkpoint, loaded, rule_of(ternarize, group), threads, convention, keep_floats=keep_floats
         )
         plan = make_plan(checkpoint, model_with_scales, options)
         scales: dict[str, list[Scale]] = {}
+        others = _Others()
         if not dry_run:
             with replacing(target, plan.size, force=force) as descriptor:
-                scales = _write(checkpoint, plan, descriptor, threads, progress)
+                scales = _write(checkpoint, plan, descriptor, others, threads, progress)
                 checkpoint.check_unchanged()
         if attest:
             asked = {
@@ -201,6 +207,7 @@ def convert(
                 "scale_in_blocks": scale_in_blocks,
                 "scale_convention": scale_convention,
                 "ternarize": ternarize,
+                "group": group,
                 "pre": pre,
             }
             attestation.attest(target, checkpoint, asked, threads)
@@ -216,8 +223,30 @@ def convert(
         dry_run=dry_run,
         run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
         tensors=tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors),
-        notes=(*checkpoint.notes, *plan.notes),
+        notes=(*checkpoint.notes, *plan.notes, *others.notes()),
     )
+
+
+class _Others:
+    """How many codes another arithmetic makes others."""
+
+    def __init__(self) -> None:
+        self.matrices: list[tuple[str, int, int]] = []  # the rule, how many, of how many; lists take from any thread
+
+    def add(self, reader: TritReader) -> None:
+        if isinstance(reader.weight.scale, Rule):
+            self.matrices.append((reader.weight.scale.name, reader.others, reader.rows * reader.columns))
+
+    def notes(self) -> list[str]:
+        others, of = sum(other for _, other, _ in self.matrices), sum(count for *_, count in self.matrices)
+        if others <= MAX_OTHERS * of:
+            return []
+        rule = self.matrices[0][0]
+        other = next(name for name in (ABSMEAN.name, ABSMEAN_BF16.name) if name != rule)
+        return [
+            f"{others / of:.2%} of the codes depend on arithmetic: they are those of {rule}, and {other} makes others; "
+            f"if the lab's own packed release must be met, bitconv audit MODEL --against RELEASE tells its rule"
+        ]
 
 
 def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> ConvertedTensor:
@@ -240,7 +269,12 @@ def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> Converted
 
 
 def _write(
-    checkpoint: Checkpoint, plan: Plan, descriptor: int, threads: int | None, progress: Progress | None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    descriptor: int,
+    others: _Others,
+    threads: int | None,
+    progress: Progress | None,
 ) -> dict[str, list[Scale]]:
     """Write every byte of the plan. Returns the scales of the matrices of the ternary tensors by name."""
     write_at(descriptor, plan.header, 0)
@@ -248,7 +282,7 @@ def _write(
 
     def ternary(weight: TernaryWeight | ExpertsWeight, tensor: PlannedTensor, keep_going: KeepGoing) -> int:
         scales[weight.name] = [
-            _write_ternary(checkpoint, plan, matrix, place, descriptor, keep_going)
+            _write_ternary(checkpoint, plan, matrix, place, descriptor, others, keep_going)
             for matrix, place in zip(weight.matrices, tensor.places, strict=True)
         ]
         return tensor.nbytes
@@ -279,13 +313,16 @@ def _write_ternary(
     weight: TernaryWeight,
     place: PlacedMatrix,
     descriptor: int,
+    others: _Others,
     keep_going: KeepGoing,
 ) -> Scale:
     reader = TritReader(checkpoint, weight, keep_going)
+    reader.count_others()
     obstacle = place.obstacle(reader.scale)
     if obstacle is not None:
         raise weight.stored.error(obstacle, code=Code.LAYOUT)
     place.write(descriptor, plan.data_offset, reader.scale, reader.trits, reader.row_multiple, keep_going)
+    others.add(reader)
     return reader.scale
 
 

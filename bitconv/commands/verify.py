@@ -125,6 +125,7 @@ def verify(
     token: str | None = None,
     scale_convention: str | None = None,
     ternarize: str | None = None,
+    group: int | None = None,
     pre: str | None = None,
     kernel_config: str | os.PathLike[str] | None = None,
     i2_s_order: str | None = None,
@@ -147,6 +148,7 @@ def verify(
         token: As `convert` takes it.
         scale_convention: As `convert` takes it.
         ternarize: As `convert` takes it.
+        group: As `convert` takes it.
         pre: As `convert` takes it.
         kernel_config: The ini with the tiles of a TL1 or TL2 file that does not record them.
         i2_s_order: "arm64" or "row4" for an I2_S file in the byte order of such a build that does not record it;
@@ -172,6 +174,7 @@ def verify(
         ("token", token),
         ("scale_convention", scale_convention),
         ("ternarize", ternarize),
+        ("group", group),
         ("pre", pre),
         ("attestation", attestation),
     ):
@@ -201,7 +204,7 @@ def verify(
         if inspection is None:
             assert unsupported is not None
             return _of_a_header(path, checkpoint, f"{unsupported}, nor asked for by the checkpoint", strict=strict)
-        model = settle_scales(checkpoint, loaded, rule_of(ternarize), threads, convention, keep_floats=True)
+        model = settle_scales(checkpoint, loaded, rule_of(ternarize, group), threads, convention, keep_floats=True)
         verifier = _Verifier(opened, inspection, checkpoint, model, strict=strict)
         verifier.compare_metadata(pre)
         result = verifier.run(threads, progress)

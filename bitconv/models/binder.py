@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bitconv.checkpoint.directory import FLOAT_DTYPES, ITEMSIZE, Checkpoint, StoredTensor
 from bitconv.layouts.scales import Scale, simplest
 from bitconv.models.architectures import Slot
-from bitconv.models.quantization import Rule, ScaleConvention, Storage
+from bitconv.models.quantization import ABSMEAN, ScaleConvention, Storage
 from bitconv.models.weights import DenseWeight, ExpertsWeight, TernaryWeight
 from bitconv.system.errors import BitconvError, Code
 
@@ -75,8 +75,9 @@ class Binder:
         if self.stored_as in (Storage.MASTER, Storage.UNMARKED):
             self.refuse_scale(scale_name)
             stored = self.part(slot, name, columns, FLOAT_DTYPES)
-            rule = Rule.ABSMEAN if self.stored_as is Storage.MASTER else None
-            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave)
+            rule = ABSMEAN if self.stored_as is Storage.MASTER else None
+            divides = self.convention is ScaleConvention.DIVIDE
+            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave, divides=divides)
         if self.stored_as is Storage.INT2:
             if rows % 16 or columns % 32:
                 raise BitconvError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from bitconv.choices import SCALE_CONVENTION, TERNARIZE
 from bitconv.layouts.layout import ScaleT
+from bitconv.layouts.scales import MIN_GROUP
 from bitconv.system.errors import BitconvError, Code, option
 
 # The geometric mean of a model's scales lies between 0.01 and 2.5 in every published checkpoint; their inverses,
@@ -39,16 +41,37 @@ class ScaleConvention(Enum):
             return np.float32(1) / stored
 
 
-class Rule(Enum):
-    """How float master weights W become trits: clip(round(W / scale), -1, 1), with what for a scale."""
+@dataclass(frozen=True)
+class Rule:
+    """How float master weights become trits, by the name that users give it.
 
-    ABSMEAN = "absmean"  # the mean of |W|: BitNet b1.58
-    ABSMEDIAN = "absmedian"  # the median of |W|: BitNet b1.58 Reloaded
+    arithmetic: of those with one scale a tensor, the type in which they compute. group: of absmax, the columns of a row
+    that share a scale.
+    """
+
+    name: str
+    arithmetic: str = "f32"
+    group: int | None = None
 
 
-def rule_of(name: str | None) -> Rule | None:
+# clip(round(W / scale), -1, 1) with one scale a tensor: the mean of |W|, as BitNet b1.58 has it, in float32; the same
+# with weights, mean, inverse and product in bfloat16, as onebitllms 0.0.4 and bitnet.cpp's gpu/convert_checkpoint.py
+# export; the median, as BitNet b1.58 Reloaded has it.
+ABSMEAN, ABSMEAN_BF16, ABSMEDIAN = Rule("absmean"), Rule("absmean-bf16", "bf16"), Rule("absmedian")
+# The largest magnitude of each group of columns, as ternary-qat 0.1.5 writes, which has 128 in a group.
+ABSMAX_GROUP = 128
+
+
+def rule_of(name: str | None, group: int | None = None) -> Rule | None:
     """The rule that a user names, or None."""
-    return None if name is None else Rule(TERNARIZE.parse(name))
+    name = TERNARIZE.optional(name)
+    if group is not None and name != "absmax":
+        raise BitconvError(f"{option('group')} is for {option('ternarize', 'absmax')}", code=Code.OPTIONS)
+    if group is not None and (group < MIN_GROUP or group & (group - 1)):
+        raise BitconvError(f"{option('group', group)}: a power of two from {MIN_GROUP} on is needed", code=Code.USAGE)
+    if name == "absmax":
+        return Rule(name, group=group or ABSMAX_GROUP)
+    return next((rule for rule in (ABSMEAN, ABSMEAN_BF16, ABSMEDIAN) if rule.name == name), None)
 
 
 def scale_convention_of(name: str | None) -> ScaleConvention | None:
@@ -68,7 +91,7 @@ def storage(config: Mapping[str, Any], file: object, *, native: bool) -> tuple[S
     if quantization is None:
         if native:
             return Storage.MASTER, ScaleConvention.MULTIPLY
-        return Storage.UNMARKED, ScaleConvention.MULTIPLY
+        return Storage.UNMARKED, ScaleConvention.DIVIDE  # as BitLinear would, which exporters write for other classes
     if not isinstance(quantization, Mapping):
         raise BitconvError(f"quantization_config is {quantization!r}, expected an object", code=Code.CONFIG, file=file)
     linear_class = quantization.get("linear_class") or "bitlinear"

@@ -16,8 +16,9 @@ from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
 from bitconv.checkpoint.refusals import UNMARKED_MASTER
 from bitconv.layouts.scales import MIN_GROUP, Scale, describe, group_of, simplest
 from bitconv.models.architectures import Role
+from bitconv.models.arithmetic import MIN_MEAN
 from bitconv.models.quantization import Rule, ScaleConvention
-from bitconv.models.trits import MIN_MEAN
+from bitconv.models.trits import ternarize_absmax
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
@@ -44,7 +45,7 @@ def settle_scales(
     is not ternary; one that is is read whole.
 
     BitconvError where a weight is not ternary and there is no rule for it, where there is a rule and no float weight,
-    and where there is a convention and no packed weight.
+    and where there is a convention and no packed weight. The rule of absmax makes scales too, reading all weights.
     """
     open_weights = [weight for weight in model.matrices if not weight.has_scale]
     config = checkpoint.path / "config.json"
@@ -66,10 +67,18 @@ def settle_scales(
     scales = dict(zip((weight.stored.name for weight in open_weights), jobs.run(work, threads), strict=True))
     kept = _kept_in_floats(checkpoint, open_weights, scales, rule, keep=keep_floats)
 
+    largest: dict[str, Scale] = {}
+    if rule is not None and rule.group is not None:
+        masters = [weight for weight in open_weights if scales[weight.stored.name] is None]
+        found_largest = jobs.run([partial(absmax, checkpoint, weight, rule.group) for weight in masters], threads)
+        largest = dict(zip((weight.stored.name for weight in masters), found_largest, strict=True))
+
     def with_scale(weight: TernaryWeight) -> TernaryWeight:
         if weight.has_scale:
             return weight
         found = scales[weight.stored.name]
+        if weight.stored.name in largest:
+            return replace(weight, scale=largest[weight.stored.name], absmax=True)
         return replace(weight, scale=(rule or weight.scale) if found is None else found)
 
     def with_scales(weight: Weight) -> Weight:
@@ -119,7 +128,8 @@ def _kept_in_floats(
     kept = set()
     for weight in others:
         name, group = weight.stored.name, nearly[weight.stored.name]
-        if rule is not None and group is None and 2 * len(several) <= len(weights):
+        grouped = rule is not None and rule.group is not None
+        if rule is not None and group is None and (grouped or 2 * len(several) <= len(weights)):
             continue
         if rule is None and 2 * (found + near) <= len(weights):
             where = f"{name} ({found} of {len(weights)} projections are ternary)"
@@ -195,3 +205,17 @@ def find_scale(checkpoint: Checkpoint, weight: TernaryWeight, keep_going: KeepGo
         return None  # dead values, which have no inverse in float32
     scale = simplest(scales)
     return np.float32(MIN_MEAN) if np.ndim(scale) == 0 and scale == 0 else scale
+
+
+def absmax(checkpoint: Checkpoint, weight: TernaryWeight, group: int, keep_going: KeepGoing) -> Scale:
+    """The largest magnitude of each group of columns, 0 where all trits are."""
+    rows, columns = weight.shape
+    if columns % group:
+        raise weight.stored.error(
+            f"has {columns} columns, of which {option('group', group)} does not make whole groups", code=Code.OPTIONS
+        )
+    scales = np.empty((rows, columns // group), np.float32)
+    for first, last in row_blocks(rows, columns, 1):
+        keep_going()
+        ternarize_absmax(checkpoint, weight, first, last, scales[first:last])
+    return scales

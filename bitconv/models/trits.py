@@ -15,7 +15,8 @@ import numpy.typing as npt
 from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
 from bitconv.layouts.scales import Scale
-from bitconv.models.quantization import Rule
+from bitconv.models.arithmetic import MIN_MEAN, Arithmetic, abs_sum, counts_from, rounded
+from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, ABSMEDIAN, Rule
 from bitconv.models.weights import TernaryWeight
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code
@@ -24,9 +25,6 @@ from bitconv.system.jobs import KeepGoing
 Trits = npt.NDArray[np.int8]
 Number = TypeVar("Number", np.int8, np.float32)
 
-# BitNet b1.58: the mean is clamped before it is inverted (clamp_(min=1e-5) in every implementation of the rule).
-MIN_MEAN = 1e-5
-
 
 class TritReader:
     """Reads one projection of an open checkpoint as trits.
@@ -34,6 +32,8 @@ class TritReader:
     Its scratch memory is a few blocks. Where a rule makes the scale, making a reader reads all weights once, or twice
     for the median of float32. keep_going: called for every block of that; it may raise to give up.
     stored_scale, scale: those of the rows in the order of the checkpoint, and of the GGUF file.
+    others: how many of the trits that were read are others by the other rule of ABSMEAN and ABSMEAN_BF16, which
+    count_others asks for.
     """
 
     def __init__(self, checkpoint: Checkpoint, weight: TernaryWeight, keep_going: KeepGoing) -> None:
@@ -43,14 +43,33 @@ class TritReader:
         self._rows_of = {"u8": self._packed_rows, "i8": self._int2_rows}.get(weight.stored.dtype, self._master_rows)
         if weight.bare:
             self._rows_of = self._bare_rows
+        if weight.absmax:
+            self._rows_of = self._absmax_rows
         # A head's rows are permuted among themselves, so a block must hold whole heads.
         self.row_multiple = self.rows // weight.rope_heads if weight.rope_heads else 1
         assert weight.scale is not None
-        scale = self._by_rule(weight.scale, keep_going) if isinstance(weight.scale, Rule) else weight.scale
+        self.others = 0
+        self._patterns: npt.NDArray[np.uint32] | None = None
+        self._threshold = 0
+        scale: Scale
+        if isinstance(weight.scale, Rule):
+            scale = self._by_rule(weight.scale, keep_going)
+        else:
+            scale = weight.scale
+            if weight.was_ternary:
+                # Of several scales the least tells all of them from zeros.
+                least = scale[scale > 0].min() if isinstance(scale, np.ndarray) else scale
+                self._threshold = _kernels.threshold(weight.stored.dtype, float(np.float32(1) / least))
         self.stored_scale: Scale = scale
         self.scale: Scale = self._reordered(scale) if isinstance(scale, np.ndarray) else scale
-        # Weights that have several scales are ternary already, and the least scale tells all of them from zeros.
-        self.inverse = np.float32(1) / (scale[scale > 0].min() if isinstance(scale, np.ndarray) else scale)
+
+    def count_others(self) -> None:
+        """From now on, of master weights that one of the two rules makes trits of."""
+        if isinstance(self.weight.scale, Rule) and self.weight.scale != ABSMEDIAN:
+            other = ABSMEAN if self.weight.scale == ABSMEAN_BF16 else ABSMEAN_BF16
+            # Of a mean whose weights were not rounded before: the last bit of it, once in a while, and no pass more.
+            threshold = Arithmetic(other.arithmetic).threshold(self.weight.stored.dtype, self._mean)
+            self._patterns = np.array([threshold, self._threshold], np.uint32)
 
     def stored_trits(self, first: int, last: int) -> Trits:
         """Rows first to last (exclusive) in the order of the checkpoint."""
@@ -77,11 +96,18 @@ class TritReader:
         return raw
 
     def _by_rule(self, rule: Rule, keep_going: KeepGoing) -> np.float32:
-        """The scale of master weights, clamped."""
-        scale = self._absmean(keep_going) if rule is Rule.ABSMEAN else self._absmedian(keep_going)
-        return max(scale, np.float32(MIN_MEAN))
+        """The scale of master weights; what rounds to a trit other than 0 is kept in mind."""
+        arithmetic = Arithmetic(rule.arithmetic)
+        self._mean = self._absmedian(keep_going) if rule == ABSMEDIAN else self._absmean(arithmetic, keep_going)
+        inverse = arithmetic.inverse(self._mean)
+        self._threshold = arithmetic.threshold(self.weight.stored.dtype, self._mean)
+        if rule != ABSMEAN_BF16:
+            return max(self._mean, np.float32(MIN_MEAN))
+        # onebitllms stores the inverse, by which models divide; the GPU pipeline its inverse once more in bfloat16.
+        scale = np.float32(1) / inverse
+        return scale if self.weight.divides else rounded(scale, arithmetic.dtype)
 
-    def _absmean(self, keep_going: KeepGoing) -> np.float32:
+    def _absmean(self, arithmetic: Arithmetic, keep_going: KeepGoing) -> np.float32:
         """The mean magnitude, summed in float64, rounded to float32 once.
 
         Blocks are summed in order, so that the scale does not depend on the number of threads.
@@ -90,7 +116,7 @@ class TritReader:
         total = 0.0
         for first, last in row_blocks(self.rows, self.columns, 1):
             keep_going()
-            block_sum = _kernels.abs_sum(self._read(first, last, ITEMSIZE[dtype]), dtype)
+            block_sum = abs_sum(self._read(first, last, ITEMSIZE[dtype]), dtype, arithmetic.dtype)
             if not math.isfinite(block_sum):
                 raise self._not_finite(first, last)
             total += block_sum
@@ -131,11 +157,20 @@ class TritReader:
         return self.weight.stored.error(f"holds NaN or infinity in rows {first} to {last - 1}", code=Code.TENSOR_VALUE)
 
     def _master_rows(self, first: int, last: int) -> Trits:
-        """The rule: clip(round_half_even(W * (1 / scale)), -1, 1) in float32. Of several scales, all non-zeros."""
+        """The sign of weights from a magnitude on: clip(round_half_even(W * (1 / scale)), -1, 1) in an arithmetic."""
         dtype = self.weight.stored.dtype
         block = np.empty((last - first, self.columns), np.int8)
-        _kernels.ternarize(self._read(first, last, ITEMSIZE[dtype]), dtype, float(self.inverse), block.reshape(-1))
+        raw = self._read(first, last, ITEMSIZE[dtype])
+        _kernels.ternarize_from(raw, dtype, self._threshold, block.reshape(-1))
+        if self._patterns is not None:
+            counts = counts_from(raw, dtype, self._patterns)
+            self.others += abs(int(counts[0] - counts[1]))
         return block
+
+    def _absmax_rows(self, first: int, last: int) -> Trits:
+        scale = self.weight.scale
+        assert isinstance(scale, np.ndarray)
+        return ternarize_absmax(self.checkpoint, self.weight, first, last, np.empty_like(scale[first:last]))
 
     def _bare_rows(self, first: int, last: int) -> Trits:
         """Trits in floats or int8. BitconvError where a value is none."""
@@ -198,6 +233,22 @@ class TritReader:
                 )
             at += count
         return block
+
+
+def ternarize_absmax(
+    checkpoint: Checkpoint, weight: TernaryWeight, first: int, last: int, scales: npt.NDArray[np.float32]
+) -> Trits:
+    """Rows of master weights, each group by its largest magnitude, which is written to scales (rows, groups)."""
+    dtype, columns = weight.stored.dtype, weight.shape[1]
+    stride = columns * ITEMSIZE[dtype]
+    raw = np.empty((last - first) * stride, np.uint8)
+    checkpoint.read(weight.stored, first * stride, raw)
+    block = np.empty((last - first, columns), np.int8)
+    bad = _kernels.ternarize_absmax(raw, dtype, block.reshape(-1), scales)
+    if bad >= 0:
+        row = first + bad // columns
+        raise weight.stored.error(f"holds NaN or infinity in row {row}", code=Code.TENSOR_VALUE)
+    return block
 
 
 def _at_rank(counts: npt.NDArray[np.int64], rank: int) -> tuple[int, int]:

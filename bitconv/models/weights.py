@@ -25,6 +25,8 @@ class TernaryWeight:
     rope_heads: the rows are those of this many rotary heads, to be permuted to the interleaved order, or back from it
     where interleave is False; 0: as stored.
     bare: the trits are stored as they are, in floats or int8, beside their scale.
+    absmax: master weights whose scales are the largest magnitudes of their groups.
+    divides: a packed release of it would hold what divides, and not what multiplies.
     """
 
     name: str
@@ -34,6 +36,8 @@ class TernaryWeight:
     rope_heads: int
     interleave: bool
     bare: bool = False
+    absmax: bool = False
+    divides: bool = False
 
     @property
     def has_scale(self) -> bool:
@@ -42,7 +46,7 @@ class TernaryWeight:
     @property
     def was_ternary(self) -> bool:
         """Whether it is stored in floats, and those are -scale, 0 and +scale."""
-        return self.has_scale and not self.bare and self.stored.dtype in FLOAT_DTYPES
+        return self.has_scale and not (self.bare or self.absmax) and self.stored.dtype in FLOAT_DTYPES
 
     @property
     def matrices(self) -> tuple[TernaryWeight, ...]:
