@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from bitconv.backends import BACKENDS
 from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, I2_S_ORDERS, QUANTIZED, TERNARY_TYPES
 from bitconv.runners import RUNNERS
 from bitconv.system.errors import BitconvError, Code, option
@@ -56,6 +57,7 @@ EMBED_TYPE = Choice("embed_type", "embedding type", DENSE_TYPES)
 HEAD_TYPE = Choice("head_type", "head type", DENSE_TYPES)
 FALLBACK = Choice("fallback", "fallback", ("error", "f16", "bf16", "f32", EIGHT_BIT))
 RUNNER = Choice("runner", "runner", tuple(runner.name for runner in RUNNERS))
+BACKEND = Choice("backend", "backend", BACKENDS)
 SCALE_CONVENTION = Choice("scale_convention", "scale convention", ("multiply", "divide"))
 TERNARIZE = Choice("ternarize", "rule to ternarize by", ("absmean", "absmean-bf16", "absmedian", "absmax"))
 I2_S_ORDER = Choice("i2_s_order", "I2_S byte order", I2_S_ORDERS)

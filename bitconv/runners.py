@@ -35,7 +35,9 @@ class Runner:
     computes right, beside floats, of token_embd.weight where rows are looked up, and where it multiplies by that or by
     an output.weight; these are different code. unproven: general.file_type by type, of types whose code it has and
     that nobody is known to have run: such files are read, not written. why_unproven: in words. i2_s_order: the byte
-    order of I2_S, None for the published one. machine: the only one that it runs on, of BACKENDS.
+    order of I2_S, None for the published one. machine: the only one that it runs on, of bitconv.backends.BACKENDS.
+    machines: by type, what it runs such files on, where that is not every machine, in words. type_notes: by type, what
+    the user of such a file should know.
     """
 
     name: str
@@ -57,12 +59,17 @@ class Runner:
     why_unproven: str = ""
     i2_s_order: str | None = None
     machine: str | None = None
+    machines: dict[str, str] = field(default_factory=dict)
+    type_notes: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def computes(self) -> frozenset[str]:
         """All types that a tensor may have beside the file's own: the ternary ones, floats, and q8_0."""
         return frozenset(self.types) | {EIGHT_BIT}
+
+    def notes_on(self, type_name: str) -> tuple[str, ...]:
+        return (self.type_notes[type_name],) if type_name in self.type_notes else ()
 
     def file_type(self, type_name: str) -> int:
         return self.types[type_name] if type_name in self.types else OTHER_FILE_TYPES[type_name]
@@ -90,6 +97,13 @@ _BITNET_CPP = {"llama": "silu", "bitnet": "silu", "bitnet-b1.58": "relu2", "bitn
 # What its own converter calls Falcon3's and Falcon-E's pre-tokenizer. See PRE_TOKENIZERS.
 _BITNET_CPP_PRE = ("falcon3", "falcon_e")
 
+# With 16, and 64 bytes more a size, it ran. Its issue 143, pull request 385.
+_TL1_CRASH = (
+    "bitnet.cpp as shipped crashes on tl1: in ggml_bitnet_mul_mat_get_wsize of src/ggml-bitnet-lut.cpp, "
+    "`ne10 * ne11 * 15 * sizeof(int8_t)` is a byte an activation less than ggml.c uses (its issue 143): before it is "
+    "built, write 16 for 15 there and add 64 to wsize"
+)
+
 RUNNERS = (
     Runner(
         "bitnet.cpp",
@@ -104,9 +118,9 @@ RUNNERS = (
         notes=(
             "TL1 and TL2 need a build with kernels of the same tiles (TL1 on arm64, TL2 on x86); a file with others "
             "is garbage without an error",
-            "TL1: as shipped it crashes, see bitconv kernel-config",
-            "not for builds for arm64 from November 2025 on, which read I2_S in another byte order: bitnet.cpp-arm64",
         ),
+        machines={"i2_s": "x86, and on arm64 before November 2025", "tl1": "arm64", "tl2": "x86"},
+        type_notes={"tl1": _TL1_CRASH},
     ),
     Runner(
         "bitnet.cpp-2026",
@@ -168,6 +182,7 @@ RUNNERS = (
         own_pre=_BITNET_CPP_PRE,
         i2_s_order="arm64",
         machine="arm",
+        machines={"i2_s": "arm64, from November 2025 on"},
         notes=(
             "reads I2_S in a byte order of its own, and the published one as garbage without an error; its files are "
             "garbage in every other build",

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.runners, pytest.mark.torch]
 
 ONEBITLLM, MICROSOFT, LLAMA = CHECKPOINTS = ("bitnet_b1_58-tiny", "bitnet-b1.58-2B-4T-tiny", "Llama3-1.58-tiny")
 BITNET_CPP = os.environ.get("BITCONV_BITNET_CPP")
+BITNET_CPP_ARM64 = os.environ.get("BITCONV_BITNET_CPP_ARM64")
 KERNEL_CONFIG = os.environ.get("BITCONV_BITNET_CPP_KERNEL_CONFIG")
 PERPLEXITY_TOLERANCE = 0.005  # relative
 # How far a quantized embedding and head may move the predictions of the f16 file: its perplexity, relative, or the
@@ -212,3 +213,16 @@ def test_perplexity_in_bitnet_cpp_is_that_of_the_float_file(
     file = convert(name, tmp_path, type_name, runner="bitnet.cpp", **options)
     expected = float_perplexity_in_bitnet_cpp(name, tmp_path_factory.getbasetemp())
     assert real_runners.bitnet_cpp(BITNET_CPP, file, batch=batch) == pytest.approx(expected, rel=PERPLEXITY_TOLERANCE)
+
+
+@pytest.mark.skipif(BITNET_CPP_ARM64 is None, reason="BITCONV_BITNET_CPP_ARM64 is not set")
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_build_for_arm64_reads_the_byte_order_of_its_runner_and_no_other(name: str, tmp_path: Path) -> None:
+    """A build from November 2025 on, by qemu's binfmt or a script that runs it."""
+    assert BITNET_CPP_ARM64 is not None
+    file = convert(name, tmp_path, "i2_s", runner="bitnet.cpp-arm64")
+    expected = bitconv.evaluate(file, real_runners.TEXT, window=real_runners.WINDOW).perplexity
+    # bitnet.cpp's perplexity is of the second half of each window, which is better known.
+    assert real_runners.bitnet_cpp(BITNET_CPP_ARM64, file) < 1.5 * expected
+    bitconv.repack(file, tmp_path / "published.gguf", type="i2_s")
+    assert real_runners.bitnet_cpp(BITNET_CPP_ARM64, tmp_path / "published.gguf") > 10 * expected

@@ -10,6 +10,7 @@ import typer
 
 from bitconv import choices
 from bitconv.cli.options import (
+    BackendOption,
     ConventionOption,
     FilePreOption,
     ForceOption,
@@ -69,6 +70,7 @@ def convert(
     revision: RevisionOption = None,
     token: TokenOption = None,
     runner: RunnerOption = None,
+    backend: BackendOption = None,
     embed_type: Annotated[
         str,
         one_of(choices.EMBED_TYPE, "--embed-type", "Type of the embedding and an untied head.", show_default=True),

@@ -89,6 +89,15 @@ RunnerOption = Annotated[
         metavar="NAME",
     ),
 ]
+BackendOption = Annotated[
+    str | None,
+    one_of(
+        choices.BACKEND,
+        "--backend",
+        "Processor that will run it: auto takes the fastest exact type there; see bitconv runners.",
+        metavar="NAME",
+    ),
+]
 ScaleInBlocksOption = Annotated[
     bool, typer.Option("--scale-in-blocks", help="tq1_0, tq2_0, q2_0: scales rounded to float16, no .scale tensors.")
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,7 @@ from bitconv.layouts import FLOATS
 
 if TYPE_CHECKING:
     from bitconv.commands.compare import Comparison
-    from bitconv.commands.convert import Conversion
+    from bitconv.commands.convert import Conversion, ConvertedPart
     from bitconv.commands.dummy import Dummy
     from bitconv.commands.evaluate import Evaluation
     from bitconv.commands.export import Export
@@ -35,18 +36,18 @@ def show(result: Shown, as_json: bool, render: Callable[[Shown], None], **more: 
 
 def print_conversion(result: Conversion, *, against: str) -> None:
     """against: the model, and the options by which verify reads it as it was converted, as arguments."""
-    by_type: dict[str, list[int]] = {}
-    for tensor in result.tensors:
-        by_type.setdefault(tensor.type, []).append(tensor.nbytes)
     if result.dry_run:
         for tensor in result.tensors:
             shape = "x".join(map(str, tensor.shape))
             print(f"{tensor.name:32} {tensor.type:>6} {shape:>14} {tensor.nbytes:>12,} bytes")
     print(f"{result.family}, architecture {result.architecture}, for {result.runner}")
+    if result.machines is not None:
+        print(f"runs on {result.machines}")
     if result.reason is not None:
         print(result.reason)
-    for type_name, sizes in by_type.items():
-        print(f"{type_name:>6}: {_tensors(len(sizes))}, {sum(sizes):,} bytes")
+    counts = Counter(tensor.type for tensor in result.tensors)
+    print(", ".join(f"{type_name}: {_tensors(count)}" for type_name, count in counts.items()))
+    _print_parts(result.parts)
     for tensor in result.tensors:
         if tensor.fallback is not None:
             print(f"fell back to {tensor.type}: {tensor.name}: {tensor.fallback}")
@@ -68,6 +69,13 @@ def print_conversion(result: Conversion, *, against: str) -> None:
         print(f"{result.output}: {result.size:,} bytes would be written")
     else:
         _print_output(result.output, result.size, result.run, result.runner, f" --against {against}")
+
+
+def _print_parts(parts: tuple[ConvertedPart, ...]) -> None:
+    print(f"{'':12}{'tensors':>8}{'bytes before':>17}{'after':>17}{'bits a weight':>15}  types")
+    for part in parts:
+        sizes = f"{part.tensors:8}{part.stored_nbytes:17,}{part.nbytes:17,}{part.bits:15.4g}"
+        print(f"{part.name:12}{sizes}  {', '.join(part.types)}")
 
 
 def print_verification(result: Verification, *, verbose: bool) -> None:
@@ -100,6 +108,8 @@ def print_repacking(result: Repacking) -> None:
     changes = sorted({f"{tensor.from_type} to {tensor.type}" for tensor in result.tensors})
     print(f"{_tensors(len(result.tensors))}, {', '.join(changes)}, architecture {result.architecture}")
     print(_rounded(max((tensor.scale_error for tensor in result.tensors), default=0.0)))
+    for note in result.notes:
+        print(f"note: {note}")
     for tensor in result.dense:
         print(f"{tensor.name}: {tensor.from_type} to {tensor.type}")
     _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
@@ -140,6 +150,8 @@ def print_kernel_config(result: KernelConfig) -> None:
         print(f"  add to ModelShapeDict in utils/codegen_{result.type}.py:  {result.generator_entry}")
     for command in (result.generator, *result.build):
         print(f"  {command}")
+    for note in result.notes:
+        print(f"note: {note}")
     print("not with its setup_env.py, which would put the kernels of its own list of models over these")
 
 
@@ -161,8 +173,20 @@ def print_runner(runner: Runner) -> None:
         print("  exact scales:  in float32 .scale tensors beside tq1_0, tq2_0, q2_0")
     if runner.expert_types:
         print(f"  experts:       stacked, in {', '.join(runner.expert_types)}")
-    for note in runner.notes:
+    for type_name, machines in runner.machines.items():
+        print(f"  {type_name + ':':14} for {machines}")
+    for note in (*runner.notes, *runner.type_notes.values()):
         print(f"  note:          {note}")
+
+
+def print_backends() -> None:
+    from bitconv.backends import BACKENDS, sources, table_rows
+
+    print("what each has for a type on which processor (fast: a kernel for it; none on a GPU: the CPU computes it)")
+    for runner, name, *cells in (("", "", *BACKENDS), *table_rows()):
+        print(f"  {runner:16} {name:6} {''.join(f'{cell:11}' for cell in cells)}".rstrip())
+    for number, source in enumerate(sources(), 1):
+        print(f"  {number:2}  {source}")
 
 
 def print_catalogue(listed: Catalogue) -> None:

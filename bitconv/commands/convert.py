@@ -12,18 +12,20 @@ from pathlib import Path
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import Checkpoint, StoredTensor
 from bitconv.checkpoint.hub import local_model
-from bitconv.choices import EMBED_TYPE, FALLBACK, HEAD_TYPE, RUNNER, TENSOR_TYPE, TYPE
+from bitconv.choices import BACKEND, EMBED_TYPE, FALLBACK, HEAD_TYPE, RUNNER, TENSOR_TYPE, TYPE
 from bitconv.gguf import type_by_name
 from bitconv.layouts import FLOATS
 from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.scales import Scale
 from bitconv.layouts.tiles import kernel_config_text, read_kernel_config
 from bitconv.models import families
+from bitconv.models.architectures import Role
 from bitconv.models.model import load_model
 from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, Rule, rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader
-from bitconv.models.weights import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight
+from bitconv.models.weights import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight, Weight
+from bitconv.planning.dense import EMBEDDING, HEAD
 from bitconv.planning.placement import PlacedMatrix
 from bitconv.planning.plan import Options, Plan, PlannedTensor, make_plan
 from bitconv.system import jobs
@@ -45,6 +47,7 @@ class ConvertedTensor:
     """A tensor that was converted.
 
     Attributes:
+        stored_nbytes: Of its weights in the checkpoint.
         offset: In bytes from the start of the file.
         scale: Of a ternary matrix, as the model has it; None where there are several.
         scale_error: How far off the file's scale is, relative, at worst of stacked experts; None in a dry run.
@@ -56,6 +59,7 @@ class ConvertedTensor:
     name: str
     type: str
     shape: tuple[int, ...]
+    stored_nbytes: int
     offset: int
     nbytes: int
     scale: float | None
@@ -66,10 +70,30 @@ class ConvertedTensor:
 
 
 @dataclass(frozen=True)
+class ConvertedPart:
+    """The tensors of a part of the model: "projections", "embedding", "head", "norms", "others".
+
+    Attributes:
+        types: In the file.
+        stored_nbytes: Of their weights in the checkpoint.
+        nbytes: In the file.
+        bits: A weight, in the file.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    tensors: int
+    stored_nbytes: int
+    nbytes: int
+    bits: float
+
+
+@dataclass(frozen=True)
 class Conversion:
     """What a conversion wrote, or with dry_run would write. Sizes and offsets are in bytes.
 
     Attributes:
+        machines: What the runner runs files of this type on, where it is not every machine, in words.
         exact_scales: Every scale is kept as it is.
         reason: Why this type, where it was "auto".
         run: The command that runs the file.
@@ -81,12 +105,14 @@ class Conversion:
     architecture: str
     type: str
     runner: str
+    machines: str | None
     exact_scales: bool
     reason: str | None
     size: int
     dry_run: bool
     run: str
     tensors: tuple[ConvertedTensor, ...]
+    parts: tuple[ConvertedPart, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -99,6 +125,7 @@ def convert(
     token: str | None = None,
     type: str = "i2_s",
     runner: str | None = None,
+    backend: str | None = None,
     embed_type: str = "f16",
     head_type: str | None = None,
     fallback: str = "error",
@@ -128,6 +155,8 @@ def convert(
             "f16" or "bf16" for the unpacked ternary model in floats.
         runner: A name that `bitconv runners` lists; what it could not compute right is refused. None for the one that
             the type implies.
+        backend: The processor that will run the file: "x86", "arm", "cuda", "metal", "vulkan", "sycl" or "webgpu". With
+            the type "auto" the fastest exact type there is taken; None for the smallest.
         embed_type: Of the token embedding and of an untied head: "f16", "f32", "bf16", or "q8_0", "q6_k", "q4_k" in
             the bytes that llama-quantize makes.
         head_type: Of an untied head alone.
@@ -173,6 +202,7 @@ def convert(
     options = Options(
         type=type,
         runner=RUNNER.optional(runner),
+        backend=BACKEND.optional(backend),
         embed_type=EMBED_TYPE.parse(embed_type),
         head_type=HEAD_TYPE.optional(head_type),
         fallback=FALLBACK.parse(fallback),
@@ -198,8 +228,9 @@ def convert(
                 checkpoint.check_unchanged()
         if attest:
             asked = {
-                "type": options.type,
-                "runner": options.runner,
+                # What a backend chooses is stated itself: a later bitconv may know of a faster type.
+                "type": options.type if options.backend is None else plan.type_name,
+                "runner": options.runner if options.backend is None else plan.runner.name,
                 "embed_type": options.embed_type,
                 "fallback": options.fallback,
                 "tensor_types": [list(pair) for pair in options.overrides],
@@ -211,18 +242,21 @@ def convert(
                 "pre": pre,
             }
             attestation.attest(target, checkpoint, asked, threads)
+    tensors = tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors)
     return Conversion(
         output=str(target),
         family=plan.model.family.name,
         architecture=plan.model.family.architecture.name,
         type=plan.type_name,
         runner=plan.runner.name,
+        machines=plan.runner.machines.get(plan.type_name),
         exact_scales=all(place.exact for t in plan.tensors for place in t.places),
         reason=plan.reason,
         size=plan.size,
         dry_run=dry_run,
         run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
-        tensors=tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors),
+        tensors=tensors,
+        parts=_parts(plan, tensors),
         notes=(*checkpoint.notes, *plan.notes, *others.notes()),
     )
 
@@ -258,6 +292,7 @@ def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> Converted
         tensor.weight.name,
         tensor.type_name,
         tensor.weight.shape,
+        _stored_nbytes(tensor.weight),
         plan.data_offset + tensor.offset,
         tensor.nbytes,
         float(scales[0]) if len(scales) == 1 and group is None else None,
@@ -266,6 +301,39 @@ def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> Converted
         all(matrix.was_ternary for matrix in matrices) if matrices else None,
         tensor.fallback,
     )
+
+
+def _stored_nbytes(weight: Weight) -> int:
+    """0 of what follows from config.json."""
+    if isinstance(weight, TernaryWeight | ExpertsWeight):
+        return sum(matrix.stored.nbytes for matrix in weight.matrices)
+    return weight.stored.nbytes if isinstance(weight, DenseWeight) else 0
+
+
+def _parts(plan: Plan, tensors: tuple[ConvertedTensor, ...]) -> tuple[ConvertedPart, ...]:
+    by_part: dict[str, list[ConvertedTensor]] = {}
+    for planned, tensor in zip(plan.tensors, tensors, strict=True):
+        by_part.setdefault(_part(planned.weight), []).append(tensor)
+    return tuple(
+        ConvertedPart(
+            name,
+            tuple(sorted({tensor.type for tensor in found})),
+            len(found),
+            sum(tensor.stored_nbytes for tensor in found),
+            sum(tensor.nbytes for tensor in found),
+            8 * sum(tensor.nbytes for tensor in found) / sum(prod(tensor.shape) for tensor in found),
+        )
+        for name in ("projections", "embedding", "head", "norms", "others")
+        if (found := by_part.get(name))
+    )
+
+
+def _part(weight: Weight) -> str:
+    if weight.name in (EMBEDDING, HEAD):
+        return "head" if weight.name == HEAD else "embedding"
+    if isinstance(weight, TernaryWeight | ExpertsWeight):
+        return "projections"
+    return "norms" if isinstance(weight, DenseWeight) and weight.role is Role.NORM else "others"
 
 
 def _write(

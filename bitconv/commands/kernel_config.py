@@ -15,6 +15,7 @@ from bitconv.layouts.tiles import Shape, Tile, TileRules, kernel_config_text
 from bitconv.models import families
 from bitconv.models.model import load_model
 from bitconv.models.quantization import ScaleConvention
+from bitconv.runners import default_runner
 from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.output import check_no_model_file, check_output, replacing
 from bitconv.system.rawio import write_at
@@ -42,6 +43,7 @@ class KernelConfig:
             knows the shapes.
         generator: The command that makes the kernels, in the directory of bitnet.cpp.
         build: The commands after it.
+        notes: What else to do, and what is known to go wrong, in words.
     """
 
     output: str
@@ -51,6 +53,7 @@ class KernelConfig:
     generator_entry: str | None
     generator: str
     build: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @reports_system_errors
@@ -113,6 +116,7 @@ def kernel_config(
             f"cmake -B build -D{rules.build_option}=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++",
             "cmake --build build --config Release",
         ),
+        notes=default_runner(type, "llama").notes_on(type),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bitconv.backends import BACKENDS, MILLISECONDS, sources, table_rows
 from bitconv.commands.families import table
 from bitconv.layouts import PACKED
 from bitconv.layouts.layout import Layout, float16_scale
@@ -31,6 +32,23 @@ def tables() -> dict[str, str]:
         "layouts": table(("type", "bits a weight", "scale", "runner", "columns in multiples of"), types),
         "scales": table(("type", "a scale a row", "a scale for each group of columns"), several),
     }
+
+
+def backends_table() -> str:
+    """The table of docs/runners.md. A test holds it; print this to write it anew."""
+    rows = ((f"`{runner}`", f"`{name}`", *cells) for runner, name, *cells in table_rows())
+    listed = "\n".join(f"{number}. {source}" for number, source in enumerate(sources(), 1))
+    return f"{table(('runner', 'type', *BACKENDS), rows)}\n\n{listed}"
+
+
+def milliseconds_table() -> str:
+    """The same of what was measured on x86."""
+    rows = (
+        (f"`{runner}`", f"`{name}`", f"{milliseconds:.3g} ms")
+        for runner, times in MILLISECONDS.items()
+        for name, milliseconds in sorted(times.items(), key=lambda one: one[1])
+    )
+    return table(("runner", "type", "a token"), rows)
 
 
 def facts(name: str) -> str:

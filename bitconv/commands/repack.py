@@ -80,6 +80,7 @@ class Repacking:
     Attributes:
         size: In bytes.
         run: The command that runs the file.
+        notes: What the user should know of such a file in this runner, in words.
         warnings: What verify calls wrong in the metadata, which is carried over.
     """
 
@@ -92,6 +93,7 @@ class Repacking:
     tensors: tuple[RepackedTensor, ...]
     dense: tuple[RepackedDense, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class _Planned(NamedTuple):
@@ -203,7 +205,9 @@ def repack(
     dense = tuple(
         RepackedDense(t.info.name, inspection.types[t.info.name], t.dense) for t in planned if t.dense is not None
     )
-    return Repacking(str(target), architecture, type, chosen.name, size, run, tensors, dense, warnings)
+    return Repacking(
+        str(target), architecture, type, chosen.name, size, run, tensors, dense, warnings, chosen.notes_on(type)
+    )
 
 
 def _check_input(opened: GGUFFile, inspection: Inspection) -> None:

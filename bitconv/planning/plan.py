@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bitconv import runners
+from bitconv import backends, runners
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.gguf import Metadata, type_by_name
 from bitconv.layouts import DENSE_TYPES, FLOATS, PACKED
@@ -33,7 +33,8 @@ from bitconv.tokenizer.notes import tokenizer_notes
 class Options:
     """What a user chooses about a file.
 
-    type: of the ternary tensors, or "auto". runner: None for the one that the type implies. embed_type: of the
+    type: of the ternary tensors, or "auto". runner: None for the one that the type implies. backend: the processor that
+    will run the file, None for any. embed_type: of the
     embedding and an untied head. head_type: of the head alone, None for embed_type. fallback: for a tensor whose shape
     or scales the type cannot take. overrides: (regular expression, type) for names of tensors; the first that is found
     in a name decides. tiles: of TL1 and TL2 by (rows, columns); None for bitconv's choice. scale_in_blocks: the classic
@@ -43,6 +44,7 @@ class Options:
 
     type: str = "i2_s"
     runner: str | None = None
+    backend: str | None = None
     embed_type: str = "f16"
     head_type: str | None = None
     fallback: str = "error"
@@ -135,6 +137,7 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     header = section.header(metadata)
     notes = [*_rope_notes(model), *tokenizer_notes(checkpoint.path, checkpoint.config, metadata)]
     notes += _name_notes(metadata, checkpoint)
+    notes += [*target.notes_on(type_name), *_machine_notes(model, type_name, target, options)]
     return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason, tuple(notes))
 
 
@@ -158,6 +161,25 @@ def _rope_notes(model: Model) -> list[str]:
         f"longrope: with room for more than {long.original_context} tokens (-c) llama.cpp takes the factors for long "
         "contexts for short texts too, as the model's own code does not"
     ]
+
+
+def _machine_notes(model: Model, type_name: str, target: Runner, options: Options) -> list[str]:
+    """What is said of the machine that will run the file: the one named, or this one."""
+    backend = options.backend or backends.this_machine()
+    if backend is None or type_name in FLOATS:
+        return []
+    notes = []
+    others = [r.name for r in runners.RUNNERS if r.machine == backend and type_name in r.types]
+    if others and target.machine is None and type_name in target.machines:
+        notes.append(
+            f"this file is for {target.name} on {target.machines[type_name]}: newer builds compute garbage of it and "
+            f"need one for the runner {others[0]}"
+        )
+    candidates = _exact(model, replace(options, runner=target.name, scale_in_blocks=False))
+    ranked = [(rank, name) for _, name, _ in candidates if (rank := backends.rank(target.name, name, backend))]
+    faster = backends.why_faster(target.name, min(ranked)[1], type_name, backend) if ranked else None
+    slow = backends.why_not(target.name, type_name, backend) if options.backend is not None else None
+    return [*notes, *filter(None, (faster or slow,))]
 
 
 def _check(options: Options) -> None:
@@ -201,7 +223,7 @@ def _has_choice(weight: Weight) -> bool:
 def _type_and_runner(model: Model, options: Options) -> tuple[str, Runner, str | None]:
     architecture = model.family.architecture
     if options.type == "auto":
-        return _smallest_exact(model, options)
+        return _smallest_exact(model, options) if options.backend is None else _fastest_exact(model, options)
     if options.runner is None:
         target = runners.default_runner(options.type, architecture.graph)
         if options.type in FLOATS:  # the reference of all comparisons, whatever computes it
@@ -222,12 +244,66 @@ def _graph_obstacle(model: Model, target: Runner, type_name: str) -> str | None:
 
 
 def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
-    """The layout of the fewest bytes that keeps every scale exact, in the runner asked for or in any.
+    """The layout of the fewest bytes that keeps every scale exact, in the runner asked for or in any."""
+    size, name, target = min(_some_exact(model, options), key=lambda candidate: candidate[0])
+    return (
+        name,
+        target,
+        f"{_bits(model, size, name)}, the smallest exact layout that {target.name} computes for these shapes",
+    )
+
+
+def _fastest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
+    """The same of the layout that is computed fastest on the backend asked for, as far as that is known."""
+    backend = options.backend
+    assert backend is not None
+    ranked = [
+        (rank, not target.preferred, target.machine is None, size, name, target)
+        for size, name, target in _some_exact(model, options)
+        if (rank := backends.rank(target.name, name, backend))
+    ]
+    if not ranked:
+        raise BitconvError(
+            f"{option('backend', backend)}: nothing is known there in {options.runner or 'any runner'} that computes a "
+            "type which takes every tensor of this model with its exact scale",
+            code=Code.RUNNER,
+            way_out=f"{option('type', 'auto')} without it takes the smallest, which the CPU computes",
+        )
+    *_, size, name, target = min(ranked, key=lambda one: one[:4])
+    cell = backends.find_cell(target.name, name, backend)
+    assert cell is not None
+    what = "the fastest exact type that is known" if cell.speed is backends.Speed.FAST else "in generic code"
+    return name, target, f"{_bits(model, size, name)}, {what} on {backend}, in {target.name} ({cell.source})"
+
+
+def _bits(model: Model, size: int, name: str) -> str:
+    return f"{name}: {size * 8 / sum(rows * columns for rows, columns in _shapes(model)):.4g} bits a weight"
+
+
+def _shapes(model: Model) -> list[tuple[int, int]]:
+    return [weight.shape for weight in model.matrices]
+
+
+def _some_exact(model: Model, options: Options) -> list[tuple[int, str, Runner]]:
+    """BitconvError where there is none."""
+    candidates = _exact(model, options)
+    if not candidates:
+        raise BitconvError(
+            f"{option('type', 'auto')}: no packed layout of {options.runner or 'any runner'} takes every tensor of "
+            "this model with its exact scale",
+            code=Code.LAYOUT,
+            way_out=f"name a {option('type', 'TYPE')}, with {option('fallback', 'f16')} for the tensors that it cannot "
+            "take",
+        )
+    return candidates
+
+
+def _exact(model: Model, options: Options) -> list[tuple[int, str, Runner]]:
+    """The size, name and runner of every layout that keeps every scale exact, in the runner asked for or in any.
 
     TL1 and TL2 are left out: they run only in a build made for the model's shapes.
     """
-    weights = model.matrices
-    shapes = [weight.shape for weight in weights]
+    weights, shapes = model.matrices, _shapes(model)
     candidates = []
     for target in _candidates(options):
         for name in (name for name in PACKED if name not in TILED):
@@ -244,25 +320,14 @@ def _smallest_exact(model: Model, options: Options) -> tuple[str, Runner, str]:
             ):
                 continue
             candidates.append((sum(layout.nbytes(*shape) for shape in shapes), name, target))
-    if not candidates:
-        raise BitconvError(
-            f"{option('type', 'auto')}: no packed layout of {options.runner or 'any runner'} takes every tensor of "
-            "this model with its exact scale",
-            code=Code.LAYOUT,
-            way_out=f"name a {option('type', 'TYPE')}, with {option('fallback', 'f16')} for the tensors that it cannot "
-            "take",
-        )
-    size, name, target = min(candidates, key=lambda candidate: candidate[0])
-    count = sum(rows * columns for rows, columns in shapes)
-    reason = f"{name}: {size * 8 / count:.4g} bits a weight, the smallest exact layout that {target.name} computes"
-    return name, target, f"{reason} for these shapes"
+    return candidates
 
 
 def _candidates(options: Options) -> list[Runner]:
-    """The runners among which a type is chosen: all but those of one machine, where none is named."""
+    """The runners among which a type is chosen: all but those of another machine, where none is named."""
     if options.runner is not None:
         return [runners.runner(options.runner)]
-    return [target for target in runners.RUNNERS if target.machine is None]
+    return [target for target in runners.RUNNERS if target.machine in (None, options.backend)]
 
 
 def _dense_type(weight: Weight, model: Model, target: Runner, options: Options) -> str:
