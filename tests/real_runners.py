@@ -46,11 +46,10 @@ def ik_llama_cpp(file: Path) -> Losses:
     return Losses(**_script("run_ik_llama_cpp.py", file))
 
 
-def bitnet_cpp(binary: str, file: Path, *, batch: int = 512) -> float:
+def bitnet_cpp(binary: str, file: Path, *, batch: int = 512, timeout: int = TIMEOUT) -> float:
     """The perplexity of TEXT by bitnet.cpp's llama-perplexity: of the second half of each window, BOS in front."""
-    log = _run(
-        [binary, "-m", str(file), "-f", str(TEXT), "-c", str(WINDOW), "-b", str(batch), "-ub", str(batch), "-t", "1"]
-    )
+    options = ["-f", str(TEXT), "-c", str(WINDOW), "-b", str(batch), "-ub", str(batch), "-t", "1"]
+    log = _run([binary, "-m", str(file), *options], timeout)
     found = re.search(r"Final estimate: PPL = (\S+)", log)
     if found is None:
         raise RunnerError(_end(log))
@@ -64,11 +63,11 @@ def _script(name: str, file: Path, *arguments: str) -> dict[str, npt.NDArray[Any
     return dict(np.load(out))
 
 
-def _run(command: Sequence[str]) -> str:
+def _run(command: Sequence[str], timeout: int = TIMEOUT) -> str:
     """A command's whole output. RunnerError where it does not end well."""
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT, text=True, errors="replace"
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, text=True, errors="replace"
         )
     except subprocess.TimeoutExpired as error:
         raise RunnerError(f"no end after {error.timeout} seconds") from None
