@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitconv.commands.audit import Audit, AuditedTensor, audit
     from bitconv.commands.compare import Comparison, compare
     from bitconv.commands.convert import Conversion, ConvertedTensor, convert
     from bitconv.commands.dummy import Dummy, dummy
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Audit",
+    "AuditedTensor",
     "BitconvError",
     "Comparison",
     "Conversion",
@@ -36,6 +39,7 @@ __all__ = [
     "Verification",
     "VerifiedTensor",
     "__version__",
+    "audit",
     "compare",
     "convert",
     "dummy",
@@ -47,6 +51,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Audit": "audit",
+    "AuditedTensor": "audit",
     "Comparison": "compare",
     "Conversion": "convert",
     "ConvertedTensor": "convert",

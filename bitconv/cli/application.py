@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bitconv.cli.converting import convert, export, repack, verify
+from bitconv.cli.converting import audit, convert, export, repack, verify
 from bitconv.cli.listing import families, runners
 from bitconv.cli.preparing import dummy, kernel_config
 from bitconv.cli.process import failures_end_in_one_line
@@ -77,6 +77,7 @@ def _options(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "verify": verify,
+    "audit": audit,
     "repack": repack,
     "export": export,
     "eval": evaluate,

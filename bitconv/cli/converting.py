@@ -1,4 +1,4 @@
-"""The commands that make, check and change GGUF files: convert, verify, repack, export."""
+"""The commands that make, check and change GGUF files: convert, verify, audit, repack, export."""
 
 import itertools
 import shlex
@@ -31,6 +31,7 @@ from bitconv.cli.options import (
 )
 from bitconv.cli.process import RIGHT, WRONG, as_option
 from bitconv.cli.rendering import (
+    print_audit,
     print_conversion,
     print_export,
     print_repacking,
@@ -147,6 +148,21 @@ def verify(
     result = call("verify", locals(), doing="verifying")
     show(result, as_json, partial(print_verification, verbose=verbose), right=result.right)
     raise typer.Exit(RIGHT if result.right else WRONG)
+
+
+def audit(
+    model: ModelArgument,
+    against: Annotated[
+        str | None, option("--against", metavar="RELEASE", help="Packed release of MODEL: a model or a GGUF file.")
+    ] = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    threads: ThreadsOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Count the codes of float latents that depend on arithmetic, and find the one that made a release."""
+    show(call("audit", locals(), doing="auditing"), as_json, partial(print_audit, verbose=verbose))
 
 
 def repack(

@@ -12,6 +12,7 @@ from bitconv.cli.streams import print_json
 from bitconv.layouts import FLOATS
 
 if TYPE_CHECKING:
+    from bitconv.commands.audit import Audit
     from bitconv.commands.compare import Comparison
     from bitconv.commands.convert import Conversion, ConvertedPart
     from bitconv.commands.dummy import Dummy
@@ -102,6 +103,35 @@ def print_verification(result: Verification, *, verbose: bool) -> None:
     _print_first("WRONG  ", [*result.faults, *(f"{t.name}: {text}" for t in result.tensors for text in t.faults)])
     against = f", equal to {result.against}" if result.against else ""
     print(f"{result.file}: {f'right{against}' if result.right else 'WRONG'}")
+
+
+def print_audit(result: Audit, *, verbose: bool) -> None:
+    from bitconv.commands.audit import DISTANCES
+
+    def line(head: str, count: int, end: str = "") -> None:
+        print(f"  {head:32} {count:>14,}  {count / result.codes:>7.3%}{end}")
+
+    if verbose:
+        for tensor in result.tensors:
+            others = tensor.differ["bfloat16"]
+            print(f"{tensor.name:48} {tensor.type:>8}  scale {tensor.scale:.9g}  {others:,} others in bfloat16")
+    print(f"{result.codes:,} codes; others than in float32:")
+    for name, count in result.differ.items():
+        if name != "float32":
+            line(name, count)
+    line("next to the threshold, by one ulp", result.near)
+    print("latents by their magnitude, in thresholds:")
+    steps = [*(1 - d for d in DISTANCES), 1.0, *(1 + d for d in reversed(DISTANCES))]
+    largest = max(result.distances)
+    for low, high, count in zip([None, *steps], [*steps, None], result.distances, strict=True):
+        head = f"to {high:.4g}" if low is None else f"from {low:.4g}" if high is None else f"{low:.4g} to {high:.4g}"
+        line(head, count, f"  {'#' * round(30 * count / largest)}".rstrip())
+    if result.against is not None:
+        print(f"others than in {result.release}:")
+        for name, count in result.against.items():
+            line(name, count)
+    for text in result.verdict:
+        print(text)
 
 
 def print_repacking(result: Repacking) -> None:

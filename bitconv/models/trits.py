@@ -61,7 +61,7 @@ class TritReader:
                 least = scale[scale > 0].min() if isinstance(scale, np.ndarray) else scale
                 self._threshold = _kernels.threshold(weight.stored.dtype, float(np.float32(1) / least))
         self.stored_scale: Scale = scale
-        self.scale: Scale = self._reordered(scale) if isinstance(scale, np.ndarray) else scale
+        self.scale: Scale = self.reordered(scale) if isinstance(scale, np.ndarray) else scale
 
     def count_others(self) -> None:
         """From now on, of master weights that one of the two rules makes trits of."""
@@ -77,9 +77,9 @@ class TritReader:
 
     def trits(self, first: int, last: int) -> Trits:
         """Rows first to last (exclusive), both multiples of row_multiple, in the order of the GGUF file."""
-        return self._reordered(self.stored_trits(first, last))
+        return self.reordered(self.stored_trits(first, last))
 
-    def _reordered(self, block: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    def reordered(self, block: npt.NDArray[Number]) -> npt.NDArray[Number]:
         """Whole heads of rows, from the order of the checkpoint to that of the GGUF file."""
         if self.weight.rope_heads:
             # (head, half, pair) -> (head, pair, half): rows i and i + head_dim/2 become neighbours; or the way back.
@@ -89,7 +89,8 @@ class TritReader:
             block = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(block.shape)
         return block
 
-    def _read(self, first: int, last: int, itemsize: int) -> npt.NDArray[np.uint8]:
+    def stored_bytes(self, first: int, last: int, itemsize: int) -> npt.NDArray[np.uint8]:
+        """Of rows first to last (exclusive) in the order of the checkpoint."""
         stride = self.columns * itemsize
         raw = np.empty((last - first) * stride, np.uint8)
         self.checkpoint.read(self.weight.stored, first * stride, raw)
@@ -116,7 +117,7 @@ class TritReader:
         total = 0.0
         for first, last in row_blocks(self.rows, self.columns, 1):
             keep_going()
-            block_sum = abs_sum(self._read(first, last, ITEMSIZE[dtype]), dtype, arithmetic.dtype)
+            block_sum = abs_sum(self.stored_bytes(first, last, ITEMSIZE[dtype]), dtype, arithmetic.dtype)
             if not math.isfinite(block_sum):
                 raise self._not_finite(first, last)
             total += block_sum
@@ -136,7 +137,7 @@ class TritReader:
         counts = np.zeros(1 << 15, np.int64)
         for first, last in row_blocks(self.rows, self.columns, 1):
             keep_going()
-            high = self._read(first, last, bits.itemsize).view(bits) >> shift & 0x7FFF
+            high = self.stored_bytes(first, last, bits.itemsize).view(bits) >> shift & 0x7FFF
             block = np.bincount(high, minlength=counts.size)
             if block[infinity:].any():
                 raise self._not_finite(first, last)
@@ -146,7 +147,7 @@ class TritReader:
             counts = np.zeros(1 << 16, np.int64)
             for first, last in row_blocks(self.rows, self.columns, 1):
                 keep_going()
-                patterns = self._read(first, last, bits.itemsize).view(bits) & 0x7FFFFFFF
+                patterns = self.stored_bytes(first, last, bits.itemsize).view(bits) & 0x7FFFFFFF
                 counts += np.bincount(patterns[patterns >> shift == pattern] & 0xFFFF, minlength=counts.size)
             pattern = pattern << 16 | _at_rank(counts, rank)[0]
         median = np.empty(4, np.uint8)
@@ -160,7 +161,7 @@ class TritReader:
         """The sign of weights from a magnitude on: clip(round_half_even(W * (1 / scale)), -1, 1) in an arithmetic."""
         dtype = self.weight.stored.dtype
         block = np.empty((last - first, self.columns), np.int8)
-        raw = self._read(first, last, ITEMSIZE[dtype])
+        raw = self.stored_bytes(first, last, ITEMSIZE[dtype])
         _kernels.ternarize_from(raw, dtype, self._threshold, block.reshape(-1))
         if self._patterns is not None:
             counts = counts_from(raw, dtype, self._patterns)
@@ -175,7 +176,7 @@ class TritReader:
     def _bare_rows(self, first: int, last: int) -> Trits:
         """Trits in floats or int8. BitconvError where a value is none."""
         dtype, count = self.weight.stored.dtype, (last - first) * self.columns
-        raw, values = self._read(first, last, ITEMSIZE[dtype]), np.empty(count, "<f4")
+        raw, values = self.stored_bytes(first, last, ITEMSIZE[dtype]), np.empty(count, "<f4")
         if dtype == "i8":
             values[:] = raw.view(np.int8)
         else:
@@ -223,7 +224,7 @@ class TritReader:
         while at < last:
             quarter, row = divmod(at, stored_rows)
             count = min(last - at, stored_rows - row)
-            raw = self._read(row, row + count, 1)
+            raw = self.stored_bytes(row, row + count, 1)
             bad = _kernels.unpack_hf(raw, quarter, block[at - first : at - first + count].reshape(-1))
             if bad >= 0:
                 r, k = divmod(bad, self.columns)
