@@ -224,6 +224,7 @@ def test_an_unknown_instruction_set_is_one_line(tmp_path: Path) -> None:
     assert "BITCONV_ISA names 'bogus'" in python(tmp_path, script, BITCONV_ISA="bogus").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["RuntimeError('a\\nb')", "MemoryError()", "RecursionError()", "AssertionError()"])
 def test_a_fault_of_bitconv_is_one_line_that_names_the_traceback(tmp_path: Path, fault: str) -> None:
     script = f"import bitconv.commands.verify as v\ndef broken(*a, **k): raise {fault}\nv.verify = broken\n{MAIN}"

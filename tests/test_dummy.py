@@ -212,7 +212,7 @@ def test_layers_replace_those_of_the_shape(tmp_path: Path) -> None:
         ({"shape": "2x256x384x4x3"}, "3 key-value heads"),
         ({"shape": "2x256x384x4x2x511"}, "at least 512 tokens"),
         ({"shape": "2x250x384x5", "stored": "packed"}, "250 rows cannot be packed four to a byte"),
-        ({"stored": "int4"}, "'int4' is not known; bf16, f32, packed are"),
+        ({"stored": "int4"}, "'int4' is not known; bf16, f32 and packed are"),
         ({"layers": 0}, "at least 1"),
         ({"seed": -1}, "seed=-1: "),
     ],

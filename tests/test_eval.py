@@ -73,6 +73,7 @@ def test_the_perplexity_of_packed_types_is_pytorch_s(tmp_path: Path, checkpoint:
     assert result.perplexity == math.exp(result.nll)
 
 
+@pytest.mark.slow
 def test_the_perplexity_of_the_float_type_with_exact_scales_is_pytorch_s_closely(
     tmp_path: Path, checkpoint: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_the_perplexity_of_the_float_type_with_exact_scales_is_pytorch_s_closely
     assert evaluate(file, TEXT).perplexity == pytest.approx(REFERENCE[checkpoint.name]["ppl"], rel=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("type_name", "tolerance"), [("f16", 1e-3), ("bf16", 1.5e-3)])
 def test_f16_and_bf16_differ_from_pytorch_by_their_rounded_scales_alone(
     tmp_path: Path, checkpoint: Path, type_name: str, tolerance: float
@@ -183,6 +185,7 @@ def test_reports_progress_in_tokens(good: Path) -> None:
     assert calls == [(50, 200), (100, 200), (150, 200), (200, 200)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize(("factor", "value"), [(1e4, "Infinity"), (3e38, "NaN")])
 def test_a_perplexity_beyond_floats_is_infinite_and_null_in_json(

@@ -32,6 +32,8 @@ import ctypes, json, os, shutil, sys, tempfile
 from pathlib import Path
 import bitconv
 from bitconv.cli import main
+
+pytestmark = pytest.mark.slow
 library, verb, source, work, cases = ctypes.CDLL(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]), sys.argv[5]
 
 def child(arguments, case=None):

@@ -22,6 +22,8 @@ from gguf_file import File
 from synthetic import FIXTURES
 from test_verify import Rebuilt, places_of_keys
 
+pytestmark = [pytest.mark.runners, pytest.mark.slow]
+
 MODEL = FIXTURES / "Llama3-1.58-tiny"
 # More of them for a longer search.
 COUNT = int(os.environ.get("BITCONV_HEADER_MUTATIONS", "80"))

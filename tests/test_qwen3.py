@@ -196,16 +196,18 @@ def test_floats_are_written_for_comparisons_though_no_runner_is_known_to_compute
 def test_a_repacked_embedding_model_runs_as_one(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "embedding", head_dim=128)
     bitconv.convert(model.path, tmp_path / "in.gguf")
-    result = bitconv.repack(tmp_path / "in.gguf", tmp_path / "out.gguf", type="tl1")
+    result = bitconv.repack(tmp_path / "in.gguf", tmp_path / "out.gguf", type="tq2_0", runner="bitnet.cpp-2026")
     assert result.run.startswith("llama-embedding")
 
 
-@pytest.mark.parametrize("options", [{"type": "tq2_0"}, {"runner": "bitnet.cpp"}, {"type": "iq2_bn"}])
-def test_runners_without_the_norms_are_refused(tmp_path: Path, options: dict) -> None:
+@pytest.mark.parametrize(
+    ("options", "nearest"),
+    [({"type": "tq2_0"}, "tq2_0"), ({"runner": "bitnet.cpp"}, "i2_s"), ({"type": "iq2_bn"}, "i2_s")],
+)
+def test_runners_without_the_norms_are_refused(tmp_path: Path, options: dict, nearest: str) -> None:
     model = make_checkpoint(tmp_path / "model", "qwen3", head_dim=128)
-    with pytest.raises(
-        BitconvError, match=r"does not know .* qwen3 with input norms; .* type='i2_s' runner='bitnet\.cpp-2026'"
-    ):
+    way_out = rf"type='{nearest}' runner='bitnet\.cpp-2026'"
+    with pytest.raises(BitconvError, match=rf"does not know .* qwen3 with input norms; .* {way_out}"):
         bitconv.convert(model.path, tmp_path / "out.gguf", **options)
 
 

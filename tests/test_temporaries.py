@@ -39,6 +39,7 @@ def killed(code: str, *arguments: object) -> None:
     assert result.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, good: Path) -> None:
     killed("bitconv.convert(sys.argv[1], sys.argv[2], progress=kill)", MODEL, tmp_path / "out.gguf")
     assert len(names(tmp_path)) == 1
@@ -158,6 +159,7 @@ def test_few_file_descriptors(tmp_path: Path, good: Path, verb: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_an_export_makes_its_directory(tmp_path: Path, good: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", "from bitconv.cli import main; main()", "export", good, tmp_path / "out"]

@@ -208,6 +208,7 @@ def verify_json(*arguments: object) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_the_json_is_what_its_schema_says(model: Synthetic, good: Path, rebuilt: Rebuilt, tmp_path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((DOCS / "verification.schema.json").read_text())

@@ -62,6 +62,7 @@ def test_the_report_holds_types_shapes_and_scales(tmp_path: Path, family: str) -
     assert {tensors[name].type for name in model.trits} == {"i2_s"}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_of_a_tensor_is_found_against_the_checkpoint(
@@ -337,6 +338,7 @@ def places_of_keys(path: Path) -> dict[str, tuple[int, int]]:
     return places
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_of_a_size_or_of_the_vocabulary_is_found_against_the_checkpoint(

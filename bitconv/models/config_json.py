@@ -80,7 +80,7 @@ def rope_scaling(
     factor = metadata.get(f"{architecture}.rope.scaling.factor")
     for name, values in factors.items():
         if not np.isfinite(values).all() or (values <= 0).any():
-            raise BitconvError("its factors are not all positive", code=Code.FAULTY, file=file, tensor=name)
+            raise BitconvError("its factors are not all finite and positive", code=Code.FAULTY, file=file, tensor=name)
     one_list = factors.get(ROPE_FREQS)
     if one_list is not None and (one_list == 1).all():
         one_list = None
