@@ -194,7 +194,7 @@ def test_floats_are_written_for_comparisons_though_no_runner_is_known_to_compute
 
 
 def test_a_repacked_embedding_model_runs_as_one(tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "model", "embedding", head_dim=128)
+    model = make_checkpoint(tmp_path / "model", "embedding", head_dim=128, ffn=512)
     bitconv.convert(model.path, tmp_path / "in.gguf")
     result = bitconv.repack(tmp_path / "in.gguf", tmp_path / "out.gguf", type="tq2_0", runner="bitnet.cpp-2026")
     assert result.run.startswith("llama-embedding")
