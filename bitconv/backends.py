@@ -128,24 +128,28 @@ def rank(runner: str, type_name: str, backend: str) -> tuple[int, float, bool] |
     return list(Speed).index(found.speed), float("inf") if measured is None else measured, in_base_three
 
 
-def why_faster(runner: str, better: str, than: str, backend: str) -> str | None:
-    """In words, why `better` is the type to take there in this runner; None where that is not known, or no matter."""
+def why_faster(runner: str, better: str, than: str, backend: str, *, here: bool = False) -> str | None:
+    """In words, why `better` is the type to take there in this runner; None where that is not known, or no matter.
+
+    here: it is this machine.
+    """
     one, other = find_cell(runner, better, backend), find_cell(runner, than, backend)
     if one is None or other is None or one.speed is Speed.NONE:
         return None
+    where = f"on this {backend}" if here else f"on {backend}"
     times = [milliseconds(runner, name, backend) for name in (than, better)]
     if times[0] is not None and times[1] is not None:
         ratio = times[0] / times[1]
         if ratio < _WORTH_SAYING:
             return None
         return (
-            f"on {backend} {runner} computes {better} about {_round(ratio)} times faster than {than} ({MEASURED}; "
+            f"{where} {runner} computes {better} about {_round(ratio)} times faster than {than} ({MEASURED}; "
             f"{one.source})"
         )
     if one.speed is other.speed:
         return None
     has = {Speed.FAST: "a kernel", Speed.GENERIC: "generic code", Speed.NONE: "nothing"}
-    return f"on {backend} {runner} has {has[one.speed]} for {better} and {has[other.speed]} for {than} ({one.source})"
+    return f"{where} {runner} has {has[one.speed]} for {better} and {has[other.speed]} for {than} ({one.source})"
 
 
 def why_not(runner: str, type_name: str, backend: str) -> str | None:

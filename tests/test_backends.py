@@ -124,7 +124,7 @@ def test_convert_notes_what_the_machine_computes_faster(
     on(monkeypatch, "AMD64")
     (note,) = bitconv.convert(llama.path, tmp_path / "out.gguf", type="q2_0").notes
     ratio = MILLISECONDS["llama.cpp"]["q2_0"] / MILLISECONDS["llama.cpp"]["tq2_0"]
-    assert note.startswith(f"on x86 llama.cpp computes tq2_0 about {ratio:.0f} times faster than q2_0")
+    assert note.startswith(f"on this x86 llama.cpp computes tq2_0 about {ratio:.0f} times faster than q2_0")
     assert bitconv.convert(llama.path, tmp_path / "out.gguf", type="tq2_0", force=True).notes == ()
     on(monkeypatch, "arm64")
     assert bitconv.convert(llama.path, tmp_path / "out.gguf", type="q2_0", force=True).notes == ()

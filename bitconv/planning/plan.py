@@ -177,7 +177,8 @@ def _machine_notes(model: Model, type_name: str, target: Runner, options: Option
         )
     candidates = _exact(model, replace(options, runner=target.name, scale_in_blocks=False))
     ranked = [(rank, name) for _, name, _ in candidates if (rank := backends.rank(target.name, name, backend))]
-    faster = backends.why_faster(target.name, min(ranked)[1], type_name, backend) if ranked else None
+    here = options.backend is None
+    faster = backends.why_faster(target.name, min(ranked)[1], type_name, backend, here=here) if ranked else None
     slow = backends.why_not(target.name, type_name, backend) if options.backend is not None else None
     return [*notes, *filter(None, (faster or slow,))]
 
