@@ -242,7 +242,8 @@ def graph_obstacle(
 
 
 def nearest(target: Runner, architecture: str, activation: str, type_name: str, *, rope_lists: bool = False) -> str:
-    """The way out where graph_obstacle finds one: a type and a runner that work, as near as there are."""
+    """The way out where graph_obstacle finds one: a type and a runner that work, as near as there are, and a type of
+    the same runner."""
     able = [
         (name, r.name)
         for r in RUNNERS
@@ -250,8 +251,11 @@ def nearest(target: Runner, architecture: str, activation: str, type_name: str, 
         for name in r.types
         if name not in FLOATS
     ]
-    name, runner_name = min(able, key=lambda one: (one[0] != type_name, one[1] != target.name))
-    return f"the nearest that works: {option('type', name)} {option('runner', runner_name)}"
+    works = [min(able, key=lambda one: (one[0] != type_name, one[1] != target.name))]
+    if works[0][1] != target.name:
+        works += [one for one in able if one[1] == target.name][:1]
+    named = ", or ".join(f"{option('type', name)} {option('runner', runner_name)}" for name, runner_name in works)
+    return f"the nearest that works: {named}"
 
 
 def layout_for(

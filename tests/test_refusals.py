@@ -55,7 +55,11 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_no_such_directory(tmp_path: Path, out: Path) -> None:
-    refused(tmp_path / "nowhere", out, "nowhere", "no such model directory")
+    refused(tmp_path / "nowhere", out, "nowhere", "no such model directory", "OWNER/NAME")
+
+
+def test_a_directory_of_models_in_place_of_one(llama: Synthetic, out: Path) -> None:
+    refused(llama.path.parent, out, "config.json: missing", f"such as {llama.path}")
 
 
 def test_a_file_of_the_model_in_place_of_its_directory(llama: Synthetic, out: Path) -> None:

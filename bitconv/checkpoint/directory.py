@@ -77,7 +77,8 @@ class Checkpoint:
                 "is a file", code=Code.FILE_KIND, file=path, way_out=f"name the model directory, {path.parent}"
             )
         if not path.is_dir():
-            raise BitconvError("no such model directory", code=Code.NOT_FOUND, file=path)
+            way_out = "name one that exists, or an id on the Hub (OWNER/NAME)"
+            raise BitconvError("no such model directory", code=Code.NOT_FOUND, file=path, way_out=way_out)
         self.path = path
         self._before: dict[Path, Stamp | None] = {}
         self.sources(path / name for name in ("config.json", "README.md", *weight_files.WEIGHT_FILES))
@@ -197,6 +198,12 @@ def _config(path: Path) -> dict[str, Any]:
             way_out="put config.json and the tokenizer's files of the checkpoint that it was made of beside it "
             "(microsoft/bitnet-b1.58-2B-4T)",
         )
+    if not is_there(file):
+        way_out = "name the directory that has a model's config.json in it"
+        models = sorted(found.parent for found in path.glob("*/config.json"))
+        if models:
+            way_out += f", such as {models[0]}"
+        raise BitconvError("missing", code=Code.NOT_FOUND, file=file, way_out=way_out)
     return read_json(file, path)
 
 

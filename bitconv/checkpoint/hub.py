@@ -166,7 +166,9 @@ def _explain(error: Exception, model_id: str, revision: str | None) -> tuple[str
         way_out = "unset HF_HUB_OFFLINE once, or name the directory"
         return f"the cache in {constants.HF_HUB_CACHE} does not say which files it has", way_out
     if offline and isinstance(error, errors.LocalEntryNotFoundError):
-        return f"not in the cache in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it", None
+        return f"not in the cache in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it", (
+            "unset it, or name a directory"
+        )
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, errors.HfHubHTTPError):

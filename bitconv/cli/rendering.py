@@ -162,8 +162,10 @@ def print_evaluation(result: Evaluation) -> None:
 
 
 def print_comparison(result: Comparison, file: object, model: str) -> None:
+    print(f"tokens: {result.tokens}")
     for name, value in dataclasses.asdict(result).items():
-        print(f"{name.replace('_', ' ')}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+        if isinstance(value, float):
+            print(f"{name.replace('_', ' ')}: {value:.6g}")
     for disagreement in result.disagreements:
         print(f"WRONG  {disagreement}")
     print(f"{file}: {'agrees with' if result.agrees else 'DISAGREES with'} {model}")

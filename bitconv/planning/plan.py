@@ -291,7 +291,7 @@ def _some_exact(model: Model, options: Options) -> list[tuple[int, str, Runner]]
     if not candidates:
         raise BitconvError(
             f"{option('type', 'auto')}: no packed layout of {options.runner or 'any runner'} takes every tensor of "
-            "this model with its exact scale",
+            f"this model with its exact scale, {' and '.join(TILED)} left out, which need a build for its shapes",
             code=Code.LAYOUT,
             way_out=f"name a {option('type', 'TYPE')}, with {option('fallback', 'f16')} for the tensors that it cannot "
             "take",

@@ -78,5 +78,5 @@ def _vocabulary(files: TokenizerFiles, pre: str | None) -> Vocabulary:
         "holds neither tokenizer.json nor tokenizer.model",
         code=Code.INCOMPLETE,
         file=files.directory,
-        way_out="save the tokenizer with transformers' save_pretrained first",
+        way_out="copy it from where the model comes from, or save it there with transformers' save_pretrained",
     )
