@@ -351,6 +351,26 @@ def test_a_header_that_lists_more_than_any_model_has(tmp_path: Path) -> None:
     assert "of each are the most" in bitconv.verify(tmp_path / "in.gguf").faults[0]
 
 
+@pytest.mark.parametrize(
+    ("value", "size", "cause"),
+    [
+        ((8, 1 << 30), 1 << 31, "its header is larger than 64 MiB"),
+        ((9, 11 | 1 << 30 + 32), 1 << 34, "its header is larger than 64 MiB"),
+        ((9, 8 | 1 << 29 + 32), 1 << 33, "its header has more than 2,097,152 strings"),
+    ],
+    ids=["a string", "an array of numbers", "an array of strings"],
+)
+def test_a_header_of_zeros_that_no_disk_holds(tmp_path: Path, value: tuple[int, int], size: int, cause: str) -> None:
+    kind, said = value
+    key = (1).to_bytes(8, "little") + b"a" + kind.to_bytes(4, "little")
+    header = b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (1).to_bytes(8, "little")
+    (tmp_path / "in.gguf").write_bytes(header + key + said.to_bytes(8 if kind == 8 else 12, "little"))
+    os.truncate(tmp_path / "in.gguf", size)
+    for read in (bitconv.verify, lambda file: bitconv.repack(file, tmp_path / "out.gguf", type="tq2_0")):
+        with pytest.raises(BitconvError, match=cause):
+            read(tmp_path / "in.gguf")
+
+
 def test_a_gguf_file_that_is_cut_while_it_is_evaluated(tmp_path: Path) -> None:
     """Where it was mapped into memory, the process died of SIGBUS."""
     model = Path(__file__).parent.parent / "fixtures" / "Llama3-1.58-tiny"

@@ -20,6 +20,10 @@ MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 # Tensors or metadata keys: a model of 512 layers, which is the most of a runner, has 15,000 tensors; memory is what the
 # limit is for.
 MAX_LISTED = 1 << 14
+# All before the tensors' data, in bytes, and the strings in it: the largest vocabularies known, of 262,144 tokens and
+# 515,000 merges, take 16 MiB. A file may say more at no cost, of zeros that no disk holds.
+MAX_HEADER = 64 << 20
+MAX_STRINGS = 1 << 21
 _READ_AHEAD = 1 << 20
 
 
@@ -70,11 +74,14 @@ class _Cursor:
         self.descriptor = descriptor
         self.size = size
         self.at = 0
+        self.strings = 0
         self._ahead, self._start = b"", 0
 
     def bytes(self, count: int, what: str) -> bytes:
         first = self.at - self._start
         if first + count > len(self._ahead):
+            if self.at + count > MAX_HEADER and count <= self.size - self.at:
+                raise self.too_large(f"its header is larger than {MAX_HEADER >> 20} MiB")
             if count <= self.size - self.at:
                 wanted = min(max(count, _READ_AHEAD), self.size - self.at)
                 self._ahead, self._start = read_at_most(self.descriptor, wanted, self.at), self.at
@@ -83,6 +90,9 @@ class _Cursor:
                 raise MalformedGGUF(f"truncated: the file ends inside {what}", file=self.path)
         self.at += count
         return self._ahead[first : first + count]
+
+    def too_large(self, cause: str) -> BitconvError:
+        return BitconvError(f"{cause}, which no model's is", code=Code.TOO_LARGE, file=self.path)
 
     def unpack(self, form: str, what: str) -> tuple[Any, ...]:
         return struct.unpack(form, self.bytes(struct.calcsize(form), what))
@@ -112,6 +122,9 @@ class _Cursor:
         if type_id == STRING:
             if count > (self.size - self.at) // 8:  # each string takes 8 bytes at least
                 raise MalformedGGUF(f"truncated: the file ends inside {what}", file=self.path)
+            self.strings += count
+            if self.strings > MAX_STRINGS:
+                raise self.too_large(f"its header has more than {MAX_STRINGS:,} strings")
             return [self.string(what) for _ in range(count)]
         if type_id == BOOL:
             return self.numbers(0, count, what).astype(np.bool_)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bitconv import backends, runners
 from bitconv.checkpoint.directory import Checkpoint
-from bitconv.gguf import Metadata, type_by_name
+from bitconv.gguf import MAX_HEADER, Metadata, type_by_name
 from bitconv.layouts import DENSE_TYPES, FLOATS, PACKED
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, check_has_tiles
@@ -135,6 +135,9 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     file_type = target.file_type(type_name if type_name in ternary else min(ternary))
     metadata = build_metadata(checkpoint, model, file_type, options.pre)
     header = section.header(metadata)
+    if len(header) > MAX_HEADER:
+        cause = f"its vocabulary takes more than the {MAX_HEADER >> 20} MiB that a file's header may have"
+        raise BitconvError(cause, code=Code.TOO_LARGE, file=checkpoint.path)
     notes = [*_rope_notes(model), *tokenizer_notes(checkpoint.path, checkpoint.config, metadata)]
     notes += _name_notes(metadata, checkpoint)
     notes += [*target.notes_on(type_name), *_machine_notes(model, type_name, target, options)]
