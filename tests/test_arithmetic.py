@@ -366,3 +366,45 @@ def test_convert_notes_nothing_where_arithmetic_makes_no_difference(tmp_path: Pa
     write_safetensors(model.path / "model.safetensors", tensors, "f32")
     for rule in ("absmean", "absmedian"):
         assert not any("arithmetic" in n for n in bitconv.convert(model.path, tmp_path / rule, ternarize=rule).notes)
+
+
+# What verify says
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("made", "asked"), [("absmean-bf16", "absmean"), ("absmedian", "absmean-bf16")])
+def test_verify_says_by_which_rule_a_file_would_be_right(tmp_path: Path, made: str, asked: str) -> None:
+    model = masters(tmp_path / "model", "bf16")
+    bitconv.convert(model.path, tmp_path / "out.gguf", ternarize=made)
+    result = bitconv.verify(tmp_path / "out.gguf", against=model.path, ternarize=asked)
+    assert not result.right
+    assert result.faults[0] == f"the rule {made} makes every trit of the checkpoint's latents: name it as the rule"
+    faults = [fault for tensor in result.tensors for fault in tensor.faults if not fault.startswith("its scale is")]
+    assert len(faults) >= 5  # where the two thresholds fall together, only the scale differs
+    assert all("the trit is not the checkpoint's, nor are" in f and f.endswith(f"; none by {made}") for f in faults)
+
+
+@pytest.mark.torch
+def test_verify_against_a_packed_release_says_that_arithmetic_may_be_it(tmp_path: Path) -> None:
+    model = masters(tmp_path / "model", "bf16")
+    for rule in ("absmean", "absmean-bf16"):
+        bitconv.convert(model.path, tmp_path / rule, ternarize=rule)
+    bitconv.export(tmp_path / "absmean-bf16", tmp_path / "release")
+    result = bitconv.verify(tmp_path / "absmean", against=tmp_path / "release")
+    assert "of the same latents by two arithmetics, which bitconv audit tells" in result.faults[0]
+    assert bitconv.verify(tmp_path / "absmean-bf16", against=tmp_path / "release").right
+
+
+@pytest.mark.torch
+def test_verify_names_no_rule_where_none_makes_the_trits(tmp_path: Path) -> None:
+    model = masters(tmp_path / "model", "bf16")
+    bitconv.convert(model.path, tmp_path / "out.gguf", ternarize="absmean-bf16")
+    start = File(tmp_path / "out.gguf").tensors[DOWN].start
+    data = bytearray((tmp_path / "out.gguf").read_bytes())
+    for at in range(start, start + 100):
+        data[at] = 0b00000000 if data[at] & 0b11000000 else 0b01000000
+    (tmp_path / "out.gguf").write_bytes(data)
+    result = bitconv.verify(tmp_path / "out.gguf", against=model.path, ternarize="absmean")
+    assert result.faults[0].startswith("this looks like another model: ")
+    (faults,) = (tensor.faults for tensor in result.tensors if tensor.name == DOWN)
+    assert "nor are" in faults[0] and "none by" not in faults[0]

@@ -27,7 +27,7 @@ from bitconv.models import families
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.hyperparameters import UnsupportedMetadata
 from bitconv.models.model import load_model
-from bitconv.models.quantization import rule_of, scale_convention_of
+from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, ABSMEDIAN, Rule, rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
@@ -47,6 +47,11 @@ NOT_COVERED = (
     "the tokenizer: whether a runner splits text with this vocabulary as the model's own tokenizer does",
     "the chat template and the sampling settings: whether a runner can make sense of them",
 )
+
+
+# What may have made trits of which so few are others than a packed checkpoint's, and none has the other sign.
+_ANOTHER_ARITHMETIC = "another arithmetic"
+_FEW = 0.05
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,7 @@ class _Verifier:
         self.scale_tensors = {t.name: t for t in opened.tensors if inspection.roles[t.name] is Role.SCALE}
         self.digests: list[TensorDigest] = []
         self.other_tensors: list[str] = []  # whose trits, or shape, are not the checkpoint's
+        self.made_by: dict[str, set[str]] = {}  # of those, what would have made the trits of each matrix
         self.descriptor = -1
 
     def compare_metadata(self, pre: str | None) -> None:
@@ -282,7 +288,7 @@ class _Verifier:
         same_architecture = self.model is not None and self.model.family.architecture is self.inspection.architecture
         if same_architecture and 2 * len(ternary.intersection(self.other_tensors)) > len(ternary):
             differ = f"{len(self.other_tensors)} of {len(results)} tensors are not the checkpoint's"
-            faults.insert(0, f"this looks like another model: {differ}")
+            faults.insert(0, self._made_by() or f"this looks like another model: {differ}")
         complete = len(self.digests) == len(self.inspection.layouts)
         return Verification(
             file=str(self.opened.path),
@@ -295,6 +301,19 @@ class _Verifier:
             not_covered=(*NOT_COVERED, *self._not_covered()),
             digests=Digests(*model_digests(self.digests)) if complete and self.digests else None,
             strict=self.strict,
+        )
+
+    def _made_by(self) -> str | None:
+        """What made all the trits that are not the checkpoint's, where one thing did; None where none is known to."""
+        makers = set.intersection(*(self.made_by.get(name, set()) for name in self.other_tensors))
+        if _ANOTHER_ARITHMETIC in makers:
+            return (
+                "its trits differ from the packed checkpoint's in few places, and none by its sign: both may be of the "
+                "same latents by two arithmetics, which bitconv audit tells of the latents"
+            )
+        rules = sorted(makers)
+        return (
+            f"the rule {rules[0]} makes every trit of the checkpoint's latents: name it as the rule" if rules else None
         )
 
     def _not_covered(self) -> list[str]:
@@ -413,6 +432,8 @@ class _Verifier:
             except FaultyTensor as unreadable:
                 raise _within(unreadable, i, len(files)) from None
             warnings += matrix.warnings
+            if matrix.made_by:
+                self.made_by[tensor.name] = self.made_by.get(tensor.name, matrix.made_by) & matrix.made_by
             if fault is not None:
                 faults.append(_within(fault, i, len(files)))
         self.digests.append(hasher.result())
@@ -476,11 +497,13 @@ class _Matrix:
         self.hasher = hasher
         self.exact = exact
         self.warnings: list[str] = []
+        self.made_by: set[str] = set()
 
     def check(self, name: str, keep_going: KeepGoing) -> FaultyTensor | None:
         """The first thing that is not the checkpoint's. FaultyTensor where the matrix itself is not right."""
         file, reader = self.file, self.reader
         fault: FaultyTensor | None = None
+        others = flipped = 0
         if reader is not None and file.group is None and isinstance(reader.scale, np.ndarray):
             wanted_group = file.columns // reader.scale.shape[1]
             raise FaultyTensor(f"has one scale, the checkpoint's has {describe(wanted_group, file.columns)}")
@@ -493,14 +516,26 @@ class _Matrix:
             row_scales = rows.scales.T if rows.scales is not None and file.group == file.columns else file.scale
             _compare_products(file.layout.matmul_rows(rows.packed, x), rows.trits, x, row_scales, first)
             self.hasher.update(rows)
-            if reader is not None and fault is None:
+            if reader is None:
+                continue
+            stored = _trits_by_definition(reader, first, last)
+            if not np.array_equal(rows.trits, stored):
+                if not others:
+                    row, column = np.argwhere(rows.trits != stored)[0]
+                    fault = _OtherTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
+                others += int(np.count_nonzero(rows.trits != stored))
+                flipped += int(np.count_nonzero(rows.trits * stored < 0))
+            elif fault is None and rows.scales is not None:
                 try:
-                    _compare_trits(reader, rows.trits, first, last)
-                    if rows.scales is not None:
-                        self._compare_scales(reader, rows.trits, rows.scales, first, last)
+                    self._compare_scales(reader, rows.trits, rows.scales, first, last)
                 except FaultyTensor as found:
                     fault = found
         self.hasher.end_matrix(None if file.group is not None else file.scale)
+        if reader is not None and fault is not None and others:
+            self.made_by = self._made_by(reader, others, flipped, keep_going)
+            by = "".join(f"; none by {name}" for name in sorted(self.made_by) if name != _ANOTHER_ARITHMETIC)
+            more = f", nor are {others - 1:,} others of {file.rows * file.columns:,}" if others > 1 else ""
+            fault = _OtherTensor(f"{fault.cause}{more}{by}")
         if reader is not None and fault is None and file.scale is not None:
             assert not isinstance(reader.scale, np.ndarray)
             wanted = reader.scale if self.exact else file.layout.stored_scale(reader.scale)
@@ -511,6 +546,21 @@ class _Matrix:
                 else:
                     fault = FaultyTensor(said)
         return fault
+
+    def _made_by(self, reader: TritReader, others: int, flipped: int, keep_going: KeepGoing) -> set[str]:
+        """The other rules that make all trits of the checkpoint's latents; of packed trits, whether one may have."""
+        weight, file = reader.weight, self.file
+        if not isinstance(weight.scale, Rule):
+            few = others <= _FEW * file.rows * file.columns and not flipped
+            return {_ANOTHER_ARITHMETIC} if few and weight.stored.dtype in ("u8", "i8") else set()
+        found = set()
+        for rule in (ABSMEAN, ABSMEAN_BF16, ABSMEDIAN):
+            if rule != weight.scale:
+                other = TritReader(reader.checkpoint, replace(weight, scale=rule), keep_going)
+                blocks = row_blocks(file.rows, file.columns, lcm(file.layout.row_multiple, other.row_multiple))
+                if all(np.array_equal(file.read(*rows).trits, _trits_by_definition(other, *rows)) for rows in blocks):
+                    found.add(rule.name)
+        return found
 
     def _is_rounded(self, scales: Scale, wanted: Scale) -> npt.NDArray[np.bool_]:
         """Whether scales are the checkpoint's as another type has stored them, and then this one."""
@@ -594,12 +644,9 @@ def _stored_rows(reader: TritReader, count: int) -> npt.NDArray[np.intp]:
     return rows
 
 
-def _compare_trits(reader: TritReader, trits: Trits, first: int, last: int) -> None:
-    """The file's rows against the checkpoint's."""
-    stored = reader.stored_trits(first, last)[_stored_rows(reader, last - first)]
-    if not np.array_equal(trits, stored):
-        row, column = np.argwhere(trits != stored)[0]
-        raise _OtherTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
+def _trits_by_definition(reader: TritReader, first: int, last: int) -> Trits:
+    """The checkpoint's rows in the order of the file, by other code than what wrote them."""
+    return reader.stored_trits(first, last)[_stored_rows(reader, last - first)]
 
 
 def _check_finite(raw: Bytes, kind: TensorType, first: int, shape: tuple[int, ...]) -> None:
