@@ -60,6 +60,12 @@ def unmarked_masters(model: Synthetic) -> None:
     model.rewrite_config(quantization_config=None)
 
 
+def saved_by_llamas_class(model: Synthetic) -> None:
+    """As transformers saves a model of 1bitLLM's: without the norms, with the keys of its own config."""
+    unmarked_masters(model)
+    model.rewrite_config(weight_bits=1, input_bits=8)
+
+
 # What makes a Llama checkpoint one of the kind, its name, and what of the file the line names.
 ONLINE = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
 NOT_TERNARY = [
@@ -91,6 +97,11 @@ NOT_TERNARY = [
     (add_tensor(".lora_A.weight", (8, 8)), "LoRA adapter", "model.layers.0.self_attn.q_proj.lora_A.weight"),
     (only("consolidated.safetensors"), "original Llama layout", "consolidated.safetensors"),
     (only("consolidated.00.pth"), "original Llama layout", "consolidated.00.pth"),
+    (
+        saved_by_llamas_class,
+        "lost sub-norms",
+        "weight_bits, and no tensor *.attn_sub_norm or *.ffn_layernorm or *.ffn_sub_norm or *.inner_attn_ln",
+    ),
     (unmarked_masters, "unmarked master weights", "self_attn.q_proj.weight (0 of 14 projections are ternary)"),
 ]
 

@@ -217,6 +217,18 @@ def test_names_that_a_wrapper_has_changed(tmp_path: Path, out: Path, rename: Cal
     refused(model.path, out, cause)
 
 
+@pytest.mark.parametrize("family", ["1bitllm", "microsoft"])
+def test_a_model_that_a_class_without_its_norms_saved_again(tmp_path: Path, out: Path, family: str) -> None:
+    model = make_checkpoint(tmp_path / "model", family)
+    norms = ("attn_sub_norm.weight", "ffn_sub_norm.weight", "inner_attn_ln.weight", "ffn_layernorm.weight")
+    edit_tensors(model.path, lambda t: [t.pop(name) for name in list(t) if name.endswith(norms)])
+    refused(model.path, out, r"config\.json: Bit.etForCausalLM, and no tensor .*: lost sub-norms: .*as it was before")
+    model.rewrite_config(architectures=["LlamaForCausalLM"], hidden_act="silu", weight_bits=1, quantization_config=None)
+    refused(model.path, out, r"weight_bits, and no tensor .*: lost sub-norms", ternarize="absmean")
+    model.rewrite_config(weight_bits=None)
+    refused(model.path, out, "unmarked master weights")
+
+
 # --- embedding and head ---
 
 

@@ -93,6 +93,13 @@ LORA = Refusal(
     in_place=("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"),
     tensor=".lora_A.weight",
 )
+LOST_SUB_NORMS = Refusal(
+    "lost sub-norms",
+    "a class that lacks them, as transformers' Llama, loaded the model and saved it without",
+    "convert the checkpoint as it was before; if the model was trained without sub-norms, remove weight_bits and "
+    "input_bits, with LlamaForCausalLM as its class",
+    sign="a class with sub-norms, or LlamaForCausalLM with 1bitLLM's weight_bits or input_bits, and none stored",
+)
 INPUT_NORMS = Refusal(
     "use_rms_norm",
     "the graph has no norm on the input of each projection, and without it the model talks nonsense",
@@ -132,6 +139,7 @@ REFUSALS = (
         model_type="bitnet2",
     ),
     LOW_BIT_ACTIVATIONS,
+    LOST_SUB_NORMS,
     INPUT_NORMS,
     TERNARY_HEAD,
     Refusal(

@@ -34,6 +34,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     config, file = checkpoint.config, checkpoint.path / "config.json"
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file, checkpoint.tensors)
+    _check_sub_norms(family, config, checkpoint.tensors, file)
     sizes = hyperparameters.from_config(config, file)
     # Before anything is made for each of them.
     if sizes.layers * max(sizes.experts, 1) > len(checkpoint.tensors):
@@ -127,6 +128,26 @@ def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Chec
             code=Code.UNSUPPORTED,
             file=file,
         )
+
+
+def _check_sub_norms(family: Family, config: Mapping[str, Any], names: Iterable[str], file: Path) -> None:
+    """Refuse a model with sub-norms of which none is stored.
+
+    transformers lacks the class of 1bitLLM's models, and loads and saves them as what their model_type says, llama;
+    the keys of their own config stay.
+    """
+    keys = [key for key in ("weight_bits", "input_bits") if key in config and not _quantization(config)]
+    if not (family.architecture.sub_norms or (keys and family.hf_architecture == "LlamaForCausalLM")):
+        return
+    modules = {
+        module.rpartition(".")[2]
+        for other in families.FAMILIES
+        for slot, module in other.modules.items()
+        if slot.endswith("_sub_norm")
+    }
+    if not any(name.endswith(tuple(f".{module}.weight" for module in modules)) for name in names):
+        sign = f"{keys[0] if keys else family.hf_architecture}, and no tensor *.{' or *.'.join(sorted(modules))}"
+        raise refusals.LOST_SUB_NORMS.error(file, sign)
 
 
 def _check_norms(family: Family, sizes: Hyperparameters, config: Mapping[str, Any], file: Path) -> None:
