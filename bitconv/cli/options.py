@@ -99,7 +99,8 @@ BackendOption = Annotated[
     ),
 ]
 ScaleInBlocksOption = Annotated[
-    bool, typer.Option("--scale-in-blocks", help="tq1_0, tq2_0, q2_0: scales rounded to float16, no .scale tensors.")
+    bool,
+    typer.Option("--scale-in-blocks", help="Types with scales in their blocks: rounded to float16, no .scale tensors."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite OUT.gguf.")]
 PreOption = Annotated[

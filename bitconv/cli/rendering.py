@@ -202,7 +202,10 @@ def print_runner(runner: Runner) -> None:
     for what, types in (("embedding:", runner.lookups), ("head:", runner.heads)):
         print(f"  {what:14} {', '.join((*FLOATS, *types))}")
     if runner.scale_tensors:
-        print("  exact scales:  in float32 .scale tensors beside tq1_0, tq2_0, q2_0")
+        from bitconv.layouts.registry import make_layout
+
+        beside = [name for name in runner.type_ids if make_layout(name, (3072, 3072)).scale_beside]
+        print(f"  exact scales:  in float32 .scale tensors beside {', '.join(beside)}")
     if runner.expert_types:
         print(f"  experts:       stacked, in {', '.join(runner.expert_types)}")
     for type_name, machines in runner.machines.items():

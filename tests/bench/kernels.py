@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from bitconv.layouts import PACKED
 from bitconv.layouts.layout import Bytes, Layout, Trits
 from bitconv.layouts.registry import make_layout
 from bitconv.layouts.scales import block_scales
 from bitconv.system.blocks import row_blocks
 
-LAYOUTS = ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0", "q2_0", "iq2_bn", "iq1_bn")
 # ffn_gate of 2b-4t; and a matrix of as many columns and more rows than the caches hold.
 ROWS, COLUMNS = 6912, 2560
 READ_SHARE = 0.6
@@ -53,7 +53,7 @@ def rates(repeats: int) -> list[Rate]:
     trits = rng.integers(-1, 2, (ROWS, COLUMNS), np.int8)
     x = rng.integers(-127, 128, (1, COLUMNS), np.int8)
     found = []
-    for name in LAYOUTS:
+    for name in PACKED:
         layout = make_layout(name, (ROWS, COLUMNS))
         # As the streaming engine does it: a block that fits the cache at a time.
         blocks = [trits[first:last] for first, last in row_blocks(ROWS, COLUMNS, layout.row_multiple)]
