@@ -1,5 +1,7 @@
 """Where the bundled checkpoints are, what is left out where torch is missing, and a warning of an old build."""
 
+from __future__ import annotations
+
 from importlib.util import find_spec
 from pathlib import Path
 
