@@ -12,6 +12,7 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv import _kernels
+from bitconv.choices import TERNARIZE
 from bitconv.models.arithmetic import ARITHMETICS, Arithmetic
 from bitconv.system.errors import BitconvError
 from safetensors.numpy import load_file
@@ -408,3 +409,20 @@ def test_verify_names_no_rule_where_none_makes_the_trits(tmp_path: Path) -> None
     assert result.faults[0].startswith("this looks like another model: ")
     (faults,) = (tensor.faults for tensor in result.tensors if tensor.name == DOWN)
     assert "nor are" in faults[0] and "none by" not in faults[0]
+
+
+# The page of docs
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    found = importlib.util.spec_from_file_location("drawing", docs / "arithmetic.py")
+    assert found is not None and found.loader is not None
+    drawing = importlib.util.module_from_spec(found)
+    found.loader.exec_module(drawing)
+    assert (docs / "arithmetic.svg").read_text(encoding="utf-8") == drawing.svg()
+
+
+def test_the_page_names_every_rule() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "arithmetic.md").read_text(encoding="utf-8")
+    assert all(f"| `{rule}" in page for rule in TERNARIZE.words)

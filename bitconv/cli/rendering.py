@@ -229,6 +229,7 @@ def print_catalogue(listed: Catalogue) -> None:
         print(f"{family.name} ({family.checkpoints})")
         print(f"  recognised by:   {family.recognised}")
         print(f"  weights:         {family.weights}")
+        print(f"  lab's codes:     {family.codes}")
         print(f"  architecture:    {family.architecture}")
         for runner, types in family.types.items():
             print(f"  {runner + ':':16} {', '.join(types)}")

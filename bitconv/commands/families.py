@@ -18,12 +18,14 @@ from bitconv.system.errors import Written, in_python, rendered
 @dataclass(frozen=True)
 class FamilyEntry:
     """name, checkpoints: as their publishers call them. recognised: by what in config.json. weights: how they may be
-    stored. architecture: GGUF's. types: by runner, the packed layouts that it computes right."""
+    stored. codes: by which rule the lab makes trits, where that is known. architecture: GGUF's. types: by runner, the
+    packed layouts that it computes right."""
 
     name: str
     checkpoints: str
     recognised: str
     weights: str
+    codes: str
     architecture: str
     types: dict[str, tuple[str, ...]]
 
@@ -71,6 +73,7 @@ def _entry(family: Family) -> FamilyEntry:
         family.checkpoints,
         recognised,
         family.weights or weights,
+        family.codes or "not known",
         graph.name,
         {runner.name: types for runner in RUNNERS if (types := _types(family, runner))},
     )
@@ -87,13 +90,14 @@ def markdown() -> str:
     """The tables of docs/families.md. A test holds them; print this to write them anew."""
     listed = catalogue()
     families = table(
-        ("family", "checkpoints", "recognised by", "weights", "GGUF architecture", "types"),
+        ("family", "checkpoints", "recognised by", "weights", "the lab's codes", "GGUF architecture", "types"),
         (
             (
                 entry.name,
                 entry.checkpoints,
                 entry.recognised,
                 entry.weights,
+                entry.codes,
                 f"`{entry.architecture}`",
                 "; ".join(f"{runner}: {', '.join(types)}" for runner, types in entry.types.items()),
             )

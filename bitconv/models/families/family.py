@@ -51,6 +51,7 @@ class Family:
     tensor, hidden_act: signs that tell the family from others of its class: the end of a tensor's name, and a value in
     config.json. Where several families show theirs, a tensor says more than a value, and either more than no sign.
     weights: how they may be stored, in words, where that is not as transformers does.
+    codes: by which rule and arithmetic its lab makes trits of float latents, in words, where that is known.
     Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots.
     input_norm: the module within a projection that normalises its input.
     embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.
@@ -69,6 +70,7 @@ class Family:
     tensor: str = ""
     hidden_act: str = ""
     weights: str = ""
+    codes: str = ""
     input_norm: str = ""
     embedding: bool = False
     experts: bool = False

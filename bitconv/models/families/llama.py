@@ -9,5 +9,7 @@ FAMILY = Family(
     architecture=LLAMA,
     native=False,
     checkpoints="HF1BitLLM Llama3-8B-1.58, tiiuae Falcon3-1.58bit and Falcon-E",
+    # The exporter makes all four releases byte for byte (arXiv 2610.07853).
+    codes="Falcon-E: absmean-bf16 (onebitllms 0.0.4)",
     exported=True,
 )

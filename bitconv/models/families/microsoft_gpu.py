@@ -56,4 +56,5 @@ FAMILY = _GpuFamily(
     reference=Reference.NONE,
     tensor="tok_embeddings.weight",
     weights="packed (model_state_int2.pt), ternary floats (model_state_fp16.pt), or float master (model_state.pt)",
+    codes="absmean-bf16 (gpu/convert_checkpoint.py)",
 )

@@ -15,6 +15,7 @@ FAMILY = replace(
     hf_architecture="MixtralForCausalLM",
     checkpoints="mixtures of Llama-class experts, with a router of floats",
     weights="packed, float master (online), or ternary floats (online)",
+    codes="",  # not those of Llama's labs
     experts=True,
     exported=False,
 )

@@ -29,6 +29,7 @@ EMBEDDING_FAMILY = Family(
     architecture=QWEN3_INPUT_NORMS,
     native=True,
     checkpoints="microsoft BitNet-embedding-0.6B",
+    codes="absmean",
     tensor="_proj.norm.weight",
     input_norm="norm",
     embedding=True,
