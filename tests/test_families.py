@@ -227,7 +227,7 @@ def test_a_llama_with_sub_norms_among_its_tensors_is_the_graph_that_has_them(tmp
 def test_the_page_of_families_has_the_tables_of_the_catalogue() -> None:
     page = (Path(__file__).parent.parent / "docs" / "families.md").read_text(encoding="utf-8")
     section = page.split("<!-- bitconv families -->\n")[1].split("\n<!-- /bitconv families -->")[0]
-    assert section == markdown(), "print bitconv.commands.families.markdown() between the comments"
+    assert section == markdown(), "run python tests/tables.py"
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ def between(text: str, name: str) -> str:
 @pytest.mark.parametrize("name", tables())
 def test_the_page_of_types_has_the_tables_of_the_layouts(name: str) -> None:
     page = (ROOT / "docs" / "types.md").read_text(encoding="utf-8")
-    assert between(page, name) == tables()[name], "print bitconv.commands.layouts.tables() there"
+    assert between(page, name) == tables()[name], "run python tests/tables.py"
 
 
 @pytest.mark.parametrize("name", PACKED)
 def test_a_page_has_the_facts_of_its_layout(name: str) -> None:
     page = (ROOT / "docs" / "layouts" / f"{name}.md").read_text(encoding="utf-8")
-    assert between(page, name) == facts(name), "print bitconv.commands.layouts.facts(name) there"
+    assert between(page, name) == facts(name), "run python tests/tables.py"
 
 
 def test_there_are_pages_and_golden_vectors_of_layouts_alone_and_of_each() -> None:

@@ -87,7 +87,7 @@ def _types(family: Family, runner: Runner) -> tuple[str, ...]:
 
 
 def markdown() -> str:
-    """The tables of docs/families.md. A test holds them; print this to write them anew."""
+    """The tables of docs/families.md. A test holds them; tests/tables.py writes them."""
     listed = catalogue()
     families = table(
         ("family", "checkpoints", "recognised by", "weights", "the lab's codes", "GGUF architecture", "types"),

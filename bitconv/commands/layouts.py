@@ -22,7 +22,7 @@ _SCALE = np.float32(0.3)
 
 
 def tables() -> dict[str, str]:
-    """The tables of docs/types.md by the comments around them. A test holds them; print these to write them anew."""
+    """The tables of docs/types.md by the comments around them. A test holds them; tests/tables.py writes them."""
     layouts = [make_layout(name, (_ROWS, _COLUMNS)) for name in PACKED]
     types = (
         (f"[`{x.name}`](layouts/{x.name}.md)", _bits(x), _scale(x), _implied_runner(x), _columns(x)) for x in layouts
