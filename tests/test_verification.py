@@ -249,3 +249,9 @@ def test_the_docs_list_every_key() -> None:
         assert f"| `{key.name}` | {key.type} | {usual} |" in text, key
     for name in IDLE_KEYS:
         assert f"`{name}`" in text, name
+
+
+def test_what_an_export_leaves_behind_is_said(rebuilt: Rebuilt, tmp_path: Path) -> None:
+    rebuilt.metadata["general.sampling.temp"] = np.float32(0.5)
+    (warning,) = bitconv.export(rebuilt.write(tmp_path / "in.gguf"), tmp_path / "out").warnings
+    assert warning.startswith("general.sampling.temp is not carried over")

@@ -32,7 +32,7 @@ from bitconv.models.quantization import ScaleConvention
 from bitconv.packed.inspection import Inspection, inspect_file
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
+from bitconv.system.errors import BitconvError, Code, one_line, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import replacing, replacing_directory, tidy_directory
 from bitconv.system.rawio import read_at, write_at
@@ -72,7 +72,8 @@ class Export:
         scale_convention: What it does with weight_scale, "multiply" or "divide".
         exact_scales: dtype holds every weight_scale. Where not they are stored in float32, and transformers rounds them
             when it loads the model.
-        warnings: What verify calls wrong in the file's metadata, which the checkpoint then has too.
+        warnings: What verify calls wrong in the file's metadata, which the checkpoint then has too, and keys that
+            runners generate by and the checkpoint lacks.
         dequantized: The types of the dense weights that the file has quantized, by the checkpoint's names.
     """
 
@@ -162,9 +163,16 @@ def export(
             ExportedTensor(t.name, t.dtype.upper(), t.shape, t.nbytes, checkpoint.scales.get(t.name))
             for t in checkpoint.tensors
         ),
-        warnings=inspection.metadata_warnings(pre),
+        warnings=(*inspection.metadata_warnings(pre), *_left_behind(header)),
         dequantized=checkpoint.dequantized,
     )
+
+
+def _left_behind(header: GGUFFile) -> Iterator[str]:
+    """What runners generate by, and the checkpoint does not have."""
+    for key in sorted(header.metadata):
+        if key.startswith("general.sampling.") or key == "tokenizer.ggml.suppress_tokens":
+            yield one_line(f"{key} is not carried over: add what it says to generation_config.json")
 
 
 class _Checkpoint(NamedTuple):
