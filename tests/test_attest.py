@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import bitconv
 import pytest
 from bitconv.cli import app
+from bitconv.commands import attest
 from typer.testing import CliRunner
 
 from synthetic import FIXTURES
@@ -71,7 +73,12 @@ def test_the_manifest_is_what_sha256sum_checks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"type": "tl2"}, {"type": "tq1_0", "scale_in_blocks": True}, {"tensor_types": [("attn_v", "f16")]}],
+    [
+        {},
+        {"type": "tl2", "head_type": "q8_0"},
+        {"type": "tq1_0", "scale_in_blocks": True},
+        {"tensor_types": [("attn_v", "f16")]},
+    ],
     ids=str,
 )
 def test_anybody_who_has_the_model_makes_the_same_bytes_again(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -118,6 +125,12 @@ def test_a_directory_of_another_name_is_told_as_the_reason(tmp_path: Path) -> No
     shutil.copytree(MODEL, tmp_path / "renamed")
     verdict = bitconv.verify(file, against=tmp_path / "renamed", attestation=statement)
     assert any("was Llama3-1.58-tiny and is renamed here" in fault for fault in verdict.faults)
+
+
+def test_every_option_that_decides_the_bytes_is_stated() -> None:
+    of_no_byte = {"model", "output", "revision", "token", "threads", "force", "dry_run", "attest", "progress"}
+    chooses = {"backend"}  # a type and a runner, which are stated
+    assert inspect.signature(bitconv.convert).parameters.keys() - of_no_byte - chooses == attest.OPTIONS
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ OPTIONS = frozenset(
         "type",
         "runner",
         "embed_type",
+        "head_type",
         "fallback",
         "tensor_types",
         "kernel_config",

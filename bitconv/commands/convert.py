@@ -232,6 +232,7 @@ def convert(
                 "type": options.type if options.backend is None else plan.type_name,
                 "runner": options.runner if options.backend is None else plan.runner.name,
                 "embed_type": options.embed_type,
+                "head_type": options.head_type,
                 "fallback": options.fallback,
                 "tensor_types": [list(pair) for pair in options.overrides],
                 "kernel_config": None if options.tiles is None else kernel_config_text(options.tiles),
