@@ -60,6 +60,16 @@ def unmarked_masters(model: Synthetic) -> None:
     model.rewrite_config(quantization_config=None)
 
 
+def quantized_by_mlx(model: Synthetic) -> None:
+    """As mlx_lm.convert -q saves it: codes in uint32, and a quantization_config of its own that says no method."""
+    file = model.path / "model.safetensors"
+    codes = {"model.embed_tokens.weight": np.zeros((1280, 32), np.uint32)}
+    groups = {f"model.embed_tokens.{name}": np.zeros((1280, 4), np.float32) for name in ("scales", "biases")}
+    save_file(load_file(file) | codes | groups, file)
+    said = {"group_size": 64, "bits": 4, "mode": "affine"}
+    model.rewrite_config(quantization=said, quantization_config=said)
+
+
 def saved_by_llamas_class(model: Synthetic) -> None:
     """As transformers saves a model of 1bitLLM's: without the norms, with the keys of its own config."""
     unmarked_masters(model)
@@ -97,6 +107,7 @@ NOT_TERNARY = [
     (add_tensor(".lora_A.weight", (8, 8)), "LoRA adapter", "model.layers.0.self_attn.q_proj.lora_A.weight"),
     (only("consolidated.safetensors"), "original Llama layout", "consolidated.safetensors"),
     (only("consolidated.00.pth"), "original Llama layout", "consolidated.00.pth"),
+    (quantized_by_mlx, "quantized by MLX", "config.json: quantization"),
     (
         saved_by_llamas_class,
         "lost sub-norms",

@@ -84,6 +84,7 @@ class Checkpoint:
         self.sources(path / name for name in ("config.json", "README.md", *weight_files.WEIGHT_FILES))
         self.sources(file for pattern in TOKENIZER_FILES for file in path.glob(pattern))
         self.config = _config(path)
+        refusals.check_checkpoint(self.config, (), path)  # before tensors in types that only other formats have
         self.tensors = self._index()
         self._descriptors: dict[Path, int] = {}
 

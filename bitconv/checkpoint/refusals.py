@@ -23,8 +23,9 @@ from bitconv.system.files import read_start
 class Refusal:
     """A kind of checkpoint, told by any of its signs.
 
-    quant_method: of quantization_config. model_type: of config.json. tensor: the end of a tensor's name. file: the
-    name of a file in the model directory. in_place: the names of files, patterns, in a directory without weights.
+    quant_method: of quantization_config. model_type: of config.json. key: that config.json has. tensor: the end of a
+    tensor's name. file: the name of a file in the model directory. in_place: the names of files, patterns, in a
+    directory without weights.
     sign: in place of these, in words, where code elsewhere finds it.
     reason and way_out: halves of a sentence.
     """
@@ -34,6 +35,7 @@ class Refusal:
     way_out: str
     quant_method: str | None = None
     model_type: str | None = None
+    key: str | None = None
     tensor: str | None = None
     file: str | None = None
     in_place: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class Refusal:
             self.sign,
             self.quant_method and f"quant_method {self.quant_method}",
             self.model_type and f"model_type {self.model_type}",
+            self.key and f"{self.key} in config.json",
             self.tensor and f"tensors *{self.tensor}",
             self.file and f"a file {self.file}",
             f"{' or '.join(self.in_place)}, and no weights beside" if self.in_place else "",
@@ -123,6 +126,12 @@ REFUSALS = (
         "its codes are of 4 or 8 bits, and are not ternary",
         _FROM_SOURCE,
         quant_method="bitsandbytes",
+    ),
+    Refusal(
+        "quantized by MLX",
+        _GROUPS,
+        "convert the checkpoint that it was made from, or what mlx_lm.convert makes of that without -q",
+        key="quantization",
     ),
     OTHER_QUANTIZATION,
     Refusal(
@@ -203,6 +212,8 @@ def check_checkpoint(config: Mapping[str, Any], tensors: Collection[str], path: 
             raise refusal.error(file, f"quantization_config.quant_method {method!r}")
         if refusal.model_type is not None and config.get("model_type") == refusal.model_type:
             raise refusal.error(file, f"model_type {refusal.model_type!r}")
+        if refusal.key is not None and config.get(refusal.key):
+            raise refusal.error(file, refusal.key)
         for name in tensors if refusal.tensor is not None else ():
             if name.endswith(str(refusal.tensor)):
                 raise refusal.error(path, tensor=name)
