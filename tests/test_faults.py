@@ -15,6 +15,8 @@ import pytest
 
 from synthetic import FIXTURES, make_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SHORT, DIE = -1, -2
 FAULTS = {
     "open": (errno.EIO, errno.EMFILE, errno.EINTR, DIE),
@@ -33,7 +35,6 @@ from pathlib import Path
 import bitconv
 from bitconv.cli import main
 
-pytestmark = pytest.mark.slow
 library, verb, source, work, cases = ctypes.CDLL(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]), sys.argv[5]
 
 def child(arguments, case=None):

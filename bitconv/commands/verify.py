@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import lcm, prod
+from math import prod
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from bitconv import _kernels
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
-from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, TensorType, read_gguf, type_by_name
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import DENSE_TYPES, FLOATS, QUANTIZED
-from bitconv.layouts.dense import decode
-from bitconv.layouts.layout import Bytes, Layout, Scales, Trits
-from bitconv.layouts.scales import Scale, describe
+from bitconv.layouts.layout import Bytes, Layout
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.hyperparameters import UnsupportedMetadata
 from bitconv.models.model import load_model
-from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, ABSMEDIAN, Rule, rule_of, scale_convention_of
+from bitconv.models.quantization import rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.packed.digest import TensorDigest, TensorHash, model_digests
 from bitconv.packed.inspection import Inspection, inspect_file
 from bitconv.packed.keys import Level
-from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, matrices
+from bitconv.packed.tensor_checks import (
+    ANOTHER_ARITHMETIC,
+    MatrixCheck,
+    OtherTensor,
+    check_finite,
+    compare_values,
+    within,
+)
+from bitconv.packed.ternary_tensor import FaultyTensor, matrices
 from bitconv.planning.agreement import compare_metadata
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
-from bitconv.system.errors import MAX_FAULTS, BitconvError, Code, first_lines, option, plain, reports_system_errors
+from bitconv.system.errors import MAX_FAULTS, BitconvError, Code, first_lines, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.rawio import read_at
 
@@ -47,11 +50,6 @@ NOT_COVERED = (
     "the tokenizer: whether a runner splits text with this vocabulary as the model's own tokenizer does",
     "the chat template and the sampling settings: whether a runner can make sense of them",
 )
-
-
-# What may have made trits of which so few are others than a packed checkpoint's, and none has the other sign.
-_ANOTHER_ARITHMETIC = "another arithmetic"
-_FEW = 0.05
 
 
 @dataclass(frozen=True)
@@ -306,7 +304,7 @@ class _Verifier:
     def _made_by(self) -> str | None:
         """What made all the trits that are not the checkpoint's, where one thing did; None where none is known to."""
         makers = set.intersection(*(self.made_by.get(name, set()) for name in self.other_tensors))
-        if _ANOTHER_ARITHMETIC in makers:
+        if ANOTHER_ARITHMETIC in makers:
             return (
                 "its trits differ from the packed checkpoint's in few places, and none by its sign: both may be of the "
                 "same latents by two arithmetics, which bitconv audit tells of the latents"
@@ -378,7 +376,7 @@ class _Verifier:
                 scale = self._data(tensor, type_name, warnings, keep_going)
             except FaultyTensor as fault:
                 faults.append(str(fault))
-                if isinstance(fault, _OtherTensor):
+                if isinstance(fault, OtherTensor):
                     self.other_tensors.append(tensor.name)
         group = self.inspection.groups.get(tensor.name)
         return VerifiedTensor(
@@ -394,7 +392,7 @@ class _Verifier:
         if self.model is not None and expected is None:
             raise FaultyTensor("the checkpoint has no such tensor")
         if expected is not None and expected.shape != tensor.shape:
-            raise _OtherTensor(f"has shape {tensor.shape}, the checkpoint's is {expected.shape}")
+            raise OtherTensor(f"has shape {tensor.shape}, the checkpoint's is {expected.shape}")
         layout = self.inspection.layouts.get(tensor.name)
         in_floats = isinstance(expected, DenseWeight) and expected.role is Role.TERNARY
         if expected is not None and in_floats is not (tensor.name in self.inspection.floats):
@@ -426,16 +424,16 @@ class _Verifier:
         faults: list[FaultyTensor] = []
         for i, file in enumerate(files):
             reader = self._reader(None if expected is None else expected.matrices[i], keep_going)
-            matrix = _Matrix(file, reader, hasher, exact=scale_tensor is not None)
+            matrix = MatrixCheck(file, reader, hasher, exact=scale_tensor is not None)
             try:
                 fault = matrix.check(tensor.name, keep_going)
             except FaultyTensor as unreadable:
-                raise _within(unreadable, i, len(files)) from None
+                raise within(unreadable, i, len(files)) from None
             warnings += matrix.warnings
             if matrix.made_by:
                 self.made_by[tensor.name] = self.made_by.get(tensor.name, matrix.made_by) & matrix.made_by
             if fault is not None:
-                faults.append(_within(fault, i, len(files)))
+                faults.append(within(fault, i, len(files)))
         self.digests.append(hasher.result())
         for fault in faults:
             raise fault
@@ -461,14 +459,14 @@ class _Verifier:
         for first, last in row_blocks(prod(tensor.shape), 1, kind.block):
             keep_going()
             raw = self._read(tensor, kind.nbytes((first,)), kind.nbytes((last - first,)))
-            _check_finite(raw, kind, first, tensor.shape)
+            check_finite(raw, kind, first, tensor.shape)
             if isinstance(expected, DenseWeight):
                 assert self.checkpoint is not None
                 wanted = dense_values(self.checkpoint, expected.stored, type_name, first, last)
-                _compare_values(raw, wanted, kind, first, tensor.shape)
+                compare_values(raw, wanted, kind, first, tensor.shape)
             elif expected is not None:
                 assert not isinstance(expected, TernaryWeight | ExpertsWeight)
-                _compare_values(raw, expected.values[first:last].view(np.uint8), kind, first, tensor.shape)
+                compare_values(raw, expected.values[first:last].view(np.uint8), kind, first, tensor.shape)
 
     def _reader(self, expected: TernaryWeight | None, keep_going: KeepGoing) -> TritReader | None:
         if expected is None:
@@ -481,187 +479,3 @@ class _Verifier:
         if not read_at(self.descriptor, raw, tensor.offset + start):
             raise FaultyTensor("the file has become shorter while it was read")
         return raw
-
-
-class _OtherTensor(FaultyTensor):
-    """It is not the checkpoint's tensor at all."""
-
-
-class _Matrix:
-    """One ternary matrix of the file: itself, or of a stack."""
-
-    def __init__(self, file: TernaryTensor, reader: TritReader | None, hasher: TensorHash, *, exact: bool) -> None:
-        """exact: the scale stands in a tensor of its own. hasher: takes the rows."""
-        self.file = file
-        self.reader = reader
-        self.hasher = hasher
-        self.exact = exact
-        self.warnings: list[str] = []
-        self.made_by: set[str] = set()
-
-    def check(self, name: str, keep_going: KeepGoing) -> FaultyTensor | None:
-        """The first thing that is not the checkpoint's. FaultyTensor where the matrix itself is not right."""
-        file, reader = self.file, self.reader
-        fault: FaultyTensor | None = None
-        others = flipped = 0
-        if reader is not None and file.group is None and isinstance(reader.scale, np.ndarray):
-            wanted_group = file.columns // reader.scale.shape[1]
-            raise FaultyTensor(f"has one scale, the checkpoint's has {describe(wanted_group, file.columns)}")
-        x = np.random.default_rng(zlib.crc32(name.encode())).integers(-128, 128, (1, file.columns), np.int8)
-        for first, last in row_blocks(
-            file.rows, file.columns, lcm(file.layout.row_multiple, reader.row_multiple if reader else 1)
-        ):
-            keep_going()
-            rows = file.read(first, last)
-            row_scales = rows.scales.T if rows.scales is not None and file.group == file.columns else file.scale
-            _compare_products(file.layout.matmul_rows(rows.packed, x), rows.trits, x, row_scales, first)
-            self.hasher.update(rows)
-            if reader is None:
-                continue
-            stored = _trits_by_definition(reader, first, last)
-            if not np.array_equal(rows.trits, stored):
-                if not others:
-                    row, column = np.argwhere(rows.trits != stored)[0]
-                    fault = _OtherTensor(f"row {first + row}, column {column}: the trit is not the checkpoint's")
-                others += int(np.count_nonzero(rows.trits != stored))
-                flipped += int(np.count_nonzero(rows.trits * stored < 0))
-            elif fault is None and rows.scales is not None:
-                try:
-                    self._compare_scales(reader, rows.trits, rows.scales, first, last)
-                except FaultyTensor as found:
-                    fault = found
-        self.hasher.end_matrix(None if file.group is not None else file.scale)
-        if reader is not None and fault is not None and others:
-            self.made_by = self._made_by(reader, others, flipped, keep_going)
-            by = "".join(f"; none by {name}" for name in sorted(self.made_by) if name != _ANOTHER_ARITHMETIC)
-            more = f", nor are {others - 1:,} others of {file.rows * file.columns:,}" if others > 1 else ""
-            fault = _OtherTensor(f"{fault.cause}{more}{by}")
-        if reader is not None and fault is None and file.scale is not None:
-            assert not isinstance(reader.scale, np.ndarray)
-            wanted = reader.scale if self.exact else file.layout.stored_scale(reader.scale)
-            if file.scale != wanted:
-                said = f"its scale is {plain(file.scale)}, the checkpoint's is {plain(wanted)}"
-                if self._is_rounded(file.scale, reader.scale).all():
-                    self._warn_of_rounding(said)
-                else:
-                    fault = FaultyTensor(said)
-        return fault
-
-    def _made_by(self, reader: TritReader, others: int, flipped: int, keep_going: KeepGoing) -> set[str]:
-        """The other rules that make all trits of the checkpoint's latents; of packed trits, whether one may have."""
-        weight, file = reader.weight, self.file
-        if not isinstance(weight.scale, Rule):
-            few = others <= _FEW * file.rows * file.columns and not flipped
-            return {_ANOTHER_ARITHMETIC} if few and weight.stored.dtype in ("u8", "i8") else set()
-        found = set()
-        for rule in (ABSMEAN, ABSMEAN_BF16, ABSMEDIAN):
-            if rule != weight.scale:
-                other = TritReader(reader.checkpoint, replace(weight, scale=rule), keep_going)
-                blocks = row_blocks(file.rows, file.columns, lcm(file.layout.row_multiple, other.row_multiple))
-                if all(np.array_equal(file.read(*rows).trits, _trits_by_definition(other, *rows)) for rows in blocks):
-                    found.add(rule.name)
-        return found
-
-    def _is_rounded(self, scales: Scale, wanted: Scale) -> npt.NDArray[np.bool_]:
-        """Whether scales are the checkpoint's as another type has stored them, and then this one."""
-        rounded = [np.asarray(wanted, np.float16).astype(np.float32), _bfloat16(np.asarray(wanted, np.float32))]
-        one, other = (scales == (r if self.exact else self.file.layout.stored_scale(r)) for r in rounded)
-        return np.asarray(one | other)
-
-    def _warn_of_rounding(self, said: str) -> None:
-        self.warnings.append(
-            f"{said}: every trit is the checkpoint's, the scale its own rounded to a 16-bit float, as by a type that "
-            "the file was repacked from"
-        )
-
-    def _compare_scales(self, reader: TritReader, trits: Trits, scales: Scales, first: int, last: int) -> None:
-        """A row's or a group's scales. Where all trits are 0, the file need not have any."""
-        stored = reader.stored_scale
-        if isinstance(stored, np.ndarray):
-            wanted = stored[first:last][_stored_rows(reader, last - first)]
-        else:
-            wanted = np.full((last - first, 1), stored)
-        groups = max(scales.shape[1], wanted.shape[1])
-        scales, wanted = (np.repeat(s, groups // s.shape[1], axis=1) for s in (scales, wanted))
-        wrong = (scales != wanted) & trits.reshape(last - first, groups, -1).any(axis=2)
-        if wrong.any():
-            row, group = np.argwhere(wrong)[0]
-            said = (
-                f"row {first + row}, columns from {group * (trits.shape[1] // groups)}: its scale is "
-                f"{plain(scales[row, group])}, the checkpoint's is {plain(wanted[row, group])}"
-            )
-            if not (self._is_rounded(scales, wanted) | ~wrong).all():
-                raise FaultyTensor(said)
-            self._warn_of_rounding(said)
-
-
-def _bfloat16(values: Scales) -> Scales:
-    """Rounded to the nearest bfloat16."""
-    out = np.empty(values.size, "<u2")
-    _kernels.convert_floats(np.frombuffer(values.astype("<f4").tobytes(), np.uint8), "f32", out.view(np.uint8), "bf16")
-    return (out.astype("<u4") << 16).view("<f4").reshape(values.shape)
-
-
-def _within(fault: FaultyTensor, expert: int, experts: int) -> FaultyTensor:
-    return fault if experts == 1 else type(fault)(f"expert {expert}: {fault.cause}", code=fault.code)
-
-
-def _where(index: int, shape: tuple[int, ...]) -> list[int]:
-    return [int(i) for i in np.unravel_index(index, shape)]
-
-
-def _compare_products(
-    product: npt.NDArray[np.int32], trits: Trits, x: npt.NDArray[np.int8], scale: Scale | None, first: int
-) -> None:
-    """The kernel's product over the packed bytes against that of the unpacked matrix.
-
-    scale: of the tensor, or (1, rows) of each row; None where neither has one of its own. Scaled, the kernel's integer
-    is multiplied once in float32; the unpacked matrix's values are summed as scaled floats, in float64, where every sum
-    of int8 x float32 products of this length is exact, and rounded once.
-    """
-    unpacked = np.empty_like(product)
-    _kernels.matmul(trits, x, unpacked)
-    scale = np.float32(1) if scale is None else scale
-    with np.errstate(over="ignore"):  # damaged scales may be huge; infinity equals infinity
-        scaled = product.astype(np.float32) * scale
-        wanted = (unpacked.astype(np.float64) * scale.astype(np.float64)).astype(np.float32)
-    wrong = (product != unpacked) | (scaled != wanted)
-    if wrong.any():
-        raise FaultyTensor(f"row {first + int(wrong.argmax())}: the kernel's product is not the unpacked matrix's")
-
-
-def _stored_rows(reader: TritReader, count: int) -> npt.NDArray[np.intp]:
-    """Which of the checkpoint's rows of a block is each of the file's, by the definition of the rotation.
-
-    Row i of an interleaved head is row i/2 of the other order where i is even, and row head_dim/2 + (i-1)/2 where it
-    is odd.
-    """
-    rows = np.arange(count)
-    if reader.weight.rope_heads:
-        head, i = np.divmod(rows, reader.row_multiple)
-        other = head * reader.row_multiple + i // 2 + i % 2 * (reader.row_multiple // 2)
-        rows = other if reader.weight.interleave else np.argsort(other)
-    return rows
-
-
-def _trits_by_definition(reader: TritReader, first: int, last: int) -> Trits:
-    """The checkpoint's rows in the order of the file, by other code than what wrote them."""
-    return reader.stored_trits(first, last)[_stored_rows(reader, last - first)]
-
-
-def _check_finite(raw: Bytes, kind: TensorType, first: int, shape: tuple[int, ...]) -> None:
-    """Bytes from element `first` of a tensor on."""
-    values, bad = decode(raw, kind.name)
-    if bad >= 0:
-        what = "is" if kind.name in FLOATS else "stands in a block whose scale is not finite: it is"
-        raise FaultyTensor(f"element {_where(first + bad, shape)} {what} {values[bad]}, not finite")
-
-
-def _compare_values(raw: Bytes, wanted: Bytes, kind: TensorType, first: int, shape: tuple[int, ...]) -> None:
-    """Bytes from element `first` of a tensor on, and those that its type makes of the checkpoint."""
-    if not np.array_equal(raw, wanted):
-        block = int((raw != wanted).argmax()) // kind.block_bytes
-        where = _where(first + block * kind.block, shape)
-        if kind.name in QUANTIZED:
-            raise FaultyTensor(f"the {kind.name} block at {where} is not what llama-quantize makes of the checkpoint's")
-        raise FaultyTensor(f"element {where} is not the checkpoint's")
