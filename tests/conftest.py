@@ -11,7 +11,7 @@ from bitconv import _kernels
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 KERNELS = Path(__file__).parent.parent / "kernels"
 # Modules that use it throughout.
-TORCH = ("compare", "forms", "gpu_pipeline", "longrope", "mixtral", "real_runners", "torch_files")
+TORCH = ("compare", "forms", "gpu_pipeline", "longrope", "mixtral", "real_runners", "saved_by", "torch_files")
 collect_ignore = [] if find_spec("torch") else [f"test_{name}.py" for name in TORCH]
 CHECKPOINTS = ("bitnet_b1_58-tiny", "bitnet-b1.58-2B-4T-tiny", "Llama3-1.58-tiny")
 

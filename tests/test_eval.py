@@ -185,6 +185,7 @@ def test_reports_progress_in_tokens(good: Path) -> None:
     assert calls == [(50, 200), (100, 200), (150, 200), (200, 200)]
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize(("factor", "value"), [(1e4, "Infinity"), (3e38, "NaN")])
