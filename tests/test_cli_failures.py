@@ -189,6 +189,7 @@ def test_a_command_line_that_does_not_parse_is_json_too(words: list[str]) -> Non
 HUGE = "9" * 5000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

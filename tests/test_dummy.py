@@ -89,6 +89,7 @@ def test_named_shapes_have_the_sizes_of_the_published_models(name: str, paramete
     assert len(metadata.get("tokenizer.ggml.merges") or ()) == (merges or 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2b-4t", "falcon3-10b", "large"])
 def test_whole_vocabularies_are_read_back_as_they_were_made(name: str, tmp_path: Path) -> None:
     shape = SHAPES[name]

@@ -63,6 +63,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type_name", ["i2_s", "iq1_bn"])
 def test_the_perplexity_of_packed_types_is_pytorch_s(tmp_path: Path, checkpoint: Path, type_name: str) -> None:
     """iq1_bn has rounded scales; those with exact ones are i2_s to the last bit."""
@@ -94,6 +95,7 @@ def test_f16_and_bf16_differ_from_pytorch_by_their_rounded_scales_alone(
     assert np.array_equal(logits_of(file, tokens), logits_of(tmp_path / "i2_s.gguf", tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type_name", EXACT)
 def test_types_with_exact_scales_agree_to_the_last_bit(tmp_path: Path, checkpoint: Path, type_name: str) -> None:
     tokens = np.arange(5, 45)

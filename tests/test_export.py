@@ -116,6 +116,7 @@ def file(llama: Synthetic, tmp_path: Path) -> Path:
 # --- there and back ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type_name", ["i2_s", "tl2", "tq1_0", "f32", "f16", "bf16"])
 def test_converting_an_export_gives_the_same_file(checkpoint: Path, tmp_path: Path, type_name: str) -> None:
     options = {"type": type_name, "runner": "bitnet.cpp"}
@@ -167,6 +168,7 @@ def test_master_weights_come_back_packed_with_the_scale_in_float32(tmp_path: Pat
     assert (written["architectures"], written["hidden_act"]) == (["BitNetForCausalLM"], "silu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("type_name", "runner"),
     [

@@ -14,6 +14,7 @@ CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 COUNTS = {"gguf": 150, "safetensors": 150, "bin": 300, "config": 200, "tokenizer": 60, "card": 500}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutated_files_are_read_or_refused(name: str) -> None:
     """Whatever is no BitconvError fails the test."""

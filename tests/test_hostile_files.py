@@ -212,6 +212,7 @@ def test_json_with_a_byte_order_mark(tmp_path: Path, model: Synthetic) -> None:
         bitconv.convert(model.path, tmp_path / "out2.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in READ if name not in ("model.safetensors", "README.md")])
 def test_a_file_that_is_larger_than_any_of_its_kind(tmp_path: Path, model: Synthetic, name: str) -> None:
     """A terabyte of zeros that takes no place on the disk."""
@@ -314,6 +315,7 @@ CARDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CARDS)
 def test_front_matter_that_nobody_writes_by_hand(tmp_path: Path, model: Synthetic, kind: str) -> None:
     (model.path / "README.md").write_text(f"---\n{CARDS[kind]}\n---\n# Toy\n")

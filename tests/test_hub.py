@@ -31,6 +31,8 @@ from hub_server import Hub, Repository, commit
 from synthetic import FIXTURES, make_checkpoint
 from tokenizer_support import write_json
 
+pytestmark = pytest.mark.slow
+
 ID = "someone/Ternary-Toy-0.5M-Chat"
 NAME = ID.rpartition("/")[2]
 # All that conversion reads of the checkpoint `published`.
@@ -437,7 +439,6 @@ def test_a_connection_that_breaks_is_taken_up_again(hub: Hub, process: Run, publ
     assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
 
 
-@pytest.mark.slow
 def test_a_lost_connection_is_one_line_and_the_next_run_goes_on(
     hub: Hub, process: Run, cache: Path, tmp_path: Path
 ) -> None:
@@ -471,7 +472,6 @@ def test_a_cache_that_cannot_be_written_is_one_line(run: Run, cache: Path) -> No
     assert_refused(run("convert", ID, "out.gguf"), ID, f"cannot be stored in {cache}: Not a directory")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_a_download_and_the_next_run_goes_on(
     hub: Hub, process: Run, environment: dict[str, str], cache: Path, tmp_path: Path, number: signal.Signals

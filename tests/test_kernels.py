@@ -82,6 +82,7 @@ def unpack(
     return _kernels.unpack_rows(layout, packed, out, scales), out, scales
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda g: f"{g['layout']}-{g['rows']}x{g['cols']}")
 def test_packs_and_unpacks_the_golden_matrices(golden: dict[str, Any]) -> None:
     layout, rows, cols, scale = (golden[key] for key in ("layout", "rows", "cols", "scale"))
@@ -166,6 +167,7 @@ def test_finds_the_first_invalid_code(layout: str, data: st.DataObject, blocks: 
         assert np.array_equal(out_scales, scales, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["tq1_0", "iq1_bn"])
 def test_accepts_exactly_the_bytes_that_packing_makes(layout: str) -> None:
     form = reference.ROW_LAYOUTS[layout]
@@ -391,6 +393,7 @@ def test_converts_every_16_bit_float(dtype: str, out_dtype: str) -> None:
         assert _kernels.convert_floats(one, dtype, np.empty(3 * size, np.uint8), out_dtype) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_dtype", ["f32", "f16", "bf16"])
 @given(patterns=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=70))
 @settings(max_examples=200, deadline=None)

@@ -151,6 +151,7 @@ def test_nothing_of_quantized_weights_is_left_uncovered(quantized: tuple[str, Pa
     assert against.checked["dense values equal to the checkpoint's"].passed >= 2 * 1280 * 256
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_of_a_quantized_tensor_is_found_against_the_checkpoint(

@@ -59,6 +59,7 @@ def files(model: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", FORMS)
 def test_any_layout_to_any_other_is_what_convert_writes(
     files: dict[tuple[str, str, bool], Path], tmp_path: Path, source: tuple[str, str, bool]

@@ -111,6 +111,7 @@ def test_what_a_runner_would_get_wrong_is_refused_with_the_way_out(
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.slow
 def test_every_way_out_that_is_named_works(tmp_path: Path) -> None:
     """Whatever a refusal by runner and type proposes converts."""
     for family in ("microsoft", "llama", "1bitllm"):

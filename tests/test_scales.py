@@ -300,6 +300,7 @@ def test_row_scales_of_ternary_floats_are_exact_where_float16_holds_them(
     assert not any(name.endswith(".scale") for name in File(tmp_path / "out.gguf").tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "fits"), [(32, set()), (64, {"q2_0"}), (128, {"q2_0"}), (256, {"q2_0", "tq1_0", "tq2_0"})]
 )
@@ -488,6 +489,7 @@ def test_a_record_that_the_layout_has_no_room_for_is_wrong(groups: Synthetic, tm
 # From a file to another
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixture", ["rows", "groups"])
 def test_repacking_keeps_several_scales(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(fixture)

@@ -81,6 +81,7 @@ def test_only_temporaries_that_nobody_holds_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == [name for name in before if name != DEAD]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", range(7))
 def test_an_export_that_is_killed_between_two_moves(tmp_path: Path, good: Path, moved: int) -> None:
     """The directory holds the old files or the new ones, once the next run has been there, and never some of each."""

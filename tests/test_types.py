@@ -137,6 +137,7 @@ def files(model: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("type_name", "runner"), TYPES)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
