@@ -91,11 +91,9 @@ EDITABLE := $(PIP) --no-build-isolation --editable
 	touch bitconv/_kernels.*.so .venv/installed $@
 
 # The lowest versions that pyproject.toml declares, of what is built with too, and bitconv as a wheel.
-build/lowest/installed: .venv/dev
-	$(PIP) uv
+build/lowest/installed: .venv/dev tests/lowest.py
 	$(BIN)/python -m venv --clear build/lowest
-	$(BIN)/uv pip compile --quiet --python build/lowest/bin/python --resolution lowest-direct --extra test-core \
-		pyproject.toml .venv/build.txt --output-file build/lowest/versions.txt
+	$(BIN)/python tests/lowest.py >build/lowest/versions.txt
 	build/lowest/bin/pip install --quiet --no-compile --requirement build/lowest/versions.txt
 	build/lowest/bin/pip install --quiet --no-compile --no-build-isolation --no-deps --force-reinstall .
 	touch $@
