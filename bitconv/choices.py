@@ -14,6 +14,9 @@ from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, I2_S_ORDERS, QUANTIZED, TERN
 from bitconv.runners import RUNNERS
 from bitconv.system.errors import BitconvError, Code, option
 
+# Presets, by the type that each gives the embedding and an untied head. small: what Microsoft's own file has.
+PRESETS = {"exact": "f16", "small": "q6_k"}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -54,6 +57,7 @@ REPACKED_TYPE = Choice("type", "type", TERNARY_TYPES)
 TENSOR_TYPE = Choice("tensor_types", "type", (*TERNARY_TYPES, *QUANTIZED))
 TILED_TYPE = Choice("type", "type with tiles", ("tl1", "tl2"))
 EMBED_TYPE = Choice("embed_type", "embedding type", DENSE_TYPES)
+PRESET = Choice("preset", "preset", tuple(PRESETS))
 HEAD_TYPE = Choice("head_type", "head type", DENSE_TYPES)
 FALLBACK = Choice("fallback", "fallback", ("error", "f16", "bf16", "f32", EIGHT_BIT))
 RUNNER = Choice("runner", "runner", tuple(runner.name for runner in RUNNERS))

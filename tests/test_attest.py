@@ -76,6 +76,7 @@ def test_the_manifest_is_what_sha256sum_checks(tmp_path: Path) -> None:
     [
         {},
         {"type": "tl2", "head_type": "q8_0"},
+        {"preset": "small"},
         {"type": "tq1_0", "scale_in_blocks": True},
         {"tensor_types": [("attn_v", "f16")]},
     ],
@@ -129,7 +130,7 @@ def test_a_directory_of_another_name_is_told_as_the_reason(tmp_path: Path) -> No
 
 def test_every_option_that_decides_the_bytes_is_stated() -> None:
     of_no_byte = {"model", "output", "revision", "token", "threads", "force", "dry_run", "attest", "progress"}
-    chooses = {"backend"}  # a type and a runner, which are stated
+    chooses = {"backend", "preset"}  # a type, a runner, a type of the embedding, which are stated
     assert inspect.signature(bitconv.convert).parameters.keys() - of_no_byte - chooses == attest.OPTIONS
 
 

@@ -79,6 +79,28 @@ def test_the_head_can_have_a_type_of_its_own(llama: Path, tmp_path: Path) -> Non
         assert bitconv.verify(tmp_path / "out.gguf", against=llama).right
 
 
+def test_a_preset_gives_the_embedding_and_the_head_their_type_and_the_summary_says_so(
+    llama: Path, tmp_path: Path
+) -> None:
+    def types(**options: str) -> tuple[str, str, tuple[str, ...]]:
+        result = bitconv.convert(llama, tmp_path / "out.gguf", force=True, **options)
+        assert bitconv.verify(tmp_path / "out.gguf", against=llama).right
+        types = {tensor.name: tensor.type for tensor in result.tensors}
+        return types[EMBEDDING], types[HEAD], tuple(note for note in result.notes if "preset" in note)
+
+    assert types() == types(preset="exact") == ("f16", "f16", ())
+    said = "preset small: token_embd.weight is q6_k, output.weight is "
+    assert types(preset="small") == ("q6_k", "q6_k", (said + "q6_k",))
+    assert types(preset="small", head_type="f32") == ("q6_k", "f32", (said + "f32",))
+    assert types(preset="small", embed_type="q8_0")[:2] == ("q8_0", "q8_0")
+
+
+def test_a_preset_that_the_embedding_cannot_have_is_refused_with_the_type_that_it_can(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "microsoft", hidden=320)
+    with pytest.raises(bitconv.BitconvError, match=f"{EMBEDDING}.*multiples of 256.*embed_type='q8_0'"):
+        bitconv.convert(model.path, tmp_path / "out.gguf", type="f32", preset="small")
+
+
 def test_a_model_that_multiplies_by_the_embedding_has_no_head_type(tmp_path: Path) -> None:
     with pytest.raises(bitconv.BitconvError, match=r"head_type='q6_k': the model has no head.*embed_type='q6_k'"):
         bitconv.convert(FIXTURES / "bitnet-b1.58-2B-4T-tiny", tmp_path / "out.gguf", head_type="q6_k")

@@ -72,10 +72,21 @@ def convert(
     token: TokenOption = None,
     runner: RunnerOption = None,
     backend: BackendOption = None,
-    embed_type: Annotated[
+    preset: Annotated[
         str,
-        one_of(choices.EMBED_TYPE, "--embed-type", "Type of the embedding and an untied head.", show_default=True),
-    ] = "f16",
+        one_of(
+            choices.PRESET,
+            "--preset",
+            "Embedding and untied head: "
+            + ", ".join(f"{name} is {type}" for name, type in choices.PRESETS.items())
+            + ".",
+            show_default=True,
+        ),
+    ] = "exact",
+    embed_type: Annotated[
+        str | None,
+        one_of(choices.EMBED_TYPE, "--embed-type", "Type of the embedding and an untied head. Default: the preset's."),
+    ] = None,
     head_type: Annotated[
         str | None,
         one_of(choices.HEAD_TYPE, "--head-type", "Type of an untied head alone.", metavar="TYPE"),

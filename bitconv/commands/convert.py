@@ -12,7 +12,7 @@ from pathlib import Path
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import Checkpoint, StoredTensor
 from bitconv.checkpoint.hub import local_model
-from bitconv.choices import BACKEND, EMBED_TYPE, FALLBACK, HEAD_TYPE, RUNNER, TENSOR_TYPE, TYPE
+from bitconv.choices import BACKEND, EMBED_TYPE, FALLBACK, HEAD_TYPE, PRESET, PRESETS, RUNNER, TENSOR_TYPE, TYPE
 from bitconv.gguf import type_by_name
 from bitconv.layouts import FLOATS
 from bitconv.layouts.registry import tile_rules
@@ -126,7 +126,8 @@ def convert(
     type: str = "i2_s",
     runner: str | None = None,
     backend: str | None = None,
-    embed_type: str = "f16",
+    preset: str = "exact",
+    embed_type: str | None = None,
     head_type: str | None = None,
     fallback: str = "error",
     tensor_types: Sequence[tuple[str, str]] = (),
@@ -157,8 +158,9 @@ def convert(
             the type implies.
         backend: The processor that will run the file: "x86", "arm", "cuda", "metal", "vulkan", "sycl" or "webgpu". With
             the type "auto" the fastest exact type there is taken; None for the smallest.
+        preset: "exact" for an embedding and an untied head in f16, "small" for q6_k.
         embed_type: Of the token embedding and of an untied head: "f16", "f32", "bf16", or "q8_0", "q6_k", "q4_k" in
-            the bytes that llama-quantize makes.
+            the bytes that llama-quantize makes. None for what the preset says.
         head_type: Of an untied head alone.
         fallback: For tensors whose shape or scales the type cannot take: "error", "f16", "bf16", "f32" or "q8_0".
         tensor_types: Pairs of a regular expression and a type, which overrule the type of the tensors whose name the
@@ -198,12 +200,12 @@ def convert(
                 f"{option('attest')} is of a file, and {option('dry_run')} writes none", code=Code.OPTIONS
             )
         attestation.check_outputs(target, force=force)
-    type = TYPE.parse(type)
+    type, preset = TYPE.parse(type), PRESET.parse(preset)
     options = Options(
         type=type,
         runner=RUNNER.optional(runner),
         backend=BACKEND.optional(backend),
-        embed_type=EMBED_TYPE.parse(embed_type),
+        embed_type=EMBED_TYPE.parse(embed_type or PRESETS[preset]),
         head_type=HEAD_TYPE.optional(head_type),
         fallback=FALLBACK.parse(fallback),
         overrides=tuple((pattern, TENSOR_TYPE.parse(name)) for pattern, name in tensor_types),
@@ -258,8 +260,16 @@ def convert(
         run=plan.runner.command(plan.type_name, target, embedding=plan.model.family.embedding),
         tensors=tensors,
         parts=_parts(plan, tensors),
-        notes=(*checkpoint.notes, *plan.notes, *others.notes()),
+        notes=(*checkpoint.notes, *plan.notes, *_preset_notes(preset, tensors), *others.notes()),
     )
+
+
+def _preset_notes(preset: str, tensors: Sequence[ConvertedTensor]) -> list[str]:
+    """What a preset other than the default did."""
+    if preset == "exact":
+        return []
+    done = [f"{t.name} is {t.type}" for t in tensors if t.name in (EMBEDDING, HEAD)]
+    return [f"preset {preset}: {', '.join(done)}"]
 
 
 class _Others:
