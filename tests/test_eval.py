@@ -10,9 +10,10 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.cli import app
-from bitconv.commands.evaluate import evaluate
+from bitconv.commands.evaluate import evaluate, log_probabilities
 from bitconv.gguf import read_gguf
 from bitconv.inference.forward import ForwardPass
+from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.packed.inspection import inspect_file
 from bitconv.system.errors import BitconvError
 from typer.testing import CliRunner
@@ -124,6 +125,33 @@ def test_the_batch_does_not_change_what_is_scored(good: Path) -> None:
     once, parts = (evaluate(good, TEXT, max_tokens=300, window=100, batch=batch) for batch in (100, 33))
     assert once.scored == parts.scored == 297
     assert parts.nll == once.nll
+
+
+def test_windows_that_overlap_score_each_token_once_after_what_precedes_it(good: Path) -> None:
+    result = evaluate(good, TEXT, max_tokens=40, window=16, stride=6, batch=5)
+    opened = read_gguf(good)
+    tokens = load_tokenizer(opened.metadata, good).encode(TEXT.read_text(), add_special_tokens=False).ids[:40]
+    windows = [(0, 1), (6, 16), (12, 22), (18, 28), (24, 34)]  # where each starts, and the first token that it scores
+    expected = 0.0
+    for start, first in windows:
+        logits = logits_of(good, np.array(tokens[start : start + 16]))
+        for position in range(first, start + 16):
+            expected -= float(log_probabilities(logits[position - start - 1])[tokens[position]])
+    assert (result.scored, result.stride) == (39, 6)
+    assert result.nll == pytest.approx(expected / 39, rel=1e-12)
+
+
+def test_a_stride_of_the_window_is_what_is_taken_without_one(good: Path) -> None:
+    assert (
+        evaluate(good, TEXT, max_tokens=70, window=32).nll
+        == evaluate(good, TEXT, max_tokens=70, window=32, stride=32).nll
+    )
+
+
+@pytest.mark.parametrize("stride", [0, 33])
+def test_a_stride_that_is_none_is_refused(good: Path, stride: int) -> None:
+    with pytest.raises(bitconv.BitconvError, match="stride"):
+        evaluate(good, TEXT, window=32, stride=stride)
 
 
 def test_threads_do_not_change_a_bit(good: Path) -> None:

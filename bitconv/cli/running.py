@@ -28,6 +28,15 @@ def evaluate(
     file: FileArgument,
     text: Annotated[Path, option("--text", metavar="TEXT.txt", help="Text to predict, UTF-8.")],
     window: WindowOption = 256,
+    stride: Annotated[
+        int | None,
+        option(
+            "--stride",
+            metavar="N",
+            min=1,
+            help="Tokens between the starts of windows; with less than --window they overlap. Default: --window.",
+        ),
+    ] = None,
     batch: Annotated[
         int, typer.Option("--batch", metavar="N", min=1, help="Tokens computed at once; 1 is as slow as generating.")
     ] = 256,

@@ -36,6 +36,7 @@ class Evaluation:
     architecture: str
     activations: str
     window: int
+    stride: int
     tokens: int
     scored: int
     nll: float
@@ -50,6 +51,7 @@ def evaluate(
     text: str | os.PathLike[str],
     *,
     window: int = 256,
+    stride: int | None = None,
     batch: int = 256,
     max_tokens: int | None = None,
     float_activations: bool = False,
@@ -60,13 +62,15 @@ def evaluate(
 ) -> Evaluation:
     """Negative log-likelihood and perplexity of a text file under the model in a GGUF file.
 
-    The tokens of the text, without a begin token, in consecutive windows, each on its own, the last partial one
-    dropped. Every token of a window but its first is predicted.
+    The tokens of the text, without a begin token, in windows, each on its own, the last partial one dropped. Every
+    token of a window but its first is predicted, and scored where no earlier window did.
 
     Args:
         file: The GGUF file.
         text: A text file in UTF-8.
         window: Tokens in a window.
+        stride: Tokens from the start of a window to that of the next; None for window. With less, windows overlap: a
+            token has at least window - stride others before it, but in the first window.
         batch: Tokens computed at once; 1 is how text is generated.
         max_tokens: Stop after so many tokens of the text.
         float_activations: What a runner computes that does not round activations to int8.
@@ -87,6 +91,14 @@ def evaluate(
         (510, True)
     """
     check_number("window", window, 2)
+    stride = window if stride is None else stride
+    check_number("stride", stride, 1)
+    if stride > window:
+        raise BitconvError(
+            f"{option('stride', stride)} leaves out tokens between windows of {window}",
+            code=Code.OPTIONS,
+            way_out=f"pass at most {option('stride', window)}",
+        )
     check_number("batch", batch, 1)
     if max_tokens is not None:
         check_number("max_tokens", max_tokens, 2)
@@ -105,26 +117,29 @@ def evaluate(
             file=os.fspath(text),
             way_out=f"pass {option('window', len(tokens))}" if len(tokens) > 1 else "take a longer text",
         )
-    windows = tokens[: len(tokens) // window * window].reshape(-1, window)
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, window)[::stride]
     with ForwardPass(opened, inspection, float_activations=float_activations, threads=threads) as model:
         start = time.perf_counter()
-        total = 0.0
+        total, scored = 0.0, 0
         for number, ids in enumerate(windows):
             cache = model.new_cache(window)
+            scored_before = 1 if number == 0 else max(1, window - stride)  # the window's first tokens
             for first in range(0, window, batch):
                 logits = model.logits(ids[first : first + batch], cache)
                 # A row at a time: those of a whole batch do not fit a core's cache. Nothing follows the last token.
-                for row, target in zip(logits, ids[first + 1 : first + 1 + batch], strict=False):
-                    total -= float(log_probabilities(row)[target])
+                for position, row in enumerate(logits[: window - 1 - first], first + 1):
+                    if position >= scored_before:
+                        total -= float(log_probabilities(row)[ids[position]])
+                        scored += 1
                 if progress is not None:
                     progress(number * window + cache.used, windows.size)
         seconds = time.perf_counter() - start
-    scored = windows.size - len(windows)
     return Evaluation(
         file=str(opened.path),
         architecture=inspection.architecture_name,
         activations="float32" if float_activations else "int8",
         window=window,
+        stride=stride,
         tokens=len(tokens),
         scored=scored,
         nll=total / scored,
