@@ -1,4 +1,4 @@
-# make demo: set up, convert a bundled checkpoint, verify the file.   make test: set up, lint, all tests.
+# make demo: set up, convert a bundled checkpoint, verify the file, let it speak.   make test: set up, lint, all tests.
 # make dev: an editable build with all that the tests need; after a change in kernels/, make it again.
 PYTHON ?= python3
 CMAKE ?= cmake
@@ -17,6 +17,7 @@ test test-quick test-lowest: export OMP_NUM_THREADS := 1
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
 	$(BIN)/bitconv verify demo.gguf --against $(DEMO_MODEL)
+	$(BIN)/bitconv generate demo.gguf -p 'The city of' -n 24
 
 dev: .venv/dev
 
@@ -83,7 +84,7 @@ PIP := $(BIN)/pip install --quiet --no-compile --constraint tests/constraints.tx
 
 EDITABLE := $(PIP) --no-build-isolation --editable
 .venv/installed: .venv/build.txt
-	$(EDITABLE) .
+	$(EDITABLE) '.[eval]'
 	touch bitconv/_kernels.*.so $@
 
 .venv/dev: .venv/build.txt

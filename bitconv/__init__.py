@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitconv.commands.dummy import Dummy, dummy
     from bitconv.commands.evaluate import Evaluation, evaluate
     from bitconv.commands.export import Export, ExportedTensor, export
+    from bitconv.commands.generate import generate
     from bitconv.commands.kernel_config import KernelConfig, kernel_config
     from bitconv.commands.repack import RepackedTensor, Repacking, repack
     from bitconv.commands.verify import Verification, VerifiedTensor, verify
@@ -45,6 +46,7 @@ __all__ = [
     "dummy",
     "evaluate",
     "export",
+    "generate",
     "kernel_config",
     "repack",
     "verify",

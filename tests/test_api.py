@@ -15,7 +15,7 @@ import pytest
 
 from synthetic import FIXTURES
 
-VERBS = ["compare", "convert", "dummy", "evaluate", "export", "kernel_config", "repack", "verify"]
+VERBS = ["compare", "convert", "dummy", "evaluate", "export", "generate", "kernel_config", "repack", "verify"]
 
 
 @pytest.fixture(scope="module")

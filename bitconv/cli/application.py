@@ -15,7 +15,7 @@ from bitconv.cli.converting import audit, convert, export, repack, verify
 from bitconv.cli.listing import families, runners
 from bitconv.cli.preparing import dummy, kernel_config
 from bitconv.cli.process import failures_end_in_one_line
-from bitconv.cli.running import compare, evaluate
+from bitconv.cli.running import compare, evaluate, generate
 from bitconv.system.errors import BitconvError, Code
 
 # Of a command line that does not parse; typer exports no name for it.
@@ -82,6 +82,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "eval": evaluate,
     "compare": compare,
+    "generate": generate,
     "kernel-config": kernel_config,
     "dummy": dummy,
     "runners": runners,

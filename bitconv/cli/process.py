@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from bitconv.cli import streams
 from bitconv.cli.streams import print_json, write
 from bitconv.system.errors import BitconvError, Code
 
@@ -37,6 +38,7 @@ def run(command: Callable[[], None]) -> NoReturn:
             signal.signal(number, _interrupt)
     as_json = "--json" in sys.argv[1:]
     printed = io.StringIO()
+    streams.held_back_from = sys.stdout
     code: Any = RIGHT
     with contextlib.redirect_stdout(printed):
         try:

@@ -1,5 +1,6 @@
-"""The commands that run a GGUF file: eval, compare."""
+"""The commands that run a GGUF file: eval, generate, compare."""
 
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from bitconv.cli.options import (
 )
 from bitconv.cli.process import RIGHT, WRONG
 from bitconv.cli.rendering import print_comparison, print_evaluation, show
+from bitconv.cli.streams import write_now
 from bitconv.cli.verbs import call
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to run.", show_default=False)]
@@ -56,6 +58,29 @@ def evaluate(
     In exact BitNet arithmetic over its packed bytes.
     """
     show(call("evaluate", locals(), doing="evaluating", unit="tokens"), as_json, print_evaluation)
+
+
+def generate(
+    file: FileArgument,
+    prompt: Annotated[str, option("--prompt", "-p", metavar="TEXT", help="Text to continue, as it stands.")],
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", min=1, help="Tokens to generate.")] = 64,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="X", help="0 takes the likeliest token each time.")
+    ] = 0.0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Of the choice among tokens.", show_default=True)
+    ] = 0,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Continue a text by the model in a GGUF file, without a runner.
+
+    As a text, not as a chat: no template is applied.
+    """
+    pieces = call("generate", locals())
+    for piece in itertools.chain([prompt], pieces, ["\n"]):
+        write_now(piece)
 
 
 def compare(

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from typing import Any, TextIO
+
+# stdout itself, while what commands print is held back until they end.
+held_back_from: TextIO | None = None
 
 
 def write(stream: TextIO | None, text: str) -> str | None:
@@ -26,6 +30,12 @@ def write(stream: TextIO | None, text: str) -> str | None:
         raise
     divert(stream)
     return cause
+
+
+def write_now(text: str) -> None:
+    """To stdout, of a result that is read as it comes. What would steer the terminal is escaped."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    write(sys.stdout if held_back_from is None else held_back_from, shown)
 
 
 def divert(stream: TextIO) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,15 +11,13 @@ import numpy.typing as npt
 
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
-from bitconv.commands.evaluate import log_probabilities, perplexity
-from bitconv.gguf import Metadata, read_gguf
+from bitconv.commands.evaluate import log_probabilities, opened_to_run, perplexity
+from bitconv.gguf import Metadata
 from bitconv.inference.forward import Floats, ForwardPass, Tokens
 from bitconv.inference.tokenizer import load_tokenizer
-from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models import families
 from bitconv.models.model import load_model
 from bitconv.models.quantization import ScaleConvention
-from bitconv.packed.inspection import inspect_file
 from bitconv.planning.agreement import compare_metadata
 from bitconv.system.errors import BitconvError, Code, check_number, first_lines, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
@@ -153,11 +150,7 @@ def compare(
         raise BitconvError(
             f"{error.name} is missing, which compare needs", code=Code.PACKAGE, way_out="pip install 'bitconv[torch]'"
         ) from None
-    opened = read_gguf(Path(file))
-    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
-    inspection = inspect_file(opened, tiles, i2_s_order)
-    inspection.check_loads(opened.path)
-    inspection.check_known_keys(opened.path)
+    opened, inspection = opened_to_run(file, kernel_config, i2_s_order)
     content = DEFAULT_TEXT if text is None else read_text(text, limit=MAX_TEXT)
     source = Checkpoint(local_model(model, revision, token, accept=families.of_class))
     with source as checkpoint, ForwardPass(opened, inspection, threads=threads) as forward:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bitconv.gguf import read_gguf
+from bitconv.gguf import GGUFFile, read_gguf
 from bitconv.inference.forward import Floats, ForwardPass
 from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.layouts.tiles import read_kernel_config
-from bitconv.packed.inspection import inspect_file
+from bitconv.packed.inspection import Inspection, inspect_file
 from bitconv.system.errors import BitconvError, Code, check_number, option, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
@@ -102,11 +102,7 @@ def evaluate(
     check_number("batch", batch, 1)
     if max_tokens is not None:
         check_number("max_tokens", max_tokens, 2)
-    opened = read_gguf(Path(file))
-    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
-    inspection = inspect_file(opened, tiles, i2_s_order)
-    inspection.check_loads(opened.path)
-    inspection.check_known_keys(opened.path)
+    opened, inspection = opened_to_run(file, kernel_config, i2_s_order)
     content = read_text(text, limit=MAX_TEXT)
     tokens = np.array(load_tokenizer(opened.metadata, opened.path).encode(content, add_special_tokens=False).ids)
     tokens = tokens[:max_tokens]
@@ -147,6 +143,18 @@ def evaluate(
         seconds=seconds,
         tokens_per_second=windows.size / seconds,
     )
+
+
+def opened_to_run(
+    file: str | os.PathLike[str], kernel_config: str | os.PathLike[str] | None, i2_s_order: str | None
+) -> tuple[GGUFFile, Inspection]:
+    """A file that a forward pass can take. BitconvError where it is faulty or has keys that are not known."""
+    opened = read_gguf(Path(file))
+    tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
+    inspection = inspect_file(opened, tiles, i2_s_order)
+    inspection.check_loads(opened.path)
+    inspection.check_known_keys(opened.path)
+    return opened, inspection
 
 
 def perplexity(nll: float) -> float:

@@ -77,7 +77,14 @@ def _spm_json(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
                 text: {"id": text, "ids": [ids[text]], "tokens": [text]} for text in around if text is not None
             },
         },
-        "decoder": {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
         "model": {
             "type": "BPE",
             "dropout": None,
