@@ -103,6 +103,28 @@ NOT_TERNARY = [
     (pack_head, "ternary output head", "model.safetensors: lm_head.weight"),
     (only_gguf, "already a GGUF file", "model.gguf"),
     (add_tensor(".att_proj.weight", (8, 8)), "OLMo-Bitnet-1B", "model.layers.0.self_attn.q_proj.att_proj.weight"),
+    (
+        lambda model: model.rewrite_config(architectures=["LlavaForConditionalGeneration"], vision_config={"depth": 2}),
+        "vision-language model (BitVLA, LLaVA)",
+        "config.json: vision_config",
+    ),
+    (
+        lambda model: model.rewrite_config(architectures=["LlavaLlamaForCausalLM"], mm_vision_tower="clip"),
+        "vision-language model (BitVLA, LLaVA)",
+        "config.json: mm_vision_tower",
+    ),
+    (
+        lambda model: model.rewrite_config(architectures=["HGRNBitForCausalLM"], model_type="hgrn_bit"),
+        "MMfreeLM",
+        "config.json: model_type 'hgrn_bit'",
+    ),
+    (
+        add_tensor(".linear_attn.A_log", (4,)),
+        "hybrid attention",
+        "model.layers.0.self_attn.q_proj.linear_attn.A_log",
+    ),
+    (only("bitmamba_1b.msgpack"), "BitMamba-2", "bitmamba_1b.msgpack"),
+    (only("bitmamba_1b.bin"), "BitMamba-2", "bitmamba_1b.bin"),
     (only("adapter_model.safetensors"), "LoRA adapter", "adapter_model.safetensors"),
     (add_tensor(".lora_A.weight", (8, 8)), "LoRA adapter", "model.layers.0.self_attn.q_proj.lora_A.weight"),
     (only("consolidated.safetensors"), "original Llama layout", "consolidated.safetensors"),

@@ -1,9 +1,11 @@
 """Checkpoints that are no ternary models, or not those that a runner computes: how they are told, and why they go no
 further. One table, from which the refusals and `bitconv families` come.
 
-Sources: transformers' quantization_config.quant_method; hqq's name of a saved model; qat/learnable_binarizer.py of
-FBI-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers;
-model.py of OLMo-Bitnet-1B, whose BitLinear158 starts with an RMSNorm without weights, and llama.cpp's graphs.
+Sources: transformers' quantization_config.quant_method; hqq's name of a saved model; qat/learnable_binarizer.py of FBI-
+LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers;
+vision_config of transformers' models with images and mm_vision_tower of LLaVA's own; configuration_hgrn_bit.py of
+matmulfreellm; the tensors of transformers' Qwen3-Next; the model card of BitMamba-2; model.py of OLMo-Bitnet-1B, whose
+BitLinear158 starts with an RMSNorm without weights, and llama.cpp's graphs.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from bitconv.system.files import read_start
 class Refusal:
     """A kind of checkpoint, told by any of its signs.
 
-    quant_method: of quantization_config. model_type: of config.json. key: that config.json has. tensor: the end of a
-    tensor's name. file: the name of a file in the model directory. in_place: the names of files, patterns, in a
-    directory without weights.
+    quant_method: of quantization_config. model_type: of config.json. keys: that config.json has, any of them. tensor:
+    the end of a tensor's name. file: the name of a file in the model directory. in_place: the names of files, patterns,
+    in a directory without weights.
     sign: in place of these, in words, where code elsewhere finds it.
     reason and way_out: halves of a sentence.
     """
@@ -35,7 +37,7 @@ class Refusal:
     way_out: str
     quant_method: str | None = None
     model_type: str | None = None
-    key: str | None = None
+    keys: tuple[str, ...] = ()
     tensor: str | None = None
     file: str | None = None
     in_place: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ class Refusal:
             self.sign,
             self.quant_method and f"quant_method {self.quant_method}",
             self.model_type and f"model_type {self.model_type}",
-            self.key and f"{self.key} in config.json",
+            f"{' or '.join(self.keys)} in config.json" if self.keys else "",
             self.tensor and f"tensors *{self.tensor}",
             self.file and f"a file {self.file}",
             f"{' or '.join(self.in_place)}, and no weights beside" if self.in_place else "",
@@ -131,7 +133,7 @@ REFUSALS = (
         "quantized by MLX",
         _GROUPS,
         "convert the checkpoint that it was made from, or what mlx_lm.convert makes of that without -q",
-        key="quantization",
+        keys=("quantization",),
     ),
     OTHER_QUANTIZATION,
     Refusal(
@@ -163,6 +165,30 @@ REFUSALS = (
         "llama.cpp's olmo graph lacks the norms inside its projections, and the bitnet graph those of OLMo's blocks",
         _NOT_B158,
         tensor=".att_proj.weight",
+    ),
+    Refusal(
+        "vision-language model (BitVLA, LLaVA)",
+        "it looks at images, and bitconv's graphs are those of text",
+        "save its language model alone, under that model's own class and tensor names, and convert that",
+        keys=("vision_config", "mm_vision_tower"),
+    ),
+    Refusal(
+        "MMfreeLM",
+        "it has gated recurrences (HGRN) in place of attention, and no runner's graph does",
+        _NOT_B158,
+        model_type="hgrn_bit",
+    ),
+    Refusal(
+        "hybrid attention",
+        "some of its layers are linear attention, whose state and gates no graph of a ternary family has",
+        "a model with attention in every layer converts, such as Qwen3",
+        tensor=".linear_attn.A_log",
+    ),
+    Refusal(
+        "BitMamba-2",
+        "it is a state space model in JAX's format, and no runner's graph computes its layers from ternary weights",
+        "run its own .bin file in the program of its authors",
+        in_place=("bitmamba*.msgpack", "bitmamba*.bin"),
     ),
     LORA,
     Refusal(
@@ -212,8 +238,9 @@ def check_checkpoint(config: Mapping[str, Any], tensors: Collection[str], path: 
             raise refusal.error(file, f"quantization_config.quant_method {method!r}")
         if refusal.model_type is not None and config.get("model_type") == refusal.model_type:
             raise refusal.error(file, f"model_type {refusal.model_type!r}")
-        if refusal.key is not None and config.get(refusal.key):
-            raise refusal.error(file, refusal.key)
+        for key in refusal.keys:
+            if config.get(key):
+                raise refusal.error(file, key)
         for name in tensors if refusal.tensor is not None else ():
             if name.endswith(str(refusal.tensor)):
                 raise refusal.error(path, tensor=name)
