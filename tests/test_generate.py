@@ -98,6 +98,11 @@ def test_a_prompt_that_fills_the_context_is_refused(file: Path) -> None:
         bitconv.generate(file, PROMPT * 20_000)
 
 
+def test_a_prompt_that_is_no_text_is_refused(file: Path) -> None:
+    with pytest.raises(bitconv.BitconvError, match="the prompt is not UTF-8"):
+        bitconv.generate(file, "caf\udce9")
+
+
 def test_the_command_prints_the_prompt_and_the_text(file: Path) -> None:
     result = CliRunner().invoke(app, ["generate", str(file), "-p", PROMPT + "\x1b[2J", "-n", "8"])
     assert result.exit_code == 0, result.stderr

@@ -1,8 +1,8 @@
 """Checkpoints that are no ternary models, or not those that a runner computes: how they are told, and why they go no
 further. One table, from which the refusals and `bitconv families` come.
 
-Sources: transformers' quantization_config.quant_method; hqq's name of a saved model; qat/learnable_binarizer.py of FBI-
-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers;
+Sources: transformers' quantization_config.quant_method; hqq's name of a saved model; qat/learnable_binarizer.py of
+FBI-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers;
 vision_config of transformers' models with images and mm_vision_tower of LLaVA's own; configuration_hgrn_bit.py of
 matmulfreellm; the tensors of transformers' Qwen3-Next; the model card of BitMamba-2; model.py of OLMo-Bitnet-1B, whose
 BitLinear158 starts with an RMSNorm without weights, and llama.cpp's graphs.

@@ -60,6 +60,8 @@ def generate(
     check_number("seed", seed, 0)
     if not (math.isfinite(temperature) and temperature >= 0):
         raise BitconvError(f"{option('temperature', temperature)}: expected 0 or more", code=Code.USAGE)
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # bytes of a command line that are no text
+        raise BitconvError("the prompt is not UTF-8", code=Code.USAGE)
     opened, inspection = opened_to_run(file, kernel_config, i2_s_order)
     tokenizer = load_tokenizer(opened.metadata, opened.path)
     ids = tokenizer.encode(prompt).ids
