@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from bitconv.backends import BACKENDS
-from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, I2_S_ORDERS, QUANTIZED, TERNARY_TYPES
+from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, I2_S_ORDERS, PACKED, QUANTIZED, TERNARY_TYPES
 from bitconv.runners import RUNNERS
 from bitconv.system.errors import BitconvError, Code, option
 
-# Presets, by the type that each gives the embedding and an untied head. small: what Microsoft's own file has.
-PRESETS = {"exact": "f16", "small": "q6_k"}
+# Presets, by what each gives the embedding and an untied head. small: what the publishers' own files have.
+PRESETS = {"exact": "f16", "small": "q6_k, or a ternary type where they are ternary"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ TYPE = Choice("type", "type", (*TERNARY_TYPES, "auto"))
 REPACKED_TYPE = Choice("type", "type", TERNARY_TYPES)
 TENSOR_TYPE = Choice("tensor_types", "type", (*TERNARY_TYPES, *QUANTIZED))
 TILED_TYPE = Choice("type", "type with tiles", ("tl1", "tl2"))
-EMBED_TYPE = Choice("embed_type", "embedding type", DENSE_TYPES)
+EMBED_TYPE = Choice("embed_type", "embedding type", (*DENSE_TYPES, *PACKED))
 PRESET = Choice("preset", "preset", tuple(PRESETS))
-HEAD_TYPE = Choice("head_type", "head type", DENSE_TYPES)
+HEAD_TYPE = Choice("head_type", "head type", EMBED_TYPE.words)
 FALLBACK = Choice("fallback", "fallback", ("error", "f16", "bf16", "f32", EIGHT_BIT))
 RUNNER = Choice("runner", "runner", tuple(runner.name for runner in RUNNERS))
 BACKEND = Choice("backend", "backend", BACKENDS)

@@ -112,12 +112,13 @@ RUNNERS = (
         types={"i2_s": 40, "tl1": 38, "tl2": 39, "tq1_0": 36, "tq2_0": 37, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "i2_s": 36, "tl1": 38, "tl2": 39},
         run=_LLAMA_CLI,
-        lookups=QUANTIZED,
-        heads=QUANTIZED,
+        lookups=(*QUANTIZED, "tq1_0", "tq2_0"),
+        heads=(*QUANTIZED, "tq1_0", "tq2_0", "i2_s"),
         own_pre=_BITNET_CPP_PRE,
         notes=(
             "TL1 and TL2 need a build with kernels of the same tiles (TL1 on arm64, TL2 on x86); a file with others "
             "is garbage without an error",
+            "crashes when it looks up rows of an embedding in I2_S",
         ),
         machines={"i2_s": "x86, and on arm64 before November 2025", "tl1": "arm64", "tl2": "x86"},
         type_notes={"tl1": _TL1_CRASH},
@@ -141,8 +142,8 @@ RUNNERS = (
         types={"tq1_0": 36, "tq2_0": 37, "q2_0": 41, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
         run=_LLAMA_CLI,
-        lookups=QUANTIZED,
-        heads=QUANTIZED,
+        lookups=(*QUANTIZED, "tq1_0", "tq2_0", "q2_0"),
+        heads=(*QUANTIZED, "tq1_0", "tq2_0", "q2_0"),
         preferred=True,
         scale_tensors=True,
         expert_types=("tq1_0", "tq2_0", "q2_0", *FLOAT_FILE_TYPES),
@@ -163,11 +164,12 @@ RUNNERS = (
         type_ids={"iq1_bn": 134, "iq2_bn": 135},
         run=_LLAMA_CLI,
         lookups=QUANTIZED,
-        heads=QUANTIZED,
+        heads=(*QUANTIZED, "iq2_bn", "iq1_bn"),
         min_columns={"iq1_bn": 512, "iq2_bn": 512},
         notes=(
             "loads I2_S and computes garbage; repack such a file to iq2_bn",
             "crashes when it loads TQ1_0 or TQ2_0",
+            "looks up rows of an embedding in IQ1_BN and IQ2_BN without their scale",
         ),
     ),
     Runner(
@@ -285,16 +287,6 @@ def experts_way_out() -> str:
     """A type and a runner that compute stacked experts."""
     name, runner_name = next((name, r.name) for r in RUNNERS for name in r.types if name in r.expert_types)
     return f"what works: {option('type', name)} {option('runner', runner_name)}"
-
-
-def dense_obstacle(target: Runner, name: str, columns: int, *, looked_up: bool, multiplied: bool) -> str | None:
-    """Why an embedding or a head of so many columns cannot have this type in this runner; None where it can."""
-    from bitconv.layouts.dense import dense_obstacle
-
-    for wanted, able, what in ((looked_up, target.lookups, "looks up rows of"), (multiplied, target.heads, "computes")):
-        if wanted and name not in (*FLOATS, *able):
-            return f"it is not known that {target.name} {what} {name}"
-    return dense_obstacle(name, columns)
 
 
 def layout_name(type_id: int, file_type: int | None) -> str | None:

@@ -179,6 +179,64 @@ def test_llama_cpp_multiplies_each_block_by_its_scale(type_name: str, group: int
     assert (np.exp(expected) * (expected - predicted)).sum(axis=1).mean() < 0.01
 
 
+def with_ternary_embeddings(name: str, directory: Path) -> Path:
+    """A checkpoint with the embedding, and the head if it has one, made ternary: worse, and the same everywhere."""
+    from safetensors.torch import load_file, save_file
+
+    model = directory / "model"
+    shutil.copytree(FIXTURES / name, model)
+    for shard in model.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for source in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+            values = tensors[source].float()
+            scale = values.abs().mean().to(torch.bfloat16).float()
+            tensors[source] = ((values / scale).round().clamp(-1, 1) * scale).to(torch.bfloat16)
+        save_file(tensors, shard)
+    return model
+
+
+@pytest.mark.parametrize("name", [LLAMA, ONEBITLLM])
+@pytest.mark.parametrize("embed_type", ["tq1_0", "tq2_0", "q2_0"])
+def test_llama_cpp_looks_up_and_multiplies_by_ternary_embeddings(name: str, embed_type: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = with_ternary_embeddings(name, tmp_path)
+    predictions = []
+    for kind in (embed_type, "f32"):
+        bitconv.convert(model, tmp_path / f"{kind}.gguf", type="q2_0", runner="llama.cpp", embed_type=kind)
+        predictions.append(real_runners.llama_cpp(tmp_path / f"{kind}.gguf", range(0, 1000, 100)).log_probabilities)
+    predicted, expected = predictions
+    assert (np.exp(expected) * (expected - predicted)).sum(axis=1).mean() < 1e-3
+
+
+@pytest.mark.parametrize("head_type", ["iq1_bn", "iq2_bn"])
+def test_ik_llama_cpp_multiplies_by_ternary_heads(head_type: str, tmp_path: Path) -> None:
+    pytest.importorskip("ik_llama_cpp")
+    model = with_ternary_embeddings(LLAMA, tmp_path)
+    perplexities = []
+    for kind in (head_type, "f32"):
+        bitconv.convert(model, tmp_path / f"{kind}.gguf", type="iq2_bn", head_type=kind)
+        perplexities.append(np.exp(real_runners.ik_llama_cpp(tmp_path / f"{kind}.gguf").losses.mean()))
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-3)
+
+
+@pytest.mark.skipif(BITNET_CPP is None, reason="BITCONV_BITNET_CPP is not set")
+@pytest.mark.parametrize("name", [LLAMA, ONEBITLLM])
+@pytest.mark.parametrize("embed_type", ["tq1_0", "tq2_0", "i2_s"])
+def test_bitnet_cpp_takes_ternary_embeddings_and_heads(name: str, embed_type: str, tmp_path: Path) -> None:
+    assert BITNET_CPP is not None
+    model = with_ternary_embeddings(name, tmp_path)
+    options: dict[str, Any] = {"embed_type": embed_type}
+    if embed_type == "i2_s":  # in which it cannot look up rows
+        options = {"head_type": embed_type}
+        if name != LLAMA:
+            pytest.skip("the model has no head of its own")
+    perplexities = []
+    for kind, chosen in (("ternary", options), ("f32", {"embed_type": "f32"})):
+        bitconv.convert(model, tmp_path / f"{kind}.gguf", fallback="f16", **chosen)
+        perplexities.append(real_runners.bitnet_cpp(BITNET_CPP, tmp_path / f"{kind}.gguf"))
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-3)
+
+
 @cache
 def float_perplexity_in_bitnet_cpp(name: str, directory: Path) -> float:
     assert BITNET_CPP is not None

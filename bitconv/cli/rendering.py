@@ -59,7 +59,7 @@ def print_conversion(result: Conversion, *, against: str) -> None:
         print(f"{count} are stored as floats that are ternary already, and are kept as they are{others}")
     if result.exact_scales:
         several = any(tensor.group is not None for tensor in result.tensors)
-        print("scales: exact, several a tensor" if several else "scales: exact, in float32")
+        print("scales: exact, several a tensor" if several else "scales: exact")
     elif result.dry_run:
         print("scales: rounded to the type's own floats")
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import Checkpoint, StoredTensor
 from bitconv.checkpoint.hub import local_model
-from bitconv.choices import BACKEND, EMBED_TYPE, FALLBACK, HEAD_TYPE, PRESET, PRESETS, RUNNER, TENSOR_TYPE, TYPE
+from bitconv.choices import BACKEND, EMBED_TYPE, FALLBACK, HEAD_TYPE, PRESET, RUNNER, TENSOR_TYPE, TYPE
 from bitconv.gguf import type_by_name
 from bitconv.layouts import FLOATS
 from bitconv.layouts.registry import tile_rules
@@ -22,10 +22,10 @@ from bitconv.models import families
 from bitconv.models.architectures import Role
 from bitconv.models.model import load_model
 from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, Rule, rule_of, scale_convention_of
-from bitconv.models.ternary_floats import settle_scales
+from bitconv.models.ternary_floats import find_ternary, settle_scales
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight, Weight
-from bitconv.planning.dense import EMBEDDING, HEAD
+from bitconv.packed.embeddings import EMBEDDING, HEAD
 from bitconv.planning.placement import PlacedMatrix
 from bitconv.planning.plan import Options, Plan, PlannedTensor, make_plan
 from bitconv.system import jobs
@@ -158,9 +158,10 @@ def convert(
             the type implies.
         backend: The processor that will run the file: "x86", "arm", "cuda", "metal", "vulkan", "sycl" or "webgpu". With
             the type "auto" the fastest exact type there is taken; None for the smallest.
-        preset: "exact" for an embedding and an untied head in f16, "small" for q6_k.
-        embed_type: Of the token embedding and of an untied head: "f16", "f32", "bf16", or "q8_0", "q6_k", "q4_k" in
-            the bytes that llama-quantize makes. None for what the preset says.
+        preset: "exact" for an embedding and an untied head in f16; "small" for a ternary type where they are ternary
+            and the runner computes it there, and q6_k where not.
+        embed_type: Of the token embedding and of an untied head: "f16", "f32", "bf16"; "q8_0", "q6_k", "q4_k" in the
+            bytes that llama-quantize makes; or a packed layout where they are ternary. None for what the preset says.
         head_type: Of an untied head alone.
         fallback: For tensors whose shape or scales the type cannot take: "error", "f16", "bf16", "f32" or "q8_0".
         tensor_types: Pairs of a regular expression and a type, which overrule the type of the tensors whose name the
@@ -205,7 +206,8 @@ def convert(
         type=type,
         runner=RUNNER.optional(runner),
         backend=BACKEND.optional(backend),
-        embed_type=EMBED_TYPE.parse(embed_type or PRESETS[preset]),
+        preset=preset,
+        embed_type=EMBED_TYPE.optional(embed_type),
         head_type=HEAD_TYPE.optional(head_type),
         fallback=FALLBACK.parse(fallback),
         overrides=tuple((pattern, TENSOR_TYPE.parse(name)) for pattern, name in tensor_types),
@@ -221,7 +223,8 @@ def convert(
         model_with_scales = settle_scales(
             checkpoint, loaded, rule_of(ternarize, group), threads, convention, keep_floats=keep_floats
         )
-        plan = make_plan(checkpoint, model_with_scales, options)
+        looked_at = find_ternary(checkpoint, model_with_scales, options.ternary_embeddings, threads)
+        plan = make_plan(checkpoint, looked_at, options)
         scales: dict[str, list[Scale]] = {}
         others = _Others()
         if not dry_run:
@@ -229,12 +232,14 @@ def convert(
                 scales = _write(checkpoint, plan, descriptor, others, threads, progress)
                 checkpoint.check_unchanged()
         if attest:
+            embedding_types = {t.weight.name: t.type_name for t in plan.tensors if t.weight.name in (EMBEDDING, HEAD)}
             asked = {
                 # What a backend chooses is stated itself: a later bitconv may know of a faster type.
                 "type": options.type if options.backend is None else plan.type_name,
                 "runner": options.runner if options.backend is None else plan.runner.name,
-                "embed_type": options.embed_type,
-                "head_type": options.head_type,
+                # What a preset chooses likewise.
+                "embed_type": embedding_types[EMBEDDING],
+                "head_type": embedding_types.get(HEAD),
                 "fallback": options.fallback,
                 "tensor_types": [list(pair) for pair in options.overrides],
                 "kernel_config": None if options.tiles is None else kernel_config_text(options.tiles),
@@ -253,7 +258,7 @@ def convert(
         type=plan.type_name,
         runner=plan.runner.name,
         machines=plan.runner.machines.get(plan.type_name),
-        exact_scales=all(place.exact for t in plan.tensors for place in t.places),
+        exact_scales=all(_keeps_scales(t, scales.get(t.weight.name, [])) for t in plan.tensors),
         reason=plan.reason,
         size=plan.size,
         dry_run=dry_run,
@@ -298,7 +303,9 @@ def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> Converted
     """scales: of the matrices of a ternary tensor, empty in a dry run."""
     group = tensor.places[0].group if tensor.places else None
     errors = [place.scale_error(scale) for place, scale in zip(tensor.places, scales, strict=bool(scales))]
-    matrices = tensor.weight.matrices if isinstance(tensor.weight, TernaryWeight | ExpertsWeight) else ()
+    projections: tuple[TernaryWeight, ...] = ()
+    if isinstance(tensor.weight, TernaryWeight | ExpertsWeight) and tensor.weight.name not in (EMBEDDING, HEAD):
+        projections = tensor.weight.matrices
     return ConvertedTensor(
         tensor.weight.name,
         tensor.type_name,
@@ -309,9 +316,15 @@ def _report(plan: Plan, tensor: PlannedTensor, scales: list[Scale]) -> Converted
         float(scales[0]) if len(scales) == 1 and group is None else None,
         max(errors, default=None),
         group,
-        all(matrix.was_ternary for matrix in matrices) if matrices else None,
+        all(matrix.was_ternary for matrix in projections) if projections else None,
         tensor.fallback,
     )
+
+
+def _keeps_scales(tensor: PlannedTensor, scales: list[Scale]) -> bool:
+    """Whether the type holds the scales of a ternary tensor, or every one at least that has been written."""
+    written = [place.scale_error(scale) == 0 for place, scale in zip(tensor.places, scales, strict=bool(scales))]
+    return all(place.exact for place in tensor.places) or (bool(written) and all(written))
 
 
 def _stored_nbytes(weight: Weight) -> int:

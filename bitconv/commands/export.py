@@ -19,7 +19,7 @@ from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE
 from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf, type_by_name
-from bitconv.layouts import QUANTIZED
+from bitconv.layouts import PACKED, QUANTIZED
 from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes
 from bitconv.layouts.registry import make_layout
@@ -74,7 +74,8 @@ class Export:
             when it loads the model.
         warnings: What verify calls wrong in the file's metadata, which the checkpoint then has too, and keys that
             runners generate by and the checkpoint lacks.
-        dequantized: The types of the dense weights that the file has quantized, by the checkpoint's names.
+        dequantized: The types of the embedding and the head where they are no floats in the file, by the checkpoint's
+            names.
     """
 
     directory: str
@@ -249,7 +250,7 @@ class _Source:
         dequantized = {
             self.family.source_name(name): self.inspection.types[name]
             for name in dense
-            if self.inspection.types[name] in QUANTIZED
+            if self.inspection.types[name] in (*QUANTIZED, *PACKED)
         }
         return _Checkpoint(config, dtype, convention, scale_dtype, tensors, scales, dequantized)
 
@@ -270,7 +271,11 @@ class _Source:
             return tensor, scale
 
     def values(self, info: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
-        """The values of a dense tensor in row order, a block at a time."""
+        """The values of a tensor in row order, a block at a time."""
+        if info.name in self.inspection.layouts:
+            with self.naming(info.name):
+                yield from self.ternary_values(info)
+            return
         *rows, columns = info.shape
         row_bytes = type_by_name(self.inspection.types[info.name]).nbytes((columns,))
         for first, last in row_blocks(rows[0] if rows else 1, columns, 1):
@@ -285,6 +290,12 @@ class _Source:
             if bad >= 0:
                 raise self.error(info.name, f"holds {values[bad]}; a weight must be finite", Code.FAULTY)
             yield values
+
+    def ternary_values(self, info: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
+        group = self.inspection.groups.get(info.name)
+        tensor = TernaryTensor(self.descriptor, info, self.inspection.layouts[info.name], None, group)
+        for first, last in row_blocks(tensor.rows, tensor.columns, tensor.layout.row_multiple):
+            yield tensor.values(first, last).reshape(-1)
 
     def dense(self, info: TensorInfo, dtype: str, keep_going: KeepGoing) -> Iterator[Bytes]:
         for values in self.values(info):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,17 +14,18 @@ import numpy as np
 from bitconv import runners
 from bitconv.choices import EMBED_TYPE, HEAD_TYPE, REPACKED_TYPE, RUNNER
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf, type_by_name
-from bitconv.layouts import QUANTIZED
+from bitconv.layouts import PACKED, QUANTIZED
 from bitconv.layouts.dense import encode
 from bitconv.layouts.i2_s import ORDER_KEY
 from bitconv.layouts.layout import Bytes
-from bitconv.layouts.registry import check_has_tiles, tile_rules
+from bitconv.layouts.registry import check_has_tiles, make_layout, tile_rules
 from bitconv.layouts.scales import group_obstacle
 from bitconv.layouts.tiles import TILES_KEY, Tile, read_kernel_config
 from bitconv.models.architectures import Role, scale_name
+from bitconv.packed import embeddings
+from bitconv.packed.embeddings import HEAD
 from bitconv.packed.inspection import Inspection, inspect_file
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
-from bitconv.planning.dense import HEAD, check_dense
 from bitconv.planning.placement import DataSection, PlacedMatrix
 from bitconv.runners import Runner
 from bitconv.system import jobs
@@ -39,7 +39,7 @@ from bitconv.tokenizer.pretokenizers import check_name
 # A job copies this many bytes of a tensor that stays as it is, in pieces that fit a core's cache.
 COPY_JOB_BYTES = 1 << 25
 COPY_PIECE_BYTES = 1 << 20
-# A job changes the type of this many values, whole blocks of every type.
+# A job changes the type of this many values, whole rows.
 CHANGE_JOB_VALUES = 1 << 22
 # The same graph: ik_llama.cpp and bitnet.cpp know both names, the first release of it only the older one.
 _NEWER_NAME = {"bitnet-25": "bitnet-b1.58"}
@@ -47,7 +47,7 @@ _NEWER_NAME = {"bitnet-25": "bitnet-b1.58"}
 
 @dataclass(frozen=True)
 class RepackedTensor:
-    """A ternary tensor that was repacked.
+    """A tensor that has its trits in a layout: a projection, an embedding or a head.
 
     Attributes:
         scale: As the input has it; None where there are several.
@@ -66,7 +66,7 @@ class RepackedTensor:
 
 @dataclass(frozen=True)
 class RepackedDense:
-    """An embedding or a head of another type."""
+    """An embedding or a head of another type, which is none of trits."""
 
     name: str
     from_type: str
@@ -139,7 +139,8 @@ def repack(
         kernel_config: As `convert` takes it.
         from_kernel_config: The ini with the tiles of a TL1 or TL2 input that does not record them.
         from_i2_s_order: "arm64" or "row4" for an I2_S input in that byte order that does not record it.
-        embed_type: A new type of an embedding and an untied head that are floats; None to keep it.
+        embed_type: A new type of an embedding and an untied head that are floats or ternary; None to keep it, or where
+            the runner does not take what is ternary so, for a type that it takes.
         head_type: Of the head alone.
         scale_in_blocks: As `convert` takes it.
         pre: tokenizer.ggml.pre, which published files lack.
@@ -248,21 +249,43 @@ def _plan(
             planned.append(_Planned(info, place.offset, place.nbytes, place))
         elif role is not Role.SCALE:
             old = inspection.types[info.name]
-            new = _dense_type(opened, inspection, section.runner, info, dense_types) if role is Role.EMBEDDING else old
-            nbytes = type_by_name(new).nbytes(info.shape)
-            offset = section.place(info.name, info.shape, section.runner.type_id(new), nbytes)
-            planned.append(_Planned(info, offset, nbytes, dense=new if new != old else None))
+            new = old
+            if role is Role.EMBEDDING:
+                new = _embedding_type(opened, inspection, section.runner, info, type_name, dense_types)
+            if new in PACKED:
+                rows, columns = info.shape
+                group = inspection.groups.get(info.name)
+                layout = runners.layout_for(section.runner, new)
+                place = section.place_ternary(info.name, (rows, columns), layout, group, beside=False)
+                planned.append(_Planned(info, place.offset, place.nbytes, place))
+            else:
+                offset, nbytes = section.place_dense(info.name, info.shape, new)
+                planned.append(_Planned(info, offset, nbytes, dense=new if new != old else None))
     return planned
 
 
-def _dense_type(
-    opened: GGUFFile, inspection: Inspection, target: Runner, info: TensorInfo, dense_types: Mapping[str, str | None]
+def _embedding_type(
+    opened: GGUFFile,
+    inspection: Inspection,
+    target: Runner,
+    info: TensorInfo,
+    type_name: str,
+    dense_types: Mapping[str, str | None],
 ) -> str:
-    """What an embedding or a head becomes."""
+    """What an embedding or a head becomes. One that is ternary stays so where the runner has a type for it."""
+    has_head, group = _has_head(opened, inspection), inspection.groups.get(info.name)
     old, parameter = inspection.types[info.name], "embed_type"
     if info.name == HEAD and dense_types["head_type"] is not None:
         parameter = "head_type"
     new = dense_types[parameter] or old
+    if dense_types[parameter] is None and old in PACKED:
+        able = (
+            name
+            for name in (old, type_name, *PACKED)
+            if embeddings.obstacle(target, info.name, name, info.shape, has_head=has_head) is None
+            and group_obstacle(runners.layout_for(target, name), info.shape[1], group) is None
+        )
+        new = next(able, "f16")
     if new != old and old in QUANTIZED:
         raise BitconvError(
             f"it is {old}, and what is quantized is not quantized or widened again",
@@ -271,8 +294,7 @@ def _dense_type(
             tensor=info.name,
             way_out="convert the checkpoint",
         )
-    has_head, columns = _has_head(opened, inspection), info.shape[-1]
-    check_dense(target, info.name, new, columns, has_head=has_head, file=opened.path, parameter=parameter)
+    embeddings.check(target, info.name, new, info.shape, has_head=has_head, file=opened.path, parameter=parameter)
     return new
 
 
@@ -306,11 +328,15 @@ def _write(
     repacked: dict[str, RepackedTensor] = {}
     source = opened.open()
 
+    def opened_ternary(info: TensorInfo) -> TernaryTensor:
+        layout = inspection.layouts.get(info.name) or make_layout(inspection.types[info.name])
+        group = inspection.groups.get(info.name)
+        return TernaryTensor(source, info, layout, scale_tensors.get(scale_name(info.name)), group)
+
     def ternary(info: TensorInfo, place: PlacedMatrix, keep_going: KeepGoing) -> int:
         name = info.name
         try:
-            scale_tensor = scale_tensors.get(scale_name(name))
-            file = TernaryTensor(source, info, inspection.layouts[name], scale_tensor, place.group)
+            file = opened_ternary(info)
             scale = file.find_scale(keep_going)
             obstacle = place.obstacle(scale)
             if obstacle is not None:
@@ -340,31 +366,36 @@ def _write(
         return last - first
 
     def change(tensor: _Planned, new: str, first: int, last: int, keep_going: KeepGoing) -> int:
-        """first, last: of its values."""
-        info, old, kind = tensor.info, type_by_name(inspection.types[tensor.info.name]), type_by_name(new)
-        at = tensor.offset + kind.nbytes((first,))
-        for start, end in row_blocks(last - first, 1, kind.block):
+        """Rows first to last (exclusive) of an embedding or a head."""
+        info, old = tensor.info, inspection.types[tensor.info.name]
+        rows, columns = info.shape
+        ternary = opened_ternary(info) if info.name in inspection.layouts else None
+        stride, new_stride = inspection.nbytes[info.name] // rows, type_by_name(new).nbytes((columns,))
+        for start, end in row_blocks(last - first, columns, 1):
             keep_going()
-            raw = read(info, old.nbytes((first + start,)), old.nbytes((first + end,)))
-            data, bad = encode(raw, old.name, new)
+            if ternary is None:
+                raw = read(info, (first + start) * stride, (first + end) * stride)
+            else:
+                try:
+                    old, raw = "f32", ternary.values(first + start, first + end).reshape(-1).view(np.uint8)
+                except FaultyTensor as fault:
+                    raise fault.at(opened.path, info.name) from None
+            data, bad = encode(raw, old, new)
             if bad >= 0:
-                where = [int(i) for i in np.unravel_index(first + start + bad, info.shape)]
+                where = [first + start + bad // columns, bad % columns]
                 cause = f"element {where} is a value that {new} cannot hold, or not finite"
                 raise BitconvError(cause, code=Code.LAYOUT, file=opened.path, tensor=info.name)
-            write_at(descriptor, data, len(header) + at)
-            at += data.size
-        return at - tensor.offset - kind.nbytes((first,))
+            write_at(descriptor, data, len(header) + tensor.offset + (first + start) * new_stride)
+        return (last - first) * new_stride
 
     work: list[Callable[[KeepGoing], int]] = []
     for tensor in planned:
         if tensor.place is not None:
             work.append(partial(ternary, tensor.info, tensor.place))
         elif tensor.dense is not None:
-            count = prod(tensor.info.shape)
-            work += [
-                partial(change, tensor, tensor.dense, at, min(at + CHANGE_JOB_VALUES, count))
-                for at in range(0, count, CHANGE_JOB_VALUES)
-            ]
+            rows, columns = tensor.info.shape
+            step = max(CHANGE_JOB_VALUES // columns, 1)
+            work += [partial(change, tensor, tensor.dense, at, min(at + step, rows)) for at in range(0, rows, step)]
         else:
             work += [
                 partial(copy, tensor, at, min(at + COPY_JOB_BYTES, tensor.nbytes))

@@ -23,7 +23,7 @@ from bitconv.models.architectures import Role, scale_name
 from bitconv.models.hyperparameters import UnsupportedMetadata
 from bitconv.models.model import load_model
 from bitconv.models.quantization import rule_of, scale_convention_of
-from bitconv.models.ternary_floats import settle_scales
+from bitconv.models.ternary_floats import settle_scales, ternary_form
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.packed.digest import TensorDigest, TensorHash, model_digests
@@ -287,7 +287,7 @@ class _Verifier:
         if same_architecture and 2 * len(ternary.intersection(self.other_tensors)) > len(ternary):
             differ = f"{len(self.other_tensors)} of {len(results)} tensors are not the checkpoint's"
             faults.insert(0, self._made_by() or f"this looks like another model: {differ}")
-        complete = len(self.digests) == len(self.inspection.layouts)
+        complete = len(self.digests) == len(ternary)
         return Verification(
             file=str(self.opened.path),
             against=None if self.checkpoint is None else str(self.checkpoint.path),
@@ -394,6 +394,11 @@ class _Verifier:
         if expected is not None and expected.shape != tensor.shape:
             raise OtherTensor(f"has shape {tensor.shape}, the checkpoint's is {expected.shape}")
         layout = self.inspection.layouts.get(tensor.name)
+        if layout is not None and isinstance(expected, DenseWeight) and expected.role is Role.EMBEDDING:
+            assert self.checkpoint is not None
+            expected = ternary_form(self.checkpoint, expected, keep_going)
+            if expected is None:
+                raise OtherTensor("is ternary, and the checkpoint's is not")
         in_floats = isinstance(expected, DenseWeight) and expected.role is Role.TERNARY
         if expected is not None and in_floats is not (tensor.name in self.inspection.floats):
             raise FaultyTensor(f"its values are {'not ' if in_floats else ''}ternary in the checkpoint alone")
@@ -434,7 +439,8 @@ class _Verifier:
                 self.made_by[tensor.name] = self.made_by.get(tensor.name, matrix.made_by) & matrix.made_by
             if fault is not None:
                 faults.append(within(fault, i, len(files)))
-        self.digests.append(hasher.result())
+        if self.inspection.roles[tensor.name] is Role.TERNARY:
+            self.digests.append(hasher.result())
         for fault in faults:
             raise fault
         return files[0].scale if len(files) == 1 else None

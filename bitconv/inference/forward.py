@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from types import TracebackType
 from typing import TypeAlias, TypeVar
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo
+from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, type_by_name
 from bitconv.layouts import FLOATS
 from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes, Layout, Scales
@@ -29,7 +30,7 @@ from bitconv.layouts.scales import Scale
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.hyperparameters import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from bitconv.packed.inspection import Inspection
-from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, dequantized
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code
@@ -135,22 +136,30 @@ class FloatProjection:
 
 
 class Embedding:
-    """A matrix (tokens, hidden) of floats or of quantized blocks, as the file holds it."""
+    """A matrix (tokens, hidden) of floats, of quantized blocks or of trits, as the file holds it.
 
-    def __init__(self, data: Bytes, tensor: TensorInfo, type_name: str, nbytes: int, parts: int) -> None:
+    layout, scale: of trits, whose codes are right; they are multiplied with activations that are not rounded.
+    """
+
+    def __init__(
+        self, data: Bytes, tensor: TensorInfo, type_name: str, layout: Layout | None, scale: Scale | None, parts: int
+    ) -> None:
         self.tokens, self.hidden = tensor.shape
         self.dtype = type_name
-        self.rows = data[tensor.offset : tensor.offset + nbytes].reshape(self.tokens, -1)
+        self.layout = layout
+        self.scale = scale
+        row_bytes = type_by_name(type_name).nbytes((self.hidden,)) if layout is None else _row_bytes(layout, tensor)
+        self.rows = data[tensor.offset : tensor.offset + self.tokens * row_bytes].reshape(self.tokens, -1)
         self.parts = _shares(self.tokens, 1, parts)
 
     def of(self, tokens: Tokens) -> Floats:
         """Their rows, float32 (n, hidden)."""
-        values, bad = decode(np.ascontiguousarray(self.rows[tokens]).reshape(-1), self.dtype)
+        values, bad = self._values(tokens)
         if bad >= 0:
             raise MalformedGGUF(
                 f"the embedding of token {tokens[bad // self.hidden]} holds NaN or infinity", code=Code.FAULTY
             )
-        return values.reshape(len(tokens), self.hidden)
+        return values
 
     def product(self, part: int, x: Floats) -> Floats:
         """Of the rows of one part with x (n, hidden), float32 (n, rows)."""
@@ -161,9 +170,19 @@ class Embedding:
             return product
         products = [np.empty((len(x), 0), np.float32)]
         for at, end in row_blocks(last - first, self.hidden, 1):
-            values, _ = decode(self.rows[first + at : first + end].reshape(-1), self.dtype)
-            products.append(_float_product(values.reshape(-1, self.hidden), x))
+            values, _ = self._values(slice(first + at, first + end))
+            products.append(_float_product(values, x))
         return np.concatenate(products, axis=1)
+
+    def _values(self, which: Tokens | slice) -> tuple[Floats, int]:
+        """The values of rows, float32 (n, hidden), and the index of the first that is not finite, or -1."""
+        raw = np.ascontiguousarray(self.rows[which]).reshape(-1)
+        if self.layout is None:
+            values, bad = decode(raw, self.dtype)
+            return values.reshape(-1, self.hidden), bad
+        trits, _ = self.layout.unpack_rows([raw], self.hidden)
+        assert self.scale is not None
+        return dequantized(trits, self.scale[which] if isinstance(self.scale, np.ndarray) else self.scale), -1
 
 
 class ForwardPass:
@@ -201,8 +220,9 @@ class ForwardPass:
             for name, role in inspection.roles.items()
             if role not in (Role.TERNARY, Role.SCALE, Role.EMBEDDING)
         }
-        self._embedding, self._head = self._read_embeddings(infos, inspection)
-        self._projections = self._read_projections(infos, inspection)
+        scales = self._checked_scales(infos, inspection)
+        self._embedding, self._head = self._read_embeddings(infos, inspection, scales)
+        self._projections = self._read_projections(infos, inspection, scales)
         long = self.sizes.rope_long
         self._frequencies = self._rope_frequencies(ROPE_FREQS if long is None else ROPE_SHORT)
         self._long_frequencies = None if long is None else self._rope_frequencies(ROPE_LONG)
@@ -323,40 +343,47 @@ class ForwardPass:
         factors = self._norms.get(factor_tensor, np.ones(1, np.float32))
         return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
 
-    def _read_embeddings(self, infos: dict[str, TensorInfo], inspection: Inspection) -> tuple[Embedding, Embedding]:
+    def _read_embeddings(
+        self, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, Scale]
+    ) -> tuple[Embedding, Embedding]:
         """The token embedding and the output head, which may be the same."""
 
         def read(name: str) -> Embedding:
-            return Embedding(self._data, infos[name], inspection.types[name], inspection.nbytes[name], self._threads)
+            layout, scale = inspection.layouts.get(name), scales.get(name)
+            return Embedding(self._data, infos[name], inspection.types[name], layout, scale, self._threads)
 
         embedding = read("token_embd.weight")
         untied = self.architecture.untied_head and "output.weight" in infos
         return embedding, read("output.weight") if untied else embedding
 
     def _read_projections(
-        self, infos: dict[str, TensorInfo], inspection: Inspection
+        self, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, Scale]
     ) -> dict[str, Projection | FloatProjection]:
-        names = [name for name, role in inspection.roles.items() if role is Role.TERNARY]
+        def read(name: str) -> Projection | FloatProjection:
+            if name in inspection.floats:
+                nbytes = inspection.nbytes[name]
+                return FloatProjection(self._data, infos[name], inspection.types[name], nbytes, self._threads)
+            return Projection(self._data, infos[name], inspection.layouts[name], scales[name], self._threads)
+
+        return {name: read(name) for name, role in inspection.roles.items() if role is Role.TERNARY}
+
+    def _checked_scales(self, infos: dict[str, TensorInfo], inspection: Inspection) -> dict[str, Scale]:
+        """Of every ternary tensor, each read once. BitconvError where one is faulty."""
         with os.fdopen(open_input(self.file), "rb") as stream:
 
-            def read(name: str, keep_going: KeepGoing) -> Projection | FloatProjection:
-                if name in inspection.floats:
-                    nbytes = inspection.nbytes[name]
-                    return FloatProjection(self._data, infos[name], inspection.types[name], nbytes, self._threads)
-                layout = inspection.layouts[name]
-                group = inspection.groups.get(name)
+            def read(name: str, keep_going: KeepGoing) -> Scale:
+                layout, group = inspection.layouts[name], inspection.groups.get(name)
                 tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)), group)
                 try:
                     for first, last in row_blocks(tensor.rows, tensor.columns, layout.row_multiple):
                         keep_going()
                         tensor.read(first, last)
-                    scale = tensor.find_scale(keep_going)
+                    return tensor.find_scale(keep_going)
                 except FaultyTensor as fault:
                     raise fault.at(self.file, name, "see bitconv verify") from None
-                return Projection(self._data, infos[name], layout, scale, self._threads)
 
-            work = [lambda keep_going, name=name: read(name, keep_going) for name in names]
-            return dict(zip(names, jobs.run(work, self._threads), strict=True))
+            names = list(inspection.layouts)
+            return dict(zip(names, jobs.run([partial(read, name) for name in names], self._threads), strict=True))
 
 
 def _refuse_faults(opened: GGUFFile, inspection: Inspection) -> None:
@@ -376,6 +403,13 @@ def _read_file(opened: GGUFFile) -> Bytes:
         os.close(descriptor)
     opened.check_unchanged()
     return data
+
+
+def _row_bytes(layout: Layout, tensor: TensorInfo) -> int:
+    """Of a layout whose rows each lie in one piece, as those of embeddings do."""
+    rows, columns = tensor.shape
+    (region,) = layout.regions(rows, columns)
+    return region.row_bytes
 
 
 def _shares(rows: int, multiple: int, parts: int) -> list[tuple[int, int]]:

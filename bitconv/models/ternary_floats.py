@@ -5,7 +5,7 @@ The absmean rule would make another scale of them: the mean of |trit * scale| is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -89,6 +89,22 @@ def settle_scales(
         return _in_floats(weight) if weight.stored.name in kept else with_scale(weight)
 
     return replace(model, weights=tuple(map(with_scales, model.weights)))
+
+
+def find_ternary(checkpoint: Checkpoint, model: Model, names: Collection[str], threads: int | None) -> Model:
+    """The model with the ternary form of its dense weights of these names, where they have one."""
+    dense = [weight for weight in model.weights if isinstance(weight, DenseWeight) and weight.name in names]
+    found = jobs.run([partial(ternary_form, checkpoint, weight) for weight in dense], threads)
+    forms = {weight.name: replace(weight, ternary=form) for weight, form in zip(dense, found, strict=True)}
+    return replace(model, weights=tuple(forms.get(weight.name, weight) for weight in model.weights))
+
+
+def ternary_form(checkpoint: Checkpoint, weight: DenseWeight, keep_going: KeepGoing) -> TernaryWeight | None:
+    """A matrix of floats in trits and scales; None where it is not ternary, which the first row tells nearly always."""
+    rows, columns = weight.shape
+    ternary = TernaryWeight(weight.name, (rows, columns), weight.stored, None, rope_heads=0, interleave=False)
+    scale = find_scale(checkpoint, ternary, keep_going)
+    return None if scale is None else replace(ternary, scale=scale)
 
 
 def _in_floats(weight: TernaryWeight) -> DenseWeight:

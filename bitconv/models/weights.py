@@ -69,13 +69,15 @@ class ExpertsWeight:
 class DenseWeight:
     """An embedding, an output head, a router or a norm, copied with at most a change of float type.
 
-    A projection that is not ternary too, which then has the role of a ternary one.
+    A projection that is not ternary too, which then has the role of a ternary one. ternary: the same weight in trits
+    and scales, of an embedding or a head where that was looked for and found.
     """
 
     name: str
     shape: tuple[int, ...]
     stored: StoredTensor
     role: Role
+    ternary: TernaryWeight | None = None
 
 
 @dataclass(frozen=True)

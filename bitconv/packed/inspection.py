@@ -10,7 +10,7 @@ import numpy as np
 
 from bitconv.choices import I2_S_ORDER
 from bitconv.gguf import GGUFFile, MalformedGGUF, Metadata, TensorInfo, tensor_type
-from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, FLOATS, TERNARY_TYPES
+from bitconv.layouts import EIGHT_BIT, FLOATS, TERNARY_TYPES
 from bitconv.layouts.i2_s import ORDER_KEY, order_from_metadata
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, make_layout
@@ -26,6 +26,7 @@ from bitconv.layouts.tiles import Tile, tiles_from_metadata
 from bitconv.models import hyperparameters
 from bitconv.models.architectures import Architecture, Role, Slot, architecture, architecture_names, scale_name
 from bitconv.models.hyperparameters import Hyperparameters, UnsupportedMetadata
+from bitconv.packed.embeddings import HEAD, takes
 from bitconv.packed.keys import Finding, Level, key_findings
 from bitconv.packed.vocabulary import vocabulary_findings
 from bitconv.runners import RUNNERS, file_types, layout_name
@@ -38,7 +39,6 @@ _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
 # norms that are not F32.
 _ALLOWED = {
     Role.TERNARY: _TERNARY,
-    Role.EMBEDDING: set(DENSE_TYPES),
     Role.ROUTER: {"f32"},
     Role.SCALE: {"f32"},
     Role.ROPE_FACTORS: {"f32"},
@@ -49,7 +49,8 @@ _ALLOWED = {
 class Inspection:
     """What a file holds, as its header says, and what is wrong with it.
 
-    types, roles and nbytes: of every tensor listed. layouts: of the ternary ones. groups: the columns of a row that
+    types, roles and nbytes: of every tensor listed. layouts: of the ternary ones, an embedding or a head in a packed
+    layout among them. groups: the columns of a row that
     share a scale, of ternary tensors that have several. floats: the projections that are not ternary.
 
     faults: of the set of tensors and their places; tensor_faults: by tensor name; metadata: what is to be said of its
@@ -175,6 +176,8 @@ def _check_places(opened: GGUFFile, inspection: Inspection) -> None:
 
 
 def _check_set(opened: GGUFFile, inspection: Inspection, slots: Mapping[str, Slot]) -> None:
+    listed = {tensor.name for tensor in opened.tensors}
+    has_head = inspection.architecture.untied_head and HEAD in listed
     for tensor in opened.tensors:
         slot = slots.get(tensor.name)
         if slot is None:
@@ -185,12 +188,14 @@ def _check_set(opened: GGUFFile, inspection: Inspection, slots: Mapping[str, Slo
         inspection.roles[tensor.name] = slot.role
         if tensor.shape != slot.shape:
             inspection.fault(tensor, f"has shape {tensor.shape}, the metadata implies {slot.shape}")
-        allowed = inspection.architecture.norm_types if slot.role is Role.NORM else _ALLOWED[slot.role]
-        if inspection.types[tensor.name] not in allowed:
-            inspection.fault(
-                tensor, f"is {inspection.types[tensor.name]}, which no runner takes for a {slot.role.value}"
-            )
-    listed = {tensor.name for tensor in opened.tensors}
+        type_name = inspection.types[tensor.name]
+        if slot.role is Role.EMBEDDING:
+            taken = any(takes(runner, tensor.name, type_name, has_head=has_head) for runner in RUNNERS)
+        else:
+            allowed = inspection.architecture.norm_types if slot.role is Role.NORM else _ALLOWED[slot.role]
+            taken = type_name in allowed
+        if not taken:
+            inspection.fault(tensor, f"is {type_name}, in which no runner takes this tensor")
     for slot in slots.values():
         if slot.name not in listed and not slot.optional:
             inspection.faults.append(f"tensor {slot.name} is missing")

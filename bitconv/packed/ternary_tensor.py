@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from bitconv import _kernels
 from bitconv.gguf import TensorInfo
 from bitconv.layouts.layout import Bytes, InvalidCode, Layout, Scales, Trits
 from bitconv.layouts.scales import Scale
@@ -85,6 +87,12 @@ class TernaryTensor:
             raise FaultyTensor(f"row {first + bad.row}, column {bad.column} holds {bad.what}") from None
         return Rows(packed, trits, self._take_scales(trits, scales, first))
 
+    def values(self, first: int, last: int) -> npt.NDArray[np.float32]:
+        """The same rows as floats, float32 (rows, columns): each trit times its scale."""
+        rows = self.read(first, last)
+        one = np.float32(1) if self.scale is None else self.scale  # none is known yet where all trits so far are 0
+        return dequantized(rows.trits, one if rows.scales is None else rows.scales)
+
     def find_scale(self, keep_going: KeepGoing) -> Scale:
         """The scale, reading rows until one has it. A tensor of zeros without any has the scale 1.
 
@@ -135,6 +143,15 @@ class TernaryTensor:
     def _read(self, raw: Bytes, offset: int) -> None:
         if not read_at(self.descriptor, raw, offset):
             raise FaultyTensor("the file has become shorter while it was read")
+
+
+def dequantized(trits: Trits, scale: Scale) -> npt.NDArray[np.float32]:
+    """Each trit of rows times its scale, float32 (rows, columns)."""
+    several = isinstance(scale, np.ndarray)
+    scales = np.ascontiguousarray(scale) if several else np.full((len(trits), 1), scale)
+    values = np.empty(trits.shape, np.float32)
+    _kernels.dequantize(trits.reshape(-1), scales, values.reshape(-1).view(np.uint8), "f32")
+    return values
 
 
 def matrices(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitconv.gguf import Metadata, TensorEntry, align, encode_header
+from bitconv.gguf import Metadata, TensorEntry, align, encode_header, type_by_name
 from bitconv.layouts.i2_s import ORDER_KEY
 from bitconv.layouts.layout import Layout, ScaleT, Trits
 from bitconv.layouts.scales import FLOATS_KEY, Scale, block_scales, group_metadata, scale_obstacle
@@ -99,28 +99,45 @@ class DataSection:
         self.size += align(nbytes)
         return self.entries[-1].offset
 
-    def place_ternary(self, name: str, shape: tuple[int, int], layout: Layout, group: int | None) -> PlacedMatrix:
-        """Place a ternary tensor, with a `.scale` tensor where it has one scale and layout and runner allow for it."""
+    def place_dense(self, name: str, shape: tuple[int, ...], type_name: str) -> tuple[int, int]:
+        """Place a tensor of a dense type. Returns its offset and its bytes."""
+        nbytes = type_by_name(type_name).nbytes(shape)
+        return self.place(name, shape, self.runner.type_id(type_name), nbytes), nbytes
+
+    def place_ternary(
+        self, name: str, shape: tuple[int, int], layout: Layout, group: int | None, *, beside: bool = True
+    ) -> PlacedMatrix:
+        """Place a ternary tensor, with a `.scale` tensor where it has one scale and layout and runner allow for it.
+
+        beside: the runner's graph has a place for one.
+        """
         if layout.tile is not None:
             self.tiles[shape] = layout.tile
         if group is not None:
             self.groups[name] = group
-        return self._place_matrices(name, shape, shape, 1, layout, group)[0]
+        return self._place_matrices(name, shape, shape, 1, layout, group, beside=beside)[0]
 
     def place_experts(self, name: str, shape: tuple[int, int, int], layout: Layout) -> list[PlacedMatrix]:
         """Place a stack of ternary matrices: one after the other, and their scales in one `.scale` tensor."""
         experts, *matrix = shape
-        return self._place_matrices(name, shape, (matrix[0], matrix[1]), experts, layout, None)
+        return self._place_matrices(name, shape, (matrix[0], matrix[1]), experts, layout, None, beside=True)
 
     def _place_matrices(
-        self, name: str, shape: tuple[int, ...], matrix: tuple[int, int], count: int, layout: Layout, group: int | None
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        matrix: tuple[int, int],
+        count: int,
+        layout: Layout,
+        group: int | None,
+        *,
+        beside: bool,
     ) -> list[PlacedMatrix]:
         nbytes = layout.nbytes(*matrix)
         offset = self.place(name, shape, self.runner.type_id(layout.name), count * nbytes)
         self.byte_order = self.byte_order or layout.byte_order
         scales: list[int | None] = [None] * count
-        beside = layout.scale_beside and self.runner.scale_tensors and not self.scale_in_blocks
-        if beside and group is None:
+        if beside and group is None and layout.scale_beside and self.runner.scale_tensors and not self.scale_in_blocks:
             first = self.place(scale_name(name), (count,), self.runner.type_id("f32"), 4 * count)
             scales = [first + 4 * i for i in range(count)]
         return [PlacedMatrix(layout, matrix, offset + i * nbytes, nbytes, scales[i], group) for i in range(count)]

@@ -11,16 +11,17 @@ import numpy as np
 
 from bitconv import backends, runners
 from bitconv.checkpoint.directory import Checkpoint
-from bitconv.gguf import MAX_HEADER, Metadata, type_by_name
-from bitconv.layouts import DENSE_TYPES, FLOATS, PACKED
+from bitconv.gguf import MAX_HEADER, Metadata
+from bitconv.layouts import FLOATS, PACKED
 from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, check_has_tiles
 from bitconv.layouts.scales import group_of, scale_obstacle
 from bitconv.layouts.tiles import Tile
 from bitconv.models.architectures import Role
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
+from bitconv.packed import embeddings
+from bitconv.packed.embeddings import EMBEDDING, HEAD
 from bitconv.packed.keys import Level, name_findings
-from bitconv.planning.dense import HEAD, check_dense
 from bitconv.planning.metadata import build_metadata
 from bitconv.planning.placement import DataSection, PlacedMatrix
 from bitconv.runners import Runner
@@ -34,8 +35,8 @@ class Options:
     """What a user chooses about a file.
 
     type: of the ternary tensors, or "auto". runner: None for the one that the type implies. backend: the processor that
-    will run the file, None for any. embed_type: of the
-    embedding and an untied head. head_type: of the head alone, None for embed_type. fallback: for a tensor whose shape
+    will run the file, None for any. embed_type: of the embedding and an untied head, None for what the preset says.
+    head_type: of the head alone, None for embed_type. fallback: for a tensor whose shape
     or scales the type cannot take. overrides: (regular expression, type) for names of tensors; the first that is found
     in a name decides. tiles: of TL1 and TL2 by (rows, columns); None for bitconv's choice. scale_in_blocks: the classic
     form of llama.cpp's layouts, even where the runner takes exact scales. pre: tokenizer.ggml.pre, None for the one
@@ -45,13 +46,24 @@ class Options:
     type: str = "i2_s"
     runner: str | None = None
     backend: str | None = None
-    embed_type: str = "f16"
+    preset: str = "exact"
+    embed_type: str | None = None
     head_type: str | None = None
     fallback: str = "error"
     overrides: tuple[tuple[str, str], ...] = ()
     tiles: Mapping[tuple[int, int], Tile] | None = None
     scale_in_blocks: bool = False
     pre: str | None = None
+
+    @property
+    def ternary_embeddings(self) -> set[str]:
+        """Which of the embedding and the head may become ternary, where they are."""
+        return {name for name in (EMBEDDING, HEAD) if self.embedding_type(name) in (None, *PACKED)}
+
+    def embedding_type(self, name: str) -> str | None:
+        """Of the embedding or the head; None for the smallest."""
+        chosen = _override(name, self) or (self.head_type if name == HEAD else None) or self.embed_type
+        return chosen or ("f16" if self.preset == "exact" else None)
 
 
 @dataclass(frozen=True)
@@ -120,16 +132,23 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
                     code=Code.LAYOUT,
                     way_out=f"leave it to {option('fallback', 'f16')}",
                 )
-            nbytes = type_by_name(name).nbytes(weight.shape)
-            offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
             section.floats.append(weight.name)
+            offset, nbytes = section.place_dense(weight.name, weight.shape, name)
             tensors.append(PlannedTensor(weight, name, offset, nbytes, fallback="it is not ternary"))
+        elif isinstance(weight, DenseWeight) and weight.role is Role.EMBEDDING:
+            name = _embedding_type(weight, model, type_name, target, options)
+            if name in PACKED:
+                form = weight.ternary
+                assert form is not None
+                layout, group = runners.layout_for(target, name), group_of(form.scale, form.shape[1])
+                # Beside these no runner has a .scale tensor.
+                place = section.place_ternary(form.name, form.shape, layout, group, beside=False)
+                tensors.append(PlannedTensor(form, name, place.offset, place.nbytes, (place,)))
+            else:
+                tensors.append(PlannedTensor(weight, name, *section.place_dense(weight.name, weight.shape, name)))
         else:
-            name = _dense_type(weight, model, target, options)
-            nbytes = type_by_name(name).nbytes(weight.shape)
-            offset = section.place(weight.name, weight.shape, target.type_id(name), nbytes)
-            tensors.append(PlannedTensor(weight, name, offset, nbytes))
-    ternary = {tensor.type_name for tensor in tensors if tensor.places}
+            tensors.append(PlannedTensor(weight, "f32", *section.place_dense(weight.name, weight.shape, "f32")))
+    ternary = {tensor.type_name for tensor in tensors if tensor.places and tensor.weight.name not in (EMBEDDING, HEAD)}
     ternary |= {tensor.type_name for tensor in tensors if tensor.fallback}
     # Where every tensor fell back, the file is of what they fell back to.
     file_type = target.file_type(type_name if type_name in ternary else min(ternary))
@@ -334,19 +353,30 @@ def _candidates(options: Options) -> list[Runner]:
     return [target for target in runners.RUNNERS if target.machine in (None, options.backend)]
 
 
-def _dense_type(weight: Weight, model: Model, target: Runner, options: Options) -> str:
-    if not _has_choice(weight):
-        return "f32"
+def _embedding_type(weight: DenseWeight, model: Model, type_name: str, target: Runner, options: Options) -> str:
+    """Of the embedding or a head. The smallest: a ternary type where it is ternary, that of the file before others."""
     parameter = "head_type" if weight.name == HEAD and options.head_type is not None else "embed_type"
-    name = _override(weight.name, options) or getattr(options, parameter)
-    if name not in DENSE_TYPES:
-        raise BitconvError(
-            f"type {name} is for ternary tensors; {', '.join(DENSE_TYPES)} are possible",
-            code=Code.USAGE,
-            tensor=weight.name,
-        )
-    check_dense(target, weight.name, name, weight.shape[-1], has_head=_has_head(model), parameter=parameter)
-    return str(name)
+    has_head, form = _has_head(model), weight.ternary
+
+    def cannot_hold(name: str) -> str | None:
+        if form is None:
+            return f"it is not ternary, and {name} holds nothing else"
+        return _obstacle(form, target, runners.layout_for(target, name))
+
+    fitting = [
+        name
+        for name in PACKED
+        if embeddings.obstacle(target, weight.name, name, weight.shape, has_head=has_head) is None
+        and cannot_hold(name) is None
+    ]
+    fitting.sort(key=lambda name: (name != type_name, runners.layout_for(target, name).nbytes(*weight.shape)))
+    name = options.embedding_type(weight.name) or next(iter(fitting), "q6_k")
+    embeddings.check(target, weight.name, name, weight.shape, has_head=has_head, parameter=parameter)
+    obstacle = cannot_hold(name) if name in PACKED else None
+    if obstacle is not None:
+        way_out = f"pass {option(parameter, next(iter(fitting), 'q6_k'))}"
+        raise weight.stored.error(obstacle, code=Code.LAYOUT, way_out=way_out)
+    return name
 
 
 def _has_head(model: Model) -> bool:
