@@ -108,7 +108,7 @@ RUNNERS = (
     Runner(
         "bitnet.cpp",
         "October 2024 to May 2026; bitnet-b1.58 from April 2025",
-        activations=_BITNET_CPP,
+        activations={**_BITNET_CPP, "qwen2": "silu"},
         types={"i2_s": 40, "tl1": 38, "tl2": 39, "tq1_0": 36, "tq2_0": 37, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "i2_s": 36, "tl1": 38, "tl2": 39},
         run=_LLAMA_CLI,
@@ -138,7 +138,14 @@ RUNNERS = (
     Runner(
         "llama.cpp",
         "2026",
-        activations={"llama": "silu", "bitnet": "silu", "qwen3": "silu"},
+        activations={
+            "llama": "silu",
+            "bitnet": "silu",
+            "qwen3": "silu",
+            "qwen2": "silu",
+            "minicpm": "silu",
+            "hunyuan-dense": "silu",
+        },
         types={"tq1_0": 36, "tq2_0": 37, "q2_0": 41, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
         run=_LLAMA_CLI,
@@ -159,6 +166,7 @@ RUNNERS = (
             "bitnet-25": "relu2",
             "bitnet-b1.58": "relu2",
             "qwen3": "silu",
+            "qwen2": "silu",
         },
         types={"iq2_bn": 137, "iq1_bn": 136, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"iq1_bn": 134, "iq2_bn": 135},

@@ -31,6 +31,8 @@ GGUF_NORMS = {
     "mlp.ffn_sub_norm": "ffn_sub_norm",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
 }
 
 
@@ -89,6 +91,17 @@ FAMILIES = {
     "qwen3": ("Qwen3ForCausalLM", "silu", None, None),
     "plain_qwen3": ("Qwen3ForCausalLM", "silu", None, None),
     "embedding": ("Qwen3Model", "silu", None, None),
+    "qwen2": ("Qwen2ForCausalLM", "silu", None, None),
+    "minicpm": ("MiniCPMForCausalLM", "silu", None, None),
+    "hunyuan": ("HunYuanDenseV1ForCausalLM", "silu", None, None),
+}
+# What config.json says of a family besides.
+CONFIGS: dict[str, dict[str, Any]] = {"minicpm": {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 64}}
+HEAD_NORMS = {
+    "qwen3": ("q_norm", "k_norm"),
+    "plain_qwen3": ("q_norm", "k_norm"),
+    "embedding": ("q_norm", "k_norm"),
+    "hunyuan": ("query_layernorm", "key_layernorm"),
 }
 
 
@@ -125,8 +138,8 @@ def make_checkpoint(
     """
     rng = np.random.default_rng(seed)
     input_norms = family in ("qwen3", "embedding")
-    llama = family in ("llama", "mixtral")
-    untied = llama or family in ("qwen3", "plain_qwen3")
+    llama = family in ("llama", "mixtral", "minicpm")
+    untied = llama or family in ("qwen3", "plain_qwen3", "qwen2", "hunyuan")
     packed = untied and not ternary_floats if packed is None else packed
     convention = convention or ("divide" if untied else "multiply")
     tied = not untied if tied is None else tied
@@ -147,10 +160,11 @@ def make_checkpoint(
         "rope_theta": 50000.0,
         "tie_word_embeddings": tied,
         "vocab_size": vocab,
+        **CONFIGS.get(family, {}),
     }
     if head_dim:
         config["head_dim"] = head_dim
-    maybe_marked = family in ("llama", "plain_qwen3")
+    maybe_marked = family in ("llama", "plain_qwen3", "qwen2", "minicpm", "hunyuan")
     if maybe_marked and marked and packed:
         config["quantization_config"] = {"quant_method": "bitnet"}
     elif family == "mixtral":
@@ -189,8 +203,9 @@ def make_checkpoint(
     dense(f"{root}embed_tokens.weight", "token_embd.weight", vocab, hidden)
     dense(f"{root}norm.weight", "output_norm.weight", hidden)
     if not tied:
-        # In a plain Qwen3 small, so that no token has all the probability and runners can be compared by it.
-        dense("lm_head.weight", "output.weight", vocab, hidden, scale=1 / 16 if family == "plain_qwen3" else 1.0)
+        # Small where runners are compared by it, so that no token has all the probability.
+        small = family in ("plain_qwen3", "qwen2", "hunyuan")
+        dense("lm_head.weight", "output.weight", vocab, hidden, scale=1 / 16 if small else 1.0)
     shapes = {
         "self_attn.q_proj": (heads * size, hidden),
         "self_attn.k_proj": (kv_heads * size, hidden),
@@ -210,8 +225,7 @@ def make_checkpoint(
         norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
         if attn_sub_norm and ffn_sub_norm:
             norms |= {attn_sub_norm: heads * size, ffn_sub_norm: ffn}
-        if input_norms or family == "plain_qwen3":
-            norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
+        norms |= {f"self_attn.{norm}": size for norm in HEAD_NORMS.get(family, ())}
         if input_norms:
             module = "rms_norm" if family == "qwen3" else "norm"
             for projection, (_, columns) in shapes.items():
@@ -228,6 +242,9 @@ def make_checkpoint(
             expert = int(projection.split(".")[2]) if "experts" in projection else 0
             masters = floats(*shape, scale=0.05 / (1 + expert))
             trits, scale = absmean(masters)
+            if family == "qwen2" and projection.endswith(("q_proj", "k_proj", "v_proj")):
+                bias = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}.bias"
+                dense(f"{prefix}.{projection}.bias", bias, shape[0], scale=0.5)
             several = row_scales or group is not None
             if several:
                 scale = rounded(scale * rng.uniform(0.5, 2, (shape[0], shape[1] // (group or shape[1]))))

@@ -208,7 +208,11 @@ def repack(
     ] = None,
     embed_type: Annotated[
         str | None,
-        one_of(choices.EMBED_TYPE, "--embed-type", "New type of an embedding and an untied head that are floats or ternary."),
+        one_of(
+            choices.EMBED_TYPE,
+            "--embed-type",
+            "New type of an embedding and an untied head that are floats or ternary.",
+        ),
     ] = None,
     head_type: Annotated[
         str | None,

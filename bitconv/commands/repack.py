@@ -235,6 +235,7 @@ def _plan(
     dense_types: Mapping[str, str | None],
 ) -> list[_Planned]:
     planned = []
+    scale_slots = inspection.architecture.scale_slots(inspection.sizes)
     for info in opened.tensors:
         role = inspection.roles[info.name]
         if role is Role.TERNARY and info.name not in inspection.floats:
@@ -245,7 +246,8 @@ def _plan(
             obstacle = obstacle or group_obstacle(layout, columns, group)
             if obstacle is not None:
                 raise BitconvError(obstacle, code=Code.LAYOUT, file=opened.path, tensor=info.name)
-            place = section.place_ternary(info.name, (rows, columns), layout, group)
+            beside = scale_name(info.name) in scale_slots
+            place = section.place_ternary(info.name, (rows, columns), layout, group, beside=beside)
             planned.append(_Planned(info, place.offset, place.nbytes, place))
         elif role is not Role.SCALE:
             old = inspection.types[info.name]
@@ -256,7 +258,8 @@ def _plan(
                 rows, columns = info.shape
                 group = inspection.groups.get(info.name)
                 layout = runners.layout_for(section.runner, new)
-                place = section.place_ternary(info.name, (rows, columns), layout, group, beside=False)
+                beside = scale_name(info.name) in scale_slots
+                place = section.place_ternary(info.name, (rows, columns), layout, group, beside=beside)
                 planned.append(_Planned(info, place.offset, place.nbytes, place))
             else:
                 offset, nbytes = section.place_dense(info.name, info.shape, new)

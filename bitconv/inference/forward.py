@@ -215,7 +215,7 @@ class ForwardPass:
         self._threads = jobs.thread_count(threads)
         self._data = _read_file(opened)
         infos = {tensor.name: tensor for tensor in opened.tensors}
-        self._norms = {
+        self._vectors = {
             name: _dense(self._data, infos[name], inspection.nbytes[name])
             for name, role in inspection.roles.items()
             if role not in (Role.TERNARY, Role.SCALE, Role.EMBEDDING)
@@ -243,7 +243,7 @@ class ForwardPass:
     @np.errstate(over="ignore", invalid="ignore")  # a damaged file may compute anything, and its results show it
     def logits(self, tokens: Tokens, cache: Cache) -> Floats:
         """Of the token after each of `tokens`, float32 (n, vocabulary). tokens: (n,), following those in the cache."""
-        x = self._embedding.of(tokens)
+        x = self._embedding.of(tokens) * np.float32(self.sizes.embedding_scale)
         positions = np.arange(cache.used, cache.used + len(tokens))
         frequencies, long = self._frequencies, self.sizes.rope_long
         # As llama.cpp chooses: by the room for tokens, so that all of a text are rotated alike.
@@ -252,12 +252,14 @@ class ForwardPass:
         angles = np.outer(positions, frequencies)
         magnitude = self.sizes.rope_magnitude * (self.sizes.rope_yarn.magnitude if self.sizes.rope_yarn else 1.0)
         rotation = (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
+        residual_scale = np.float32(self.sizes.residual_scale)
         for layer in range(self.sizes.layers):
             block = f"blk.{layer}"
-            x = x + self._attention(block, layer, self._norm(x, f"{block}.attn_norm"), rotation, cache)
-            x = x + self._feed_forward(block, self._norm(x, f"{block}.ffn_norm"))
+            attended = self._attention(block, layer, self._norm(x, f"{block}.attn_norm"), rotation, cache)
+            x = x + attended * residual_scale
+            x = x + self._feed_forward(block, self._norm(x, f"{block}.ffn_norm")) * residual_scale
         cache.used += len(tokens)
-        normed = self._norm(x, "output_norm")
+        normed = self._norm(x, "output_norm") / np.float32(self.sizes.logit_divisor)
         parts = self._on_all_threads(lambda part: self._head.product(part, normed), self._head.rows.size * len(x))
         return np.concatenate(parts, axis=1)
 
@@ -267,13 +269,16 @@ class ForwardPass:
             y.reshape(count, -1, sizes.head_dim).swapaxes(0, 1)
             for y in self._project(x, f"{block}.attn_q", f"{block}.attn_k", f"{block}.attn_v")
         )
-        if self.architecture.qk_norms:
-            q, k = self._norm(q, f"{block}.attn_q_norm"), self._norm(k, f"{block}.attn_k_norm")
+        if not self.architecture.late_qk_norms:
+            q, k = self._normed_heads(block, q, k)
+        q, k = self._rotate(q, rotation), self._rotate(k, rotation)
+        if self.architecture.late_qk_norms:
+            q, k = self._normed_heads(block, q, k)
         end = cache.used + count
-        cache.keys[layer, :, cache.used : end] = self._rotate(k, rotation)
+        cache.keys[layer, :, cache.used : end] = k
         cache.values[layer, :, cache.used : end] = v
         # The heads that share keys and values stand together: (kv_heads, heads / kv_heads * n, head_dim).
-        queries = self._rotate(q, rotation).reshape(sizes.kv_heads, -1, sizes.head_dim)
+        queries = q.reshape(sizes.kv_heads, -1, sizes.head_dim)
         future = np.tile(np.arange(end) > np.arange(cache.used, end)[:, None], (sizes.heads // sizes.kv_heads, 1))
 
         def attend(head: int) -> Floats:
@@ -289,6 +294,11 @@ class ForwardPass:
         if self.architecture.sub_norms:
             joined = self._norm(joined, f"{block}.attn_sub_norm")
         return self._project(joined, f"{block}.attn_output")[0]
+
+    def _normed_heads(self, block: str, q: Floats, k: Floats) -> tuple[Floats, Floats]:
+        if not self.architecture.qk_norms:
+            return q, k
+        return self._norm(q, f"{block}.attn_q_norm"), self._norm(k, f"{block}.attn_k_norm")
 
     def _feed_forward(self, block: str, x: Floats) -> Floats:
         gate, up = self._project(x, f"{block}.ffn_gate", f"{block}.ffn_up")
@@ -312,7 +322,9 @@ class ForwardPass:
 
         size = sum(projection.nbytes for projection, _ in work) * len(x)
         parts = zip(*self._on_all_threads(products, size), strict=True)
-        return [np.concatenate(of_one, axis=1) for of_one in parts]
+        joined = [np.concatenate(of_one, axis=1) for of_one in parts]
+        biases = [self._vectors.get(f"{name}.bias") for name in names]
+        return [y if bias is None else y + bias for y, bias in zip(joined, biases, strict=True)]
 
     def _on_all_threads(self, job: Callable[[int], Result], size: int) -> list[Result]:
         """job(part) of every part, one of them in this thread. size: bytes of weights times vectors."""
@@ -323,7 +335,7 @@ class ForwardPass:
 
     def _norm(self, x: Floats, name: str) -> Floats:
         variance = np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.sizes.rms_eps)
-        normed: Floats = x * (1 / np.sqrt(variance)) * self._norms[f"{name}.weight"]
+        normed: Floats = x * (1 / np.sqrt(variance)) * self._vectors[f"{name}.weight"]
         return normed
 
     def _rotate(self, x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
@@ -340,7 +352,7 @@ class ForwardPass:
         frequencies = self.sizes.rope_base ** -(np.arange(0, dims, 2) / dims)
         if self.sizes.rope_yarn:
             frequencies /= self.sizes.rope_yarn.factors(self.sizes.rope_base, dims)
-        factors = self._norms.get(factor_tensor, np.ones(1, np.float32))
+        factors = self._vectors.get(factor_tensor, np.ones(1, np.float32))
         return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
 
     def _read_embeddings(

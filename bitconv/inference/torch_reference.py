@@ -23,7 +23,7 @@ from torch.nn import functional
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.models import families
 from bitconv.models.families import Reference
-from bitconv.models.hyperparameters import from_config
+from bitconv.models.hyperparameters import Hyperparameters
 from bitconv.models.model import load_model
 from bitconv.models.quantization import ScaleConvention
 from bitconv.models.ternary_floats import find_scale
@@ -52,7 +52,6 @@ def load_logits(checkpoint: Checkpoint) -> Logits:
     _refuse_other_weights(checkpoint)
     _hush()
     torch.compiler.set_stance("force_eager")  # its quantization functions would be compiled, which takes longer
-    model_class = getattr(transformers, family.hf_architecture)
     stored = [tensor for tensor in checkpoint.tensors.values() if tensor.name.endswith(".weight_scale")]
     if any(tensor.shape == () for tensor in stored):  # transformers' layers have room for (1,) alone
         raise BitconvError(
@@ -61,10 +60,28 @@ def load_logits(checkpoint: Checkpoint) -> Logits:
             file=checkpoint.path,
             way_out=f"verify {option('against', 'MODEL')} proves the file",
         )
-    model = model_class.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
+    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+    model_class = getattr(transformers, family.reference_class or family.hf_architecture)
+    if family.reference_class:
+        foreign = ("model_type", "auto_map", "architectures")
+        stated = {key: value for key, value in checkpoint.config.items() if key not in foreign}
+        options["config"] = model_class.config_class.from_dict(stated)
+    model = model_class.from_pretrained(checkpoint.path, **options)
     # With packed weights the rest is left in bfloat16, and transformers' own float() refuses quantized models.
     torch.nn.Module.float(model)
+    _multiply(model, family.sizes(checkpoint.config, checkpoint.path / "config.json"))
     return _run(lambda tokens: model(tokens[None]).logits[0])
+
+
+def _multiply(model: Any, sizes: Hyperparameters) -> None:
+    """Have a model multiply by what its sizes state."""
+    if set(sizes.multipliers) == {1.0}:
+        return
+    model.model.embed_tokens.register_forward_hook(lambda _module, _inputs, output: output * sizes.embedding_scale)
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            projection.register_forward_hook(lambda _module, _inputs, output: output * sizes.residual_scale)
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: output / sizes.logit_divisor)
 
 
 def _refuse_other_weights(checkpoint: Checkpoint) -> None:
@@ -137,9 +154,8 @@ class OneBitLLM:
     """The forward pass of one sequence in float32."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        config = checkpoint.config
-        self.sizes = from_config(config, checkpoint.path / "config.json")
         model = load_model(checkpoint)
+        self.sizes = model.sizes
         dense = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype not in ("u8", "i8")]
         self.weights = {tensor.name: torch.from_numpy(checkpoint.values(tensor)) for tensor in dense}
         self.weights |= {w.stored.name: _ternary(checkpoint, w) for w in model.matrices}

@@ -18,6 +18,7 @@ class Role(Enum):
 
     TERNARY = "ternary"
     NORM = "norm"
+    BIAS = "bias"
     EMBEDDING = "embedding"  # the token embedding and an untied output head
     ROUTER = "router of experts"
     SCALE = "scale"
@@ -49,6 +50,11 @@ class Architecture:
     qk_norms: each head of q and of k is normalised before the rotation.
     input_norms: the input of each projection is normalised, by a norm of its own.
     norm_types: that norms may have in a file; bitconv writes f32.
+    late_qk_norms: after it, in place of before.
+    biases: of which projections, by the names of their slots, a bias is added to the output.
+    unscaled: of which projections llama.cpp loads a `.scale` tensor and does not multiply by it.
+    multipliers: the embedding, what each half of a layer adds, and the logits are multiplied by numbers that the
+    metadata states.
     mixture: where the metadata states experts, the feed-forward network is a mixture of them.
     """
 
@@ -61,7 +67,11 @@ class Architecture:
     free_head_dim: bool
     idle_head: bool = False
     qk_norms: bool = False
+    late_qk_norms: bool = False
     input_norms: bool = False
+    biases: tuple[str, ...] = ()
+    unscaled: tuple[str, ...] = ()
+    multipliers: bool = False
     norm_types: tuple[str, ...] = ("f32",)
     mixture: bool = False
 
@@ -114,7 +124,9 @@ class Architecture:
                     slots.append(Slot(input_norm_name(name), slot.shape[-1:], Role.NORM))
                 if slot.name not in left_out:
                     slots.append(Slot(name, slot.shape, slot.role))
-                if slot.role is Role.TERNARY:
+                if slot.name in self.biases:
+                    slots.append(Slot(bias_name(name), slot.shape[:1], Role.BIAS))
+                if slot.role is Role.TERNARY and slot.name not in self.unscaled:
                     count = slot.shape[0] if len(slot.shape) == 3 else 1
                     slots.append(Slot(scale_name(name), (count,), Role.SCALE, optional=True))
         slots.append(Slot("output_norm.weight", (hidden,), Role.NORM))
@@ -122,11 +134,20 @@ class Architecture:
             slots.append(Slot("output.weight", (sizes.vocab, hidden), Role.EMBEDDING, optional=True))
         return slots
 
+    def scale_slots(self, sizes: Hyperparameters) -> set[str]:
+        """The `.scale` tensors that the graph has a place for."""
+        return {slot.name for slot in self.slots(sizes) if slot.role is Role.SCALE}
+
 
 def scale_name(weight_name: str) -> str:
     """The name of the optional float32 tensor that multiplies a weight's output, of shape (1,), or (experts,) for a
     stack of experts (llama.cpp, 2026)."""
     return weight_name.removesuffix("weight") + "scale"
+
+
+def bias_name(weight_name: str) -> str:
+    """The name of what is added to a projection's output."""
+    return weight_name.removesuffix("weight") + "bias"
 
 
 def input_norm_name(weight_name: str) -> str:
@@ -175,7 +196,21 @@ QWEN3 = Architecture(
     free_head_dim=True,
     qk_norms=True,
 )
-# The graph of bitnet.cpp from July 2026: the same with norms on the inputs of projections, and under the same name. Its
+# Measured of these three in llama.cpp b11549.
+_UNSCALED = ("ffn_gate", "ffn_up", "ffn_down")
+QWEN2 = replace(QWEN3, name="qwen2", qk_norms=False, biases=("attn_q", "attn_k", "attn_v"), unscaled=_UNSCALED)
+# transformers' hunyuan_v1_dense and llama.cpp (2026): the heads of q and k are normalised after the rotation.
+HUNYUAN_DENSE = replace(QWEN3, name="hunyuan-dense", rope_scaling=(), late_qk_norms=True, unscaled=_UNSCALED)
+# llama.cpp (2026): src/models/minicpm.cpp, and conversion/minicpm.py for the numbers.
+MINICPM = replace(
+    LLAMA,
+    name="minicpm",
+    rope_scaling=("linear", "longrope"),
+    multipliers=True,
+    mixture=False,
+    unscaled=_UNSCALED,
+)
+# The graph of bitnet.cpp from July 2026: Qwen3's with norms on the inputs of projections, and under the same name. Its
 # own converter writes norms in float16, and its graph multiplies by either. Sources: bitnet.cpp's
 # utils/convert-bitnet-embedding-to-gguf.py for names and metadata; what it says of its graph in
 # docs/bitnet-embeddings-gguf-conversion.md (May 2026) and docs/bitnet-embeddings-i2s-guide.md (July 2026).
@@ -187,6 +222,9 @@ _BY_NAME = {
     "bitnet-b1.58": BITNET_B158,
     "bitnet-25": BITNET_B158,
     "qwen3": QWEN3,
+    "qwen2": QWEN2,
+    "hunyuan-dense": HUNYUAN_DENSE,
+    "minicpm": MINICPM,
 }
 
 

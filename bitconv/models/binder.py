@@ -13,7 +13,7 @@ from bitconv.checkpoint.directory import FLOAT_DTYPES, ITEMSIZE, Checkpoint, Sto
 from bitconv.layouts.scales import Scale, simplest
 from bitconv.models.architectures import Slot
 from bitconv.models.quantization import ABSMEAN, ScaleConvention, Storage
-from bitconv.models.weights import DenseWeight, ExpertsWeight, TernaryWeight
+from bitconv.models.weights import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight
 from bitconv.system.errors import BitconvError, Code
 
 # In which trits may be stored as they are.
@@ -61,6 +61,19 @@ class Binder:
 
     def dense(self, slot: Slot, name: str) -> DenseWeight:
         return DenseWeight(slot.name, slot.shape, self.find(name, slot.shape, FLOAT_DTYPES), slot.role)
+
+    def bias(self, slot: Slot, name: str, weight: object) -> ComputedWeight:
+        """In float32. weight: the projection whose output it is added to.
+
+        AutoBitLinear in transformers' integrations/bitnet.py (4.52 to 5.24) multiplies by a stored weight_scale after
+        it has added the bias.
+        """
+        values = self.checkpoint.values(self.find(name, slot.shape, FLOAT_DTYPES)).astype(np.float32)
+        stored = isinstance(weight, TernaryWeight) and weight.has_scale
+        if stored and self.stored_as is Storage.PACKED and self.convention is ScaleConvention.MULTIPLY:
+            assert isinstance(weight, TernaryWeight)
+            values = values * np.float32(weight.scale) if isinstance(weight.scale, np.floating) else values
+        return ComputedWeight(slot.name, values)
 
     def experts(self, slot: Slot, name: str) -> ExpertsWeight:
         count, *shape = slot.shape

@@ -18,6 +18,10 @@ from bitconv.system.errors import BitconvError, Code, plain
 ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
+# The keys of multipliers after `{architecture}.`, the last of which divides (llama.cpp, graphs of Granite and MiniCPM).
+MULTIPLIERS = ("embedding_scale", "residual_scale", "logit_scale")
+
+
 class UnsupportedMetadata(BitconvError):  # noqa: N818 - it is a BitconvError
     """A file asks for what some runner computes and bitconv does not."""
 
@@ -81,7 +85,8 @@ class LongRope:
 @dataclass(frozen=True)
 class Hyperparameters:
     """rope_factors: divisors of the rotary frequencies, those of longrope whose two lists are one. rope_magnitude: cos
-    and sin are multiplied by it, and by what yarn multiplies them by.
+    and sin are multiplied by it, and by what yarn multiplies them by. embedding_scale, residual_scale: what multiplies
+    the embedding, and what each half of a layer adds. logit_divisor: what divides the logits.
     """
 
     layers: int
@@ -102,6 +107,9 @@ class Hyperparameters:
     rope_magnitude: float = 1.0
     experts: int = 0
     experts_used: int = 0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
 
     @property
     def rope_scaling(self) -> str | None:
@@ -114,6 +122,11 @@ class Hyperparameters:
         }
         stated = next((kind for kind, scaling in kinds.items() if scaling is not None), None)
         return "longrope" if stated is None and self.rope_magnitude != 1 else stated
+
+    @property
+    def multipliers(self) -> tuple[float, float, float]:
+        """In the order of MULTIPLIERS."""
+        return self.embedding_scale, self.residual_scale, self.logit_divisor
 
     def factor_tensors(self) -> dict[str, npt.NDArray[np.float32]]:
         """Divisors of the rotary frequencies by the names of the tensors that hold them."""
@@ -146,6 +159,9 @@ class Hyperparameters:
         if self.experts:
             keys["expert_count"] = np.uint32(self.experts)
             keys["expert_used_count"] = np.uint32(self.experts_used)
+        for name, multiplier in zip(MULTIPLIERS, self.multipliers, strict=True):
+            if multiplier != 1:
+                keys[name] = np.float32(multiplier)
         if self.rope_linear_factor is not None:
             keys["rope.scaling.type"] = "linear"
             keys["rope.scaling.factor"] = np.float32(self.rope_linear_factor)
@@ -338,6 +354,9 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         rope_magnitude=magnitude,
         experts=experts,
         experts_used=experts_used,
+        embedding_scale=config.number("embedding_multiplier", 1.0),
+        residual_scale=config.number("residual_multiplier", 1.0),
+        logit_divisor=config.number("logits_scaling", 1.0),
     )
 
 
@@ -386,6 +405,7 @@ METADATA_KEYS = frozenset(
         "rope.scaling.attn_factor",
         "expert_count",
         "expert_used_count",
+        *MULTIPLIERS,
     }
 )
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -448,6 +468,9 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     layers = size("block_count")
     if layers > MAX_LAYERS:
         raise MalformedGGUF(f"{architecture}.block_count is {layers}; runners take {MAX_LAYERS} at most", file=file)
+    # Where llama.cpp finds none of these it takes those of one MiniCPM; such a file is too old to be ternary.
+    multipliers = (real(key) if architecture == "minicpm" else 1.0 for key in MULTIPLIERS)
+    embedding_scale, residual_scale, logit_divisor = multipliers
     return Hyperparameters(
         layers=layers,
         hidden=hidden,
@@ -465,4 +488,7 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         rope_magnitude=real("rope.scaling.attn_factor", 1.0),
         experts=experts,
         experts_used=used,
+        embedding_scale=embedding_scale,
+        residual_scale=residual_scale,
+        logit_divisor=logit_divisor,
     )

@@ -35,7 +35,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file, checkpoint.tensors)
     _check_sub_norms(family, config, checkpoint.tensors, file)
-    sizes = hyperparameters.from_config(config, file)
+    sizes = family.sizes(config, file)
     # Before anything is made for each of them.
     if sizes.layers * max(sizes.experts, 1) > len(checkpoint.tensors):
         experts = f" of {sizes.experts} experts" if sizes.experts else ""
@@ -76,6 +76,8 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
             interleave = family.architecture.interleaved_rope
             heads = _rope_heads(slot, sizes) if interleave is not family.interleaved_rows else 0
             weights.append(binder.ternary(slot, family.source_name(slot.name), heads, interleave))
+        elif slot.role is Role.BIAS:
+            weights.append(binder.bias(slot, family.source_name(slot.name), weights[-1]))
         elif slot.role is not Role.SCALE and not (tied and slot.name == "output.weight"):
             source = ends.embedding if slot.name == "token_embd.weight" else family.source_name(slot.name)
             weights.append(binder.dense(slot, source))
@@ -118,6 +120,13 @@ def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Chec
         raise BitconvError(
             f"rope scaling {sizes.rope_scaling!r}, which no runner is known to apply in the graph of "
             f"{architecture.graph}",
+            code=Code.UNSUPPORTED,
+            file=file,
+        )
+    if set(sizes.multipliers) != {1.0} and not architecture.multipliers:
+        raise BitconvError(
+            f"the embedding, what layers add, or the logits are multiplied, which the graph of {architecture.name} "
+            "does not",
             code=Code.UNSUPPORTED,
             file=file,
         )
@@ -171,7 +180,9 @@ def _check_norms(family: Family, sizes: Hyperparameters, config: Mapping[str, An
         )
     if family.architecture.qk_norms and config.get("head_dim") is None:
         raise BitconvError(
-            "head_dim is missing; transformers takes 128 for Qwen3, write what it is", code=Code.CONFIG, file=file
+            "head_dim is missing, and what stands for it depends on the class: write what it is",
+            code=Code.CONFIG,
+            file=file,
         )
 
 

@@ -82,7 +82,7 @@ class DenseWeight:
 
 @dataclass(frozen=True)
 class ComputedWeight:
-    """A small float32 tensor that follows from config.json alone."""
+    """A small float32 tensor that is computed: of config.json alone, or a bias."""
 
     name: str
     values: npt.NDArray[np.float32]

@@ -39,6 +39,7 @@ _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
 # norms that are not F32.
 _ALLOWED = {
     Role.TERNARY: _TERNARY,
+    Role.BIAS: {"f32"},
     Role.ROUTER: {"f32"},
     Role.SCALE: {"f32"},
     Role.ROPE_FACTORS: {"f32"},

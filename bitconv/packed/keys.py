@@ -80,6 +80,9 @@ KEYS = (
     Key("ARCH.expert_used_count", "u32"),
     Key("ARCH.expert_group_count", "u32", np.uint32(0), Level.REFUSED),
     Key("ARCH.expert_group_used_count", "u32", np.uint32(0), Level.REFUSED),
+    Key("minicpm.embedding_scale", "f32"),
+    Key("minicpm.residual_scale", "f32"),
+    Key("minicpm.logit_scale", "f32"),
     Key("ARCH.pooling_type", "u32"),
     # Of other models, but llama.cpp reads them of all.
     Key("ARCH.embedding_length_out", "u32", np.uint32(0)),
@@ -160,9 +163,10 @@ _TOKENS = frozenset(
 
 def find_key(name: str, architecture: str) -> Key | None:
     """The entry of KEYS for a key of a file of this architecture."""
+    own = _BY_NAME.get(name)
     if name.startswith(f"{architecture}."):
         name = f"ARCH{name[len(architecture) :]}"
-    found = _BY_NAME.get(name) or next((key for key in _PATTERNS if fnmatchcase(name, key.name)), None)
+    found = own or _BY_NAME.get(name) or next((key for key in _PATTERNS if fnmatchcase(name, key.name)), None)
     if found is not None and found.name == _TOKEN_ID and _token(name) not in _TOKENS:
         return None
     return found

@@ -105,7 +105,7 @@ class DataSection:
         return self.place(name, shape, self.runner.type_id(type_name), nbytes), nbytes
 
     def place_ternary(
-        self, name: str, shape: tuple[int, int], layout: Layout, group: int | None, *, beside: bool = True
+        self, name: str, shape: tuple[int, int], layout: Layout, group: int | None, *, beside: bool
     ) -> PlacedMatrix:
         """Place a ternary tensor, with a `.scale` tensor where it has one scale and layout and runner allow for it.
 

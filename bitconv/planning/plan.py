@@ -17,7 +17,7 @@ from bitconv.layouts.layout import Layout
 from bitconv.layouts.registry import TILED, check_has_tiles
 from bitconv.layouts.scales import group_of, scale_obstacle
 from bitconv.layouts.tiles import Tile
-from bitconv.models.architectures import Role
+from bitconv.models.architectures import Role, scale_name
 from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWeight, Weight
 from bitconv.packed import embeddings
 from bitconv.packed.embeddings import EMBEDDING, HEAD
@@ -111,11 +111,14 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     _check_head(model, options)
     type_name, target, reason = _type_and_runner(model, options)
     section = DataSection(target, scale_in_blocks=options.scale_in_blocks)
+    scale_slots = model.family.architecture.scale_slots(model.sizes)
     tensors: list[PlannedTensor] = []
     for weight in model.weights:
         if isinstance(weight, TernaryWeight):
             layout, fallback = _layout(model, weight, type_name, target, options)
-            place = section.place_ternary(weight.name, weight.shape, layout, group_of(weight.scale, weight.shape[1]))
+            group = group_of(weight.scale, weight.shape[1])
+            beside = scale_name(weight.name) in scale_slots
+            place = section.place_ternary(weight.name, weight.shape, layout, group, beside=beside)
             tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, (place,), fallback))
         elif isinstance(weight, ExpertsWeight):
             # All have the same shape, and that with several scales, if there is one, is the one to be refused.
@@ -141,8 +144,8 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
                 form = weight.ternary
                 assert form is not None
                 layout, group = runners.layout_for(target, name), group_of(form.scale, form.shape[1])
-                # Beside these no runner has a .scale tensor.
-                place = section.place_ternary(form.name, form.shape, layout, group, beside=False)
+                beside = scale_name(form.name) in scale_slots
+                place = section.place_ternary(form.name, form.shape, layout, group, beside=beside)
                 tensors.append(PlannedTensor(form, name, place.offset, place.nbytes, (place,)))
             else:
                 tensors.append(PlannedTensor(weight, name, *section.place_dense(weight.name, weight.shape, name)))
@@ -327,6 +330,7 @@ def _exact(model: Model, options: Options) -> list[tuple[int, str, Runner]]:
     TL1 and TL2 are left out: they run only in a build made for the model's shapes.
     """
     weights, shapes = model.matrices, _shapes(model)
+    scale_slots = model.family.architecture.scale_slots(model.sizes)
     candidates = []
     for target in _candidates(options):
         for name in (name for name in PACKED if name not in TILED):
@@ -336,11 +340,17 @@ def _exact(model: Model, options: Options) -> list[tuple[int, str, Runner]]:
                 continue
             if model.sizes.experts and name not in target.expert_types:
                 continue
-            one_exact = beside or layout.exact_scale
-            if any(
-                _obstacle(weight, target, layout) or not (one_exact or group_of(weight.scale, weight.shape[1]))
-                for weight in weights
-            ):
+
+            def is_exact(weight: TernaryWeight, layout: Layout = layout, beside: bool = beside) -> bool:
+                if layout.exact_scale or (beside and scale_name(weight.name) in scale_slots):
+                    return True
+                # Of several, each is held as it is, or the layout has no room for them.
+                scale = weight.scale
+                return isinstance(scale, np.ndarray) or (
+                    isinstance(scale, np.float32) and bool(layout.stored_scale(scale) == scale)
+                )
+
+            if any(_obstacle(weight, target, layout) or not is_exact(weight) for weight in weights):
                 continue
             candidates.append((sum(layout.nbytes(*shape) for shape in shapes), name, target))
     return candidates

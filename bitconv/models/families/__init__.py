@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bitconv.models.families import llama, llama_sub_norms, microsoft, microsoft_gpu, mixtral, onebitllm, qwen3
+from bitconv.models.families import (
+    hunyuan,
+    llama,
+    llama_sub_norms,
+    microsoft,
+    microsoft_gpu,
+    minicpm,
+    mixtral,
+    onebitllm,
+    qwen2,
+    qwen3,
+)
 from bitconv.models.families.family import Family, Reference
 from bitconv.system.errors import BitconvError, Code
 
@@ -21,6 +32,9 @@ FAMILIES = (
     qwen3.INPUT_NORMS_FAMILY,
     qwen3.FAMILY,
     qwen3.EMBEDDING_FAMILY,
+    qwen2.FAMILY,
+    minicpm.FAMILY,
+    hunyuan.FAMILY,
 )
 
 

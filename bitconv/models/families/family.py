@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from bitconv.models.architectures import Architecture
+from bitconv.models.hyperparameters import Config, Hyperparameters, from_config
 from bitconv.models.quantization import ScaleConvention, Storage, storage
 
 # GGUF slot within a block -> module within a layer of transformers' Llama, which BitNet models extend.
@@ -46,6 +47,7 @@ class Family:
 
     native: the model class ternarises float weights itself, without a quantization_config.
     checkpoints: those that are published, in words.
+    in_llama_keys: config.json in the keys of hyperparameters.from_config, where its own are others.
     modules: slots of a block whose modules are not named as in Llama.
     interleaved_rows: the rows of q and k are stored in the order of interleaved rotation.
     tensor, hidden_act: signs that tell the family from others of its class: the end of a tensor's name, and a value in
@@ -56,7 +58,8 @@ class Family:
     input_norm: the module within a projection that normalises its input.
     embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.
     experts: the feed-forward network is a mixture of them.
-    reference: what runs it in PyTorch. exported: its class in transformers computes the architecture's graph from
+    reference: what runs it in PyTorch. reference_class: the class of transformers that does, with the multipliers put
+    to it, where transformers lacks its own. exported: its class in transformers computes the architecture's graph from
     packed weights, so that a file of the architecture is exported as one of this family.
     """
 
@@ -65,6 +68,7 @@ class Family:
     architecture: Architecture
     native: bool
     checkpoints: str = ""
+    in_llama_keys: Callable[[Config], Mapping[str, Any]] | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     interleaved_rows: bool = False
     tensor: str = ""
@@ -75,6 +79,7 @@ class Family:
     embedding: bool = False
     experts: bool = False
     reference: Reference = Reference.TRANSFORMERS
+    reference_class: str = ""
     exported: bool = False
 
     @property
@@ -86,6 +91,11 @@ class Family:
         """Whether a checkpoint of the family's class has all of its signs. names: of the tensors."""
         tensor = not self.tensor or any(name.endswith(self.tensor) for name in names)
         return tensor and self.hidden_act in ("", config.get("hidden_act"))
+
+    def sizes(self, config: Mapping[str, Any], file: object) -> Hyperparameters:
+        """The sizes that config.json states. BitconvError where it states them wrong, or what no graph computes."""
+        values = config if self.in_llama_keys is None else self.in_llama_keys(Config(config, file))
+        return from_config(values, file)
 
     def storage(
         self, config: Mapping[str, Any], file: object, names: Collection[str]
@@ -100,7 +110,7 @@ class Family:
             return "lm_head.weight"
         if not slot_name.startswith("blk."):
             return prefix + _TOP_LEVEL[slot_name]
-        _, layer, slot, _ = slot_name.split(".")
+        _, layer, slot, kind = slot_name.split(".")
         module = (_LLAMA_MODULES | dict(self.modules))[slot.removesuffix("_norm_in")]
         module += f".{self.input_norm}" if slot.endswith("_norm_in") else ""
-        return f"{prefix}layers.{layer}.{module}.weight"
+        return f"{prefix}layers.{layer}.{module}.{kind}"
