@@ -102,7 +102,11 @@ NOT_TERNARY = [
     ),
     (pack_head, "ternary output head", "model.safetensors: lm_head.weight"),
     (only_gguf, "already a GGUF file", "model.gguf"),
-    (add_tensor(".att_proj.weight", (8, 8)), "OLMo-Bitnet-1B", "model.layers.0.self_attn.q_proj.att_proj.weight"),
+    (
+        lambda model: model.rewrite_config(architectures=["OLMoModelForCausalLM"], layer_norm_type="default"),
+        "OLMo-Bitnet with LayerNorm",
+        "config.json: layer_norm_type 'default'",
+    ),
     (
         lambda model: model.rewrite_config(architectures=["LlavaForConditionalGeneration"], vision_config={"depth": 2}),
         "vision-language model (BitVLA, LLaVA)",
@@ -154,23 +158,6 @@ def test_what_is_no_b158_checkpoint_is_refused_by_name(
     assert not (tmp_path / "out.gguf").exists()
 
 
-@pytest.mark.torch
-def test_olmo_bitnet_is_refused_by_name(tmp_path: Path) -> None:
-    """Its config keys, which are OLMo's own, and its tensors, saved as parameters of float32 in a .bin file."""
-    torch = pytest.importorskip("torch")
-    config = {"architectures": ["OLMoModelForCausalLM"], "model_type": "olmo", "d_model": 64, "n_layers": 2}
-    config |= {"n_heads": 4, "mlp_ratio": 8, "activation_type": "swiglu", "block_type": "sequential", "rope": True}
-    shapes = {"wte": (128, 64)}
-    for layer in range(2):
-        modules = {"att_proj": (192, 64), "attn_out": (64, 64), "ff_proj": (512, 64), "ff_out": (64, 256)}
-        shapes |= {f"blocks.{layer}.{module}": shape for module, shape in modules.items()}
-    tensors = {f"model.transformer.{n}.weight": torch.nn.Parameter(torch.randn(s)) for n, s in shapes.items()}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    torch.save(tensors, tmp_path / "pytorch_model.bin")
-    with pytest.raises(bitconv.BitconvError, match=r"blocks\.0\.att_proj\.weight: OLMo-Bitnet-1B: .*bitnet graph"):
-        bitconv.convert(tmp_path, tmp_path / "out.gguf")
-
-
 def test_every_refusal_is_tested() -> None:
     assert {name for _, name, _ in NOT_TERNARY} == {refusal.name for refusal in catalogue().refusals}
 
@@ -220,20 +207,23 @@ def test_the_families_are_printed_with_the_types_that_their_runners_compute() ->
 def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
     """For each entry, a small checkpoint of it takes each type in each runner as listed, tl1 and tl2 included."""
     from test_gpu_pipeline import make_pipeline_checkpoint
+    from test_olmo import make_olmo
 
     kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
     kinds |= {"MixtralForCausalLM": "mixtral", "Qwen3ForCausalLM": "plain_qwen3", "Qwen3Model": "embedding"}
     kinds |= {"Qwen2ForCausalLM": "qwen2", "MiniCPMForCausalLM": "minicpm", "HunYuanDenseV1ForCausalLM": "hunyuan"}
     for number, entry in enumerate(catalogue().families):
         hf_architecture, activation = entry.recognised.split(", ")[:2]
-        kind = "qwen3" if "rms_norm" in entry.recognised else kinds[hf_architecture]
-        if "a tensor tok_embeddings.weight" in entry.recognised:
+        kind = "qwen3" if "rms_norm" in entry.recognised else kinds.get(hf_architecture)
+        if hf_architecture == "OLMoModelForCausalLM":
+            model = make_olmo(tmp_path / str(number))
+        elif "a tensor tok_embeddings.weight" in entry.recognised:
             model = make_pipeline_checkpoint(tmp_path / str(number), "int2", hidden=512, ffn=1024, layers=1)
         else:
             norms = {"inner_attn_ln": "1bitllm", "attn_sub_norm": "microsoft"}
             with_norms = next((norms[norm] for norm in norms if norm in entry.recognised), None)
             model = make_checkpoint(
-                tmp_path / str(number), with_norms or kind, hidden=512, ffn=1024, layers=1, head_dim=128
+                tmp_path / str(number), with_norms or str(kind), hidden=512, ffn=1024, layers=1, head_dim=128
             )
             if with_norms:
                 model.rewrite_config(architectures=[hf_architecture], quantization_config=ONLINE)

@@ -118,6 +118,13 @@ TERNARY_HEAD = Refusal(
     sign="lm_head.weight in uint8 (codys12 Qwen3-8B-BitNet), or master weights and no lm_head in "
     "modules_to_not_convert",
 )
+OLMO_NORMS = Refusal(
+    "OLMo-Bitnet with LayerNorm",
+    "the norms of its blocks subtract the mean, or have weights, as those of the bitnet graph do not; llama.cpp's olmo "
+    "graph lacks the norms inside its projections",
+    'a model trained with RMSNorms without weights converts, which states "layer_norm_type": "rms"',
+    sign="OLMoModelForCausalLM whose layer_norm_type is not rms, or with layer_norm_with_affine",
+)
 REFUSALS = (
     GGUF_FILE,
     Refusal("AWQ", _GROUPS, _FROM_SOURCE, quant_method="awq"),
@@ -160,12 +167,7 @@ REFUSALS = (
         "BitNet-embedding-0.6B converts",
         model_type="gemma3_text",
     ),
-    Refusal(
-        "OLMo-Bitnet-1B",
-        "llama.cpp's olmo graph lacks the norms inside its projections, and the bitnet graph those of OLMo's blocks",
-        _NOT_B158,
-        tensor=".att_proj.weight",
-    ),
+    OLMO_NORMS,
     Refusal(
         "vision-language model (BitVLA, LLaVA)",
         "it looks at images, and bitconv's graphs are those of text",

@@ -69,7 +69,7 @@ def load_logits(checkpoint: Checkpoint) -> Logits:
     model = model_class.from_pretrained(checkpoint.path, **options)
     # With packed weights the rest is left in bfloat16, and transformers' own float() refuses quantized models.
     torch.nn.Module.float(model)
-    _multiply(model, family.sizes(checkpoint.config, checkpoint.path / "config.json"))
+    _multiply(model, load_model(checkpoint, ScaleConvention.MULTIPLY).sizes)
     return _run(lambda tokens: model(tokens[None]).logits[0])
 
 

@@ -23,7 +23,7 @@ BARE_DTYPES = (*FLOAT_DTYPES, "i8")
 class Binder:
     """Finds the tensors of slots in a checkpoint, checks them, and keeps count of what was used.
 
-    modules: which projections each stored matrix holds, one after the other.
+    modules: which projections each stored matrix holds, one after the other. one_layer: these are one ternary layer.
     """
 
     def __init__(
@@ -32,11 +32,14 @@ class Binder:
         stored_as: Storage,
         convention: ScaleConvention,
         modules: dict[str, list[Slot]],
+        *,
+        one_layer: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.stored_as = stored_as
         self.convention = convention
         self.modules = modules
+        self.one_layer = one_layer
         self.used: set[str] = set()
         self.scales: list[Scale] = []
 
@@ -90,7 +93,9 @@ class Binder:
             stored = self.part(slot, name, columns, FLOAT_DTYPES)
             rule = ABSMEAN if self.stored_as is Storage.MASTER else None
             divides = self.convention is ScaleConvention.DIVIDE
-            return TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave, divides=divides)
+            whole = self.checkpoint.tensors[name] if self.one_layer and len(self.modules[name]) > 1 else None
+            weight = TernaryWeight(slot.name, (rows, columns), stored, rule, rope_heads, interleave, divides=divides)
+            return replace(weight, ruled_with=whole)
         if self.stored_as is Storage.INT2:
             if rows % 16 or columns % 32:
                 raise BitconvError(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitconv.checkpoint import refusals
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.models import families, hyperparameters
@@ -31,11 +33,13 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     BitconvError where the checkpoint is not one that bitconv knows, or where its tensors are not exactly those that
     its config asks for.
     """
-    config, file = checkpoint.config, checkpoint.path / "config.json"
+    config: Mapping[str, Any] = checkpoint.config
+    file = checkpoint.path / "config.json"
     refusals.check_checkpoint(config, checkpoint.tensors, checkpoint.path)
     family = families.detect(config, file, checkpoint.tensors)
+    config = family.config(config, file)
     _check_sub_norms(family, config, checkpoint.tensors, file)
-    sizes = family.sizes(config, file)
+    sizes = hyperparameters.from_config(config, file)
     # Before anything is made for each of them.
     if sizes.layers * max(sizes.experts, 1) > len(checkpoint.tensors):
         experts = f" of {sizes.experts} experts" if sizes.experts else ""
@@ -53,7 +57,7 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
         untied_head = family.architecture.untied_head
         ends = find_heads(checkpoint, embedding, head_name, tied=said, untied_head=untied_head)
     tied = ends.tied
-    _check_architecture(family, sizes, checkpoint, tied=tied)
+    _check_architecture(family, sizes, config, file, tied=tied)
     stored_as, implied = family.storage(config, file, checkpoint.tensors)
     factors = sizes.factor_tensors()
 
@@ -62,9 +66,12 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     for slot in slots:
         if slot.role is Role.TERNARY:
             modules.setdefault(family.source_name(slot.name), []).append(slot)
+    for fused in modules.values():
+        if family.fused and len(fused) > 1:
+            fused.sort(key=lambda slot: family.fused.index(slot.name.split(".")[2]))
     if stored_as is Storage.MASTER:
         _check_converted(modules, config, file, head=not tied)
-    binder = Binder(checkpoint, stored_as, convention or implied, modules)
+    binder = Binder(checkpoint, stored_as, convention or implied, modules, one_layer=bool(family.fused))
     weights: list[Weight] = []
     for slot in slots:
         if slot.role is Role.ROPE_FACTORS:
@@ -76,6 +83,8 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
             interleave = family.architecture.interleaved_rope
             heads = _rope_heads(slot, sizes) if interleave is not family.interleaved_rows else 0
             weights.append(binder.ternary(slot, family.source_name(slot.name), heads, interleave))
+        elif slot.role is Role.NORM and family.unit_norms:
+            weights.append(ComputedWeight(slot.name, np.ones(slot.shape, np.float32)))
         elif slot.role is Role.BIAS:
             weights.append(binder.bias(slot, family.source_name(slot.name), weights[-1]))
         elif slot.role is not Role.SCALE and not (tied and slot.name == "output.weight"):
@@ -86,12 +95,14 @@ def load_model(checkpoint: Checkpoint, convention: ScaleConvention | None = None
     binder.check_all_used()
     if stored_as is Storage.PACKED and convention is None:
         check_plausible(binder.scales, implied, file)
-    return Model(family, sizes, tuple(weights))
+    return Model(family, sizes, config, tuple(weights))
 
 
-def _check_architecture(family: Family, sizes: Hyperparameters, checkpoint: Checkpoint, *, tied: bool) -> None:
+def _check_architecture(
+    family: Family, sizes: Hyperparameters, config: Mapping[str, Any], file: Path, *, tied: bool
+) -> None:
     """Refuse what no runner's graph of this architecture computes."""
-    config, file, architecture = checkpoint.config, checkpoint.path / "config.json", family.architecture
+    architecture = family.architecture
     activation = config.get("hidden_act", architecture.activation)
     if activation != architecture.activation:
         raise BitconvError(
@@ -146,7 +157,9 @@ def _check_sub_norms(family: Family, config: Mapping[str, Any], names: Iterable[
     the keys of their own config stay.
     """
     keys = [key for key in ("weight_bits", "input_bits") if key in config and not _quantization(config)]
-    if not (family.architecture.sub_norms or (keys and family.hf_architecture == "LlamaForCausalLM")):
+    if family.unit_norms or not (
+        family.architecture.sub_norms or (keys and family.hf_architecture == "LlamaForCausalLM")
+    ):
         return
     modules = {
         module.rpartition(".")[2]

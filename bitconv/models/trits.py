@@ -40,6 +40,7 @@ class TritReader:
         self.checkpoint = checkpoint
         self.weight = weight
         self.rows, self.columns = weight.shape
+        self.ruled = weight.ruled_with or weight.stored
         self._rows_of = {"u8": self._packed_rows, "i8": self._int2_rows}.get(weight.stored.dtype, self._master_rows)
         if weight.bare:
             self._rows_of = self._bare_rows
@@ -96,6 +97,13 @@ class TritReader:
         self.checkpoint.read(self.weight.stored, first * stride, raw)
         return raw
 
+    def _ruled_bytes(self, first: int, last: int) -> npt.NDArray[np.uint8]:
+        """Of rows first to last (exclusive) of what a rule makes one scale of."""
+        stride = self.ruled.shape[1] * ITEMSIZE[self.ruled.dtype]
+        raw = np.empty((last - first) * stride, np.uint8)
+        self.checkpoint.read(self.ruled, first * stride, raw)
+        return raw
+
     def _by_rule(self, rule: Rule, keep_going: KeepGoing) -> np.float32:
         """The scale of master weights; what rounds to a trit other than 0 is kept in mind."""
         arithmetic = Arithmetic(rule.arithmetic)
@@ -113,15 +121,15 @@ class TritReader:
 
         Blocks are summed in order, so that the scale does not depend on the number of threads.
         """
-        dtype = self.weight.stored.dtype
+        dtype = self.ruled.dtype
         total = 0.0
-        for first, last in row_blocks(self.rows, self.columns, 1):
+        for first, last in row_blocks(self.ruled.shape[0], self.columns, 1):
             keep_going()
-            block_sum = abs_sum(self.stored_bytes(first, last, ITEMSIZE[dtype]), dtype, arithmetic.dtype)
+            block_sum = abs_sum(self._ruled_bytes(first, last), dtype, arithmetic.dtype)
             if not math.isfinite(block_sum):
                 raise self._not_finite(first, last)
             total += block_sum
-        return np.float32(total / (self.rows * self.columns))
+        return np.float32(total / math.prod(self.ruled.shape))
 
     def _absmedian(self, keep_going: KeepGoing) -> np.float32:
         """The median magnitude, of an even count the lower of the two in the middle, as torch.median takes it.
@@ -129,15 +137,15 @@ class TritReader:
         Magnitudes order as their bit patterns do: the highest 16 bits that it can have are counted, then in a second
         pass over float32 the lowest 16 of those with the right highest.
         """
-        dtype = self.weight.stored.dtype
+        dtype = self.ruled.dtype
         bits = np.dtype(f"<u{ITEMSIZE[dtype]}")
         shift = bits.itemsize * 8 - 16
         infinity = {"f32": 0x7F80, "bf16": 0x7F80, "f16": 0x7C00}[dtype]
-        rank = (self.rows * self.columns - 1) // 2
+        rank = (math.prod(self.ruled.shape) - 1) // 2
         counts = np.zeros(1 << 15, np.int64)
-        for first, last in row_blocks(self.rows, self.columns, 1):
+        for first, last in row_blocks(self.ruled.shape[0], self.columns, 1):
             keep_going()
-            high = self.stored_bytes(first, last, bits.itemsize).view(bits) >> shift & 0x7FFF
+            high = self._ruled_bytes(first, last).view(bits) >> shift & 0x7FFF
             block = np.bincount(high, minlength=counts.size)
             if block[infinity:].any():
                 raise self._not_finite(first, last)
@@ -145,9 +153,9 @@ class TritReader:
         pattern, rank = _at_rank(counts, rank)
         if dtype == "f32":
             counts = np.zeros(1 << 16, np.int64)
-            for first, last in row_blocks(self.rows, self.columns, 1):
+            for first, last in row_blocks(self.ruled.shape[0], self.columns, 1):
                 keep_going()
-                patterns = self.stored_bytes(first, last, bits.itemsize).view(bits) & 0x7FFFFFFF
+                patterns = self._ruled_bytes(first, last).view(bits) & 0x7FFFFFFF
                 counts += np.bincount(patterns[patterns >> shift == pattern] & 0xFFFF, minlength=counts.size)
             pattern = pattern << 16 | _at_rank(counts, rank)[0]
         median = np.empty(4, np.uint8)

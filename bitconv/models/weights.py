@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ class TernaryWeight:
     bare: the trits are stored as they are, in floats or int8, beside their scale.
     absmax: master weights whose scales are the largest magnitudes of their groups.
     divides: a packed release of it would hold what divides, and not what multiplies.
+    ruled_with: the matrix whose rows a rule makes one scale of, where that is more than these.
     """
 
     name: str
@@ -38,6 +40,7 @@ class TernaryWeight:
     bare: bool = False
     absmax: bool = False
     divides: bool = False
+    ruled_with: StoredTensor | None = None
 
     @property
     def has_scale(self) -> bool:
@@ -82,7 +85,7 @@ class DenseWeight:
 
 @dataclass(frozen=True)
 class ComputedWeight:
-    """A small float32 tensor that is computed: of config.json alone, or a bias."""
+    """A small float32 tensor that is computed: of config.json alone, a bias, or a norm of ones."""
 
     name: str
     values: npt.NDArray[np.float32]
@@ -97,8 +100,11 @@ Weight: TypeAlias = TernaryWeight | ExpertsWeight | DenseWeight | ComputedWeight
 
 @dataclass(frozen=True)
 class Model:
+    """config: config.json in Llama's keys."""
+
     family: Family
     sizes: Hyperparameters
+    config: Mapping[str, Any]
     weights: tuple[Weight, ...]
 
     @property

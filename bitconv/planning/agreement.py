@@ -53,7 +53,7 @@ def compare_metadata(
         said = f"is {inspection.architecture.graph}, the checkpoint's is {wanted_architecture.graph}"
         return Agreement(f"the architecture {said}", list(inspection.metadata))
     wanted = build_metadata(checkpoint, model, 0, pre)
-    lost = tokenizer_notes(checkpoint.path, checkpoint.config, wanted)
+    lost = tokenizer_notes(checkpoint.path, model.config, wanted)
     # Under the file's name for the architecture, of which there may be an older one.
     name = inspection.architecture_name
     prefix = f"{wanted_architecture.name}."

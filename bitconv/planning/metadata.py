@@ -59,7 +59,7 @@ def build_metadata(checkpoint: Checkpoint, model: Model, file_type: int, pre: st
     architecture, embedding = model.family.architecture.name, model.family.embedding
     parameters = sum(prod(w.shape) for w in model.weights if not isinstance(w, ComputedWeight))
     # First, since it names the file that is no JSON object, where the gguf package below does not.
-    tokenizer = tokenizer_metadata(checkpoint.path, checkpoint.config, pre=pre, embedding=embedding)
+    tokenizer = tokenizer_metadata(checkpoint.path, model.config, pre=pre, embedding=embedding)
     return {
         "general.architecture": architecture,
         "general.type": "model",

@@ -160,7 +160,7 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     if len(header) > MAX_HEADER:
         cause = f"its vocabulary takes more than the {MAX_HEADER >> 20} MiB that a file's header may have"
         raise BitconvError(cause, code=Code.TOO_LARGE, file=checkpoint.path)
-    notes = [*_rope_notes(model), *tokenizer_notes(checkpoint.path, checkpoint.config, metadata)]
+    notes = [*_rope_notes(model), *tokenizer_notes(checkpoint.path, model.config, metadata)]
     notes += _name_notes(metadata, checkpoint)
     notes += [*target.notes_on(type_name), *_machine_notes(model, type_name, target, options)]
     return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason, tuple(notes))

@@ -13,6 +13,7 @@ from bitconv.models.families import (
     microsoft_gpu,
     minicpm,
     mixtral,
+    olmo,
     onebitllm,
     qwen2,
     qwen3,
@@ -35,6 +36,7 @@ FAMILIES = (
     qwen2.FAMILY,
     minicpm.FAMILY,
     hunyuan.FAMILY,
+    olmo.FAMILY,
 )
 
 

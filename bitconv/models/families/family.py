@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from bitconv.models.architectures import Architecture
-from bitconv.models.hyperparameters import Config, Hyperparameters, from_config
+from bitconv.models.hyperparameters import Config
 from bitconv.models.quantization import ScaleConvention, Storage, storage
 
 # GGUF slot within a block -> module within a layer of transformers' Llama, which BitNet models extend.
@@ -54,7 +54,9 @@ class Family:
     config.json. Where several families show theirs, a tensor says more than a value, and either more than no sign.
     weights: how they may be stored, in words, where that is not as transformers does.
     codes: by which rule and arithmetic its lab makes trits of float latents, in words, where that is known.
-    Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots.
+    Projections of one name are fused: that matrix has the rows of each, in the order of the architecture's slots, or of
+    `fused`; then they are one ternary layer, and float weights of all make one scale.
+    unit_norms: norms have no weights.
     input_norm: the module within a projection that normalises its input.
     embedding: a text becomes a vector: the class has no output head, and no prefix "model." before its names.
     experts: the feed-forward network is a mixture of them.
@@ -71,6 +73,8 @@ class Family:
     in_llama_keys: Callable[[Config], Mapping[str, Any]] | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     interleaved_rows: bool = False
+    fused: tuple[str, ...] = ()
+    unit_norms: bool = False
     tensor: str = ""
     hidden_act: str = ""
     weights: str = ""
@@ -92,10 +96,9 @@ class Family:
         tensor = not self.tensor or any(name.endswith(self.tensor) for name in names)
         return tensor and self.hidden_act in ("", config.get("hidden_act"))
 
-    def sizes(self, config: Mapping[str, Any], file: object) -> Hyperparameters:
-        """The sizes that config.json states. BitconvError where it states them wrong, or what no graph computes."""
-        values = config if self.in_llama_keys is None else self.in_llama_keys(Config(config, file))
-        return from_config(values, file)
+    def config(self, stated: Mapping[str, Any], file: object) -> Mapping[str, Any]:
+        """config.json in Llama's keys. BitconvError where it states what the graph does not compute."""
+        return stated if self.in_llama_keys is None else self.in_llama_keys(Config(stated, file))
 
     def storage(
         self, config: Mapping[str, Any], file: object, names: Collection[str]
