@@ -145,6 +145,7 @@ RUNNERS = (
             "qwen2": "silu",
             "minicpm": "silu",
             "hunyuan-dense": "silu",
+            "maple": "silu",
         },
         types={"tq1_0": 36, "tq2_0": 37, "q2_0": 41, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},

@@ -22,6 +22,7 @@ GGUF_PROJECTIONS = dict(
     zip(PROJECTIONS, ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), strict=True)
 )
 GGUF_EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
+GGUF_EXPERTS |= {"gate_proj": "ffn_gate_exps", "down_proj": "ffn_down_exps", "up_proj": "ffn_up_exps"}
 GGUF_NORMS = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
@@ -94,6 +95,12 @@ FAMILIES = {
     "qwen2": ("Qwen2ForCausalLM", "silu", None, None),
     "minicpm": ("MiniCPMForCausalLM", "silu", None, None),
     "hunyuan": ("HunYuanDenseV1ForCausalLM", "silu", None, None),
+    "maple": ("MapleForCausalLM", "silu", None, None),
+}
+# Router, and matrices of an expert: gate, up, down.
+MIXTURES = {
+    "mixtral": ("block_sparse_moe.gate", "block_sparse_moe.experts", ("w1", "w3", "w2")),
+    "maple": ("mlp.gate", "mlp.experts", ("gate_proj", "up_proj", "down_proj")),
 }
 # What config.json says of a family besides.
 CONFIGS: dict[str, dict[str, Any]] = {"minicpm": {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 64}}
@@ -102,6 +109,7 @@ HEAD_NORMS = {
     "plain_qwen3": ("q_norm", "k_norm"),
     "embedding": ("q_norm", "k_norm"),
     "hunyuan": ("query_layernorm", "key_layernorm"),
+    "maple": ("q_norm", "k_norm"),
 }
 
 
@@ -139,7 +147,8 @@ def make_checkpoint(
     rng = np.random.default_rng(seed)
     input_norms = family in ("qwen3", "embedding")
     llama = family in ("llama", "mixtral", "minicpm")
-    untied = llama or family in ("qwen3", "plain_qwen3", "qwen2", "hunyuan")
+    untied = llama or family in ("qwen3", "plain_qwen3", "qwen2", "hunyuan", "maple")
+    ternary_floats = ternary_floats or family == "maple"
     packed = untied and not ternary_floats if packed is None else packed
     convention = convention or ("divide" if untied else "multiply")
     tied = not untied if tied is None else tied
@@ -170,6 +179,11 @@ def make_checkpoint(
     elif family == "mixtral":
         config |= {"num_local_experts": experts, "num_experts_per_tok": 2, "sliding_window": None}
         config["quantization_config"] = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head", "gate"]}
+    elif family == "maple":
+        kinds = ["full_attention" if layer % 4 == 3 else "sliding_attention" for layer in range(layers)]
+        config |= {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": ffn, "layer_types": kinds}
+        config |= {"sliding_window": 32, "num_shared_experts": 0, "norm_topk_prob": True, "head_dim": size}
+        config["nope_on_global_attention"] = True
     elif family == "qwen3":
         config["quantization_config"] = {
             "quant_method": "bitnet",
@@ -204,7 +218,7 @@ def make_checkpoint(
     dense(f"{root}norm.weight", "output_norm.weight", hidden)
     if not tied:
         # Small where runners are compared by it, so that no token has all the probability.
-        small = family in ("plain_qwen3", "qwen2", "hunyuan")
+        small = family in ("plain_qwen3", "qwen2", "hunyuan", "maple")
         dense("lm_head.weight", "output.weight", vocab, hidden, scale=1 / 16 if small else 1.0)
     shapes = {
         "self_attn.q_proj": (heads * size, hidden),
@@ -215,11 +229,12 @@ def make_checkpoint(
         "mlp.up_proj": (ffn, hidden),
         "mlp.down_proj": (hidden, ffn),
     }
-    if family == "mixtral":
+    if family in MIXTURES:
+        router, stack, names_of = MIXTURES[family]
         shapes = {name: shape for name, shape in shapes.items() if "mlp" not in name}
         for expert in range(experts):
-            for name, shape in {"w1": (ffn, hidden), "w2": (hidden, ffn), "w3": (ffn, hidden)}.items():
-                shapes[f"block_sparse_moe.experts.{expert}.{name}"] = shape
+            for name, shape in zip(names_of, ((ffn, hidden), (ffn, hidden), (hidden, ffn)), strict=True):
+                shapes[f"{stack}.{expert}.{name}"] = shape
     for layer in range(layers):
         prefix = f"{root}layers.{layer}"
         norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
@@ -231,15 +246,14 @@ def make_checkpoint(
             for projection, (_, columns) in shapes.items():
                 name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}_norm_in.weight"
                 dense(f"{prefix}.{projection}.{module}.weight", name, columns)
-        if family == "mixtral":
-            router = f"{prefix}.block_sparse_moe.gate.weight"
-            dense(router, f"blk.{layer}.ffn_gate_inp.weight", experts, hidden)
+        if family in MIXTURES:
+            dense(f"{prefix}.{router}.weight", f"blk.{layer}.ffn_gate_inp.weight", experts, hidden)
         for norm, length in norms.items():
             dense(f"{prefix}.{norm}.weight", f"blk.{layer}.{GGUF_NORMS[norm]}.weight", length)
         for projection, shape in shapes.items():
             name = f"{prefix}.{projection}.weight"
             # Experts have scales that differ, so that one for all would be seen.
-            expert = int(projection.split(".")[2]) if "experts" in projection else 0
+            expert = int(projection.split(".")[-2]) if "experts" in projection else 0
             masters = floats(*shape, scale=0.05 / (1 + expert))
             trits, scale = absmean(masters)
             if family == "qwen2" and projection.endswith(("q_proj", "k_proj", "v_proj")):
@@ -269,10 +283,11 @@ def make_checkpoint(
                 gguf_name = f"blk.{layer}.{GGUF_PROJECTIONS[projection]}.weight"
                 result.trits[gguf_name], result.scales[gguf_name] = trits, scale
             else:  # an expert's: stacked
-                gguf_name = f"blk.{layer}.{GGUF_EXPERTS[projection[-2:]]}.weight"
+                gguf_name = f"blk.{layer}.{GGUF_EXPERTS[projection.rpartition('.')[2]]}.weight"
                 stack = [*result.trits.get(gguf_name, ()), trits]
                 result.trits[gguf_name] = np.stack(stack)
-                result.scales[gguf_name] = np.append(result.scales.get(gguf_name, ()), scale).astype(np.float32)
+                scales = [*result.scales.get(gguf_name, ()), scale]
+                result.scales[gguf_name] = np.array(scales, np.float32)
 
     path.mkdir(parents=True)
     result.rewrite_config()

@@ -211,6 +211,7 @@ def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
 
     kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
     kinds |= {"MixtralForCausalLM": "mixtral", "Qwen3ForCausalLM": "plain_qwen3", "Qwen3Model": "embedding"}
+    kinds |= {"MapleForCausalLM": "maple"}
     kinds |= {"Qwen2ForCausalLM": "qwen2", "MiniCPMForCausalLM": "minicpm", "HunYuanDenseV1ForCausalLM": "hunyuan"}
     for number, entry in enumerate(catalogue().families):
         hf_architecture, activation = entry.recognised.split(", ")[:2]

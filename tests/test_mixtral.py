@@ -102,6 +102,23 @@ def test_llama_cpp_computes_what_transformers_does(
     assert abs(divergence_in_llama_cpp(tmp_path / "out.gguf", expected)) < (1e-5 if type_name == "f32" else 1e-3)
 
 
+def test_eval_computes_what_transformers_does(tmp_path: Path, in_transformers: tuple[Synthetic, np.ndarray]) -> None:
+    from bitconv.commands.evaluate import opened_to_run
+    from bitconv.inference.forward import ForwardPass
+
+    model, expected = in_transformers
+    bitconv.convert(model.path, tmp_path / "out.gguf", type="q2_0", embed_type="f32")
+    tokens = real_runners.llama_cpp(tmp_path / "out.gguf", [0]).tokens[:251].astype(np.int64)
+    with ForwardPass(*opened_to_run(tmp_path / "out.gguf", None, None), float_activations=True) as forward:
+        logits = torch.from_numpy(forward.logits(tokens, forward.new_cache(251))[POSITIONS])
+        one_by_one = forward.new_cache(251)
+        alone = np.concatenate([forward.logits(tokens[i : i + 1], one_by_one) for i in range(60)])
+        together = forward.logits(tokens[:60], forward.new_cache(251))
+    predicted = torch.log_softmax(logits.double(), -1).numpy()
+    assert abs((np.exp(expected) * (expected - predicted)).sum(axis=1).mean()) < 1e-5
+    assert np.abs(alone - together).max() < 1e-3
+
+
 @pytest.mark.runners
 def test_llama_cpp_multiplies_each_expert_by_its_own_scale(
     tmp_path: Path, in_transformers: tuple[Synthetic, np.ndarray]
@@ -151,14 +168,25 @@ def test_experts_in_floats_have_each_a_scale_of_its_own(tmp_path: Path, stored: 
         assert File(tmp_path / "out.gguf").bytes(f"{name}.scale", 16) == model.scales[f"{name}.weight"].tobytes()
 
 
-def test_experts_with_a_scale_a_row_are_refused(tmp_path: Path) -> None:
+def test_an_expert_with_a_scale_a_row_beside_one_with_one_scale(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "mixtral", hidden=256, ffn=512, layers=1, experts=2)
-    name = "model.layers.0.block_sparse_moe.experts.1.w1.weight_scale"
     tensors = load_file(model.path / "model.safetensors")
-    tensors[name] = tensors[name] * torch.linspace(1, 2, 512)[:, None].to(tensors[name].dtype)
+    for expert in range(2):
+        name = f"model.layers.0.block_sparse_moe.experts.{expert}.w1.weight_scale"
+        # Divided by: powers of two, which float16 holds.
+        several = 2.0 ** torch.arange(512).remainder(5)[:, None] if expert else torch.tensor([8.0])
+        tensors[name] = several.to(tensors[name].dtype)
     save_file(tensors, model.path / "model.safetensors")
-    with pytest.raises(BitconvError, match=r"experts\.1\.w1\.weight: it has several scales, and of stacked experts"):
-        bitconv.convert(model.path, tmp_path / "out.gguf", type="tq2_0", fallback="f32")
+    result = bitconv.convert(model.path, tmp_path / "out.gguf", type="tq2_0")
+    assert {t.name: t.group for t in result.tensors}["blk.0.ffn_gate_exps.weight"] == 256
+    assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
+    bitconv.repack(tmp_path / "out.gguf", tmp_path / "other.gguf", type="q2_0")
+    assert bitconv.verify(tmp_path / "other.gguf", against=model.path).right
+    tensors[name] = tensors[name] * 1.3
+    save_file(tensors, model.path / "model.safetensors")
+    assert not bitconv.verify(tmp_path / "out.gguf", against=model.path).right
+    with pytest.raises(BitconvError, match=r"experts\.1\.w1\.weight: tq2_0 would round its scales"):
+        bitconv.convert(model.path, tmp_path / "bad.gguf", type="tq2_0")
 
 
 @pytest.mark.parametrize("expert", [0, 3])
@@ -199,14 +227,20 @@ def test_layouts_in_which_no_runner_computes_stacked_experts_are_refused(tmp_pat
     assert (result.type, result.runner) == ("tq1_0", "llama.cpp")
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_repack_takes_experts_along(tmp_path: Path, model: Synthetic, in_blocks: bool) -> None:
+    bitconv.convert(model.path, tmp_path / "a.gguf", type="tq2_0", scale_in_blocks=in_blocks)
+    bitconv.convert(model.path, tmp_path / "b.gguf", type="q2_0", scale_in_blocks=in_blocks)
+    result = bitconv.repack(tmp_path / "a.gguf", tmp_path / "c.gguf", type="q2_0", scale_in_blocks=in_blocks)
+    assert (tmp_path / "c.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert {t.shape for t in result.tensors if "exps" in t.name} == {(4, 512, 256), (4, 256, 512)}
+    with pytest.raises(BitconvError, match=r"ffn_gate_exps\.weight: ik_llama.cpp does not compute stacked experts"):
+        bitconv.repack(tmp_path / "a.gguf", tmp_path / "d.gguf", type="f32", runner="ik_llama.cpp")
+
+
 def test_what_does_not_take_mixtures_says_so(tmp_path: Path, model: Synthetic) -> None:
     file = tmp_path / "out.gguf"
     bitconv.convert(model.path, file, type="tq2_0")
-    (tmp_path / "text.txt").write_text("many words " * 200)
-    with pytest.raises(BitconvError, match=r"out\.gguf: a mixture of experts"):
-        bitconv.evaluate(file, tmp_path / "text.txt", window=16)
-    with pytest.raises(BitconvError, match=r"out\.gguf: blk\.0\.ffn_gate_exps\.weight: stacked experts"):
-        bitconv.repack(file, tmp_path / "other.gguf", type="q2_0")
     with pytest.raises(BitconvError, match=r"out\.gguf: a mixture of experts"):
         bitconv.export(file, tmp_path / "dir")
     with pytest.raises(BitconvError, match=r"model: a mixture of experts"):

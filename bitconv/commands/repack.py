@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +18,15 @@ from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import PACKED, QUANTIZED
 from bitconv.layouts.dense import encode
 from bitconv.layouts.i2_s import ORDER_KEY
-from bitconv.layouts.layout import Bytes
+from bitconv.layouts.layout import Bytes, Trits
 from bitconv.layouts.registry import check_has_tiles, make_layout, tile_rules
-from bitconv.layouts.scales import group_obstacle
+from bitconv.layouts.scales import Scale, group_obstacle
 from bitconv.layouts.tiles import TILES_KEY, Tile, read_kernel_config
 from bitconv.models.architectures import Role, scale_name
 from bitconv.packed import embeddings
 from bitconv.packed.embeddings import HEAD
 from bitconv.packed.inspection import Inspection, inspect_file
-from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, matrices
 from bitconv.planning.placement import DataSection, PlacedMatrix
 from bitconv.runners import Runner
 from bitconv.system import jobs
@@ -99,13 +100,13 @@ class Repacking:
 class _Planned(NamedTuple):
     """A tensor of the input and where it goes. offset counts from the start of the data section.
 
-    dense: the new type of floats.
+    places: of its ternary matrices, one or one an expert. dense: the new type of floats.
     """
 
     info: TensorInfo
     offset: int
     nbytes: int
-    place: PlacedMatrix | None = None
+    places: tuple[PlacedMatrix, ...] = ()
     dense: str | None = None
 
 
@@ -216,7 +217,6 @@ def _check_input(opened: GGUFFile, inspection: Inspection) -> None:
         *inspection.faults,
         *(f"{name}: {text}" for name, texts in inspection.tensor_faults.items() for text in texts),
     ]
-    faults += [f"{t.name}: stacked experts cannot be repacked" for t in opened.tensors if len(t.shape) == 3]
     if faults:
         raise BitconvError(faults[0], code=Code.FAULTY, file=opened.path, way_out="bitconv verify lists all faults")
 
@@ -239,16 +239,20 @@ def _plan(
     for info in opened.tensors:
         role = inspection.roles[info.name]
         if role is Role.TERNARY and info.name not in inspection.floats:
-            rows, columns = info.shape
+            *stack, rows, columns = info.shape
             group = inspection.groups.get(info.name)
             layout = runners.layout_for(section.runner, type_name, (rows, columns), tiles, group)
-            obstacle = runners.shape_obstacle(section.runner, layout, rows, columns)
+            obstacle = runners.shape_obstacle(section.runner, layout, rows, columns, prod(stack) if stack else 0)
             obstacle = obstacle or group_obstacle(layout, columns, group)
             if obstacle is not None:
                 raise BitconvError(obstacle, code=Code.LAYOUT, file=opened.path, tensor=info.name)
             beside = scale_name(info.name) in scale_slots
-            place = section.place_ternary(info.name, (rows, columns), layout, group, beside=beside)
-            planned.append(_Planned(info, place.offset, place.nbytes, place))
+            if stack:
+                shape = (stack[0], rows, columns)
+                places = tuple(section.place_experts(info.name, shape, layout, group, beside=beside))
+            else:
+                places = (section.place_ternary(info.name, (rows, columns), layout, group, beside=beside),)
+            planned.append(_Planned(info, places[0].offset, sum(place.nbytes for place in places), places))
         elif role is not Role.SCALE:
             old = inspection.types[info.name]
             new = old
@@ -260,7 +264,7 @@ def _plan(
                 layout = runners.layout_for(section.runner, new)
                 beside = scale_name(info.name) in scale_slots
                 place = section.place_ternary(info.name, (rows, columns), layout, group, beside=beside)
-                planned.append(_Planned(info, place.offset, place.nbytes, place))
+                planned.append(_Planned(info, place.offset, place.nbytes, (place,)))
             else:
                 offset, nbytes = section.place_dense(info.name, info.shape, new)
                 planned.append(_Planned(info, offset, nbytes, dense=new if new != old else None))
@@ -331,28 +335,29 @@ def _write(
     repacked: dict[str, RepackedTensor] = {}
     source = opened.open()
 
-    def opened_ternary(info: TensorInfo) -> TernaryTensor:
+    def opened_matrices(info: TensorInfo) -> list[TernaryTensor]:
         layout = inspection.layouts.get(info.name) or make_layout(inspection.types[info.name])
         group = inspection.groups.get(info.name)
-        return TernaryTensor(source, info, layout, scale_tensors.get(scale_name(info.name)), group)
+        return list(matrices(source, info, layout, scale_tensors.get(scale_name(info.name)), group))
 
-    def ternary(info: TensorInfo, place: PlacedMatrix, keep_going: KeepGoing) -> int:
-        name = info.name
+    def ternary(tensor: _Planned, keep_going: KeepGoing) -> int:
+        info, first, scales = tensor.info, tensor.places[0], list[Scale]()
         try:
-            file = opened_ternary(info)
-            scale = file.find_scale(keep_going)
-            obstacle = place.obstacle(scale)
-            if obstacle is not None:
-                raise FaultyTensor(obstacle, code=Code.LAYOUT)
-            multiple = file.layout.row_multiple
-            place.write(descriptor, len(header), scale, lambda *rows: file.read(*rows).trits, multiple, keep_going)
+            for file, place in zip(opened_matrices(info), tensor.places, strict=True):
+                scale = file.find_scale(keep_going)
+                scales.append(scale)
+                obstacle = place.obstacle(scale)
+                if obstacle is not None:
+                    raise FaultyTensor(obstacle, code=Code.LAYOUT)
+                read_trits = partial(_trits, file)
+                place.write(descriptor, len(header), scale, read_trits, file.layout.row_multiple, keep_going)
         except FaultyTensor as fault:
-            raise fault.at(opened.path, name) from None
-        one = None if isinstance(scale, np.ndarray) else float(scale)
-        error = place.scale_error(scale)
-        from_type = inspection.types[name]
-        repacked[name] = RepackedTensor(name, from_type, place.layout.name, place.shape, one, error, place.group)
-        return place.nbytes
+            raise fault.at(opened.path, info.name) from None
+        one = float(scales[0]) if len(scales) == 1 and isinstance(scales[0], np.float32) else None
+        error = max(place.scale_error(scale) for place, scale in zip(tensor.places, scales, strict=True))
+        old, new = inspection.types[info.name], first.layout.name
+        repacked[info.name] = RepackedTensor(info.name, old, new, info.shape, one, error, first.group)
+        return tensor.nbytes
 
     def read(info: TensorInfo, first: int, last: int) -> Bytes:
         piece = np.empty(last - first, np.uint8)
@@ -372,7 +377,7 @@ def _write(
         """Rows first to last (exclusive) of an embedding or a head."""
         info, old = tensor.info, inspection.types[tensor.info.name]
         rows, columns = info.shape
-        ternary = opened_ternary(info) if info.name in inspection.layouts else None
+        ternary = opened_matrices(info)[0] if info.name in inspection.layouts else None
         stride, new_stride = inspection.nbytes[info.name] // rows, type_by_name(new).nbytes((columns,))
         for start, end in row_blocks(last - first, columns, 1):
             keep_going()
@@ -393,8 +398,8 @@ def _write(
 
     work: list[Callable[[KeepGoing], int]] = []
     for tensor in planned:
-        if tensor.place is not None:
-            work.append(partial(ternary, tensor.info, tensor.place))
+        if tensor.places:
+            work.append(partial(ternary, tensor))
         elif tensor.dense is not None:
             rows, columns = tensor.info.shape
             step = max(CHANGE_JOB_VALUES // columns, 1)
@@ -413,4 +418,8 @@ def _write(
                 progress(done, size)
     finally:
         os.close(source)
-    return tuple(repacked[t.info.name] for t in planned if t.place is not None)
+    return tuple(repacked[t.info.name] for t in planned if t.places)
+
+
+def _trits(file: TernaryTensor, first: int, last: int) -> Trits:
+    return file.read(first, last).trits

@@ -9,7 +9,7 @@ Embedding, norms, rotation, attention and output head are float32.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +27,10 @@ from bitconv.layouts import FLOATS
 from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes, Layout, Scales
 from bitconv.layouts.scales import Scale
-from bitconv.models.architectures import Role, scale_name
+from bitconv.models.architectures import Role, expert_name, scale_name
 from bitconv.models.hyperparameters import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from bitconv.packed.inspection import Inspection
-from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, dequantized
+from bitconv.packed.ternary_tensor import FaultyTensor, dequantized, matrices, stacked
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code
@@ -205,12 +205,6 @@ class ForwardPass:
         self.file = opened.path
         self.architecture = inspection.architecture
         self.sizes = inspection.sizes
-        if self.sizes.experts:
-            raise BitconvError(
-                "a mixture of experts, which eval and compare do not run; llama.cpp does",
-                code=Code.GGUF_UNSUPPORTED,
-                file=opened.path,
-            )
         self._float_activations = float_activations
         self._threads = jobs.thread_count(threads)
         self._data = _read_file(opened)
@@ -222,7 +216,7 @@ class ForwardPass:
         }
         scales = self._checked_scales(infos, inspection)
         self._embedding, self._head = self._read_embeddings(infos, inspection, scales)
-        self._projections = self._read_projections(infos, inspection, scales)
+        self._projections = dict(self._read_projections(infos, inspection, scales))
         long = self.sizes.rope_long
         self._frequencies = self._rope_frequencies(ROPE_FREQS if long is None else ROPE_SHORT)
         self._long_frequencies = None if long is None else self._rope_frequencies(ROPE_LONG)
@@ -265,13 +259,15 @@ class ForwardPass:
 
     def _attention(self, block: str, layer: int, x: Floats, rotation: tuple[Floats, Floats], cache: Cache) -> Floats:
         count, sizes = len(x), self.sizes
+        windowed = bool(sizes.windowed) and sizes.windowed[layer]
         q, k, v = (
             y.reshape(count, -1, sizes.head_dim).swapaxes(0, 1)
             for y in self._project(x, f"{block}.attn_q", f"{block}.attn_k", f"{block}.attn_v")
         )
         if not self.architecture.late_qk_norms:
             q, k = self._normed_heads(block, q, k)
-        q, k = self._rotate(q, rotation), self._rotate(k, rotation)
+        if windowed or not sizes.windowed:
+            q, k = self._rotate(q, rotation), self._rotate(k, rotation)
         if self.architecture.late_qk_norms:
             q, k = self._normed_heads(block, q, k)
         end = cache.used + count
@@ -279,11 +275,13 @@ class ForwardPass:
         cache.values[layer, :, cache.used : end] = v
         # The heads that share keys and values stand together: (kv_heads, heads / kv_heads * n, head_dim).
         queries = q.reshape(sizes.kv_heads, -1, sizes.head_dim)
-        future = np.tile(np.arange(end) > np.arange(cache.used, end)[:, None], (sizes.heads // sizes.kv_heads, 1))
+        distance = np.arange(cache.used, end)[:, None] - np.arange(end)
+        unseen = (distance < 0) | (distance >= sizes.window) if windowed else distance < 0
+        unseen = np.tile(unseen, (sizes.heads // sizes.kv_heads, 1))
 
         def attend(head: int) -> Floats:
             scores = _float_product(cache.keys[layer, head, :end], queries[head]) * np.float32(sizes.head_dim**-0.5)
-            scores = np.where(future, np.float32(-np.inf), scores)
+            scores = np.where(unseen, np.float32(-np.inf), scores)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             total = _float_product(np.ones((1, end), np.float32), weights)
             return _float_product(np.ascontiguousarray(cache.values[layer, head, :end].T), weights) / total
@@ -301,11 +299,34 @@ class ForwardPass:
         return self._norm(q, f"{block}.attn_q_norm"), self._norm(k, f"{block}.attn_k_norm")
 
     def _feed_forward(self, block: str, x: Floats) -> Floats:
+        if self.sizes.experts:
+            return self._mixture(block, x)
         gate, up = self._project(x, f"{block}.ffn_gate", f"{block}.ffn_up")
         gated = _ACTIVATIONS[self.architecture.activation](gate) * up
         if self.architecture.sub_norms:
             gated = self._norm(gated, f"{block}.ffn_sub_norm")
         return self._project(gated, f"{block}.ffn_down")[0]
+
+    def _mixture(self, block: str, x: Floats) -> Floats:
+        """The experts of the largest router logits, by the softmax of those. Added in the order of their numbers, so
+        that a token computes the same bits in every batch."""
+        routed = _float_product(self._vectors[f"{block}.ffn_gate_inp.weight"], x)
+        chosen = np.argsort(-routed, axis=1, kind="stable")[:, : self.sizes.experts_used]
+        logits = np.take_along_axis(routed, chosen, axis=1)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        mixed = np.zeros_like(x)
+        for expert in np.unique(chosen):
+            tokens, place = np.nonzero(chosen == expert)
+            names = (expert_name(f"{block}.{slot}_exps", expert) for slot in ("ffn_gate", "ffn_up", "ffn_down"))
+            gate_name, up_name, down_name = names
+            gate, up = self._project(x[tokens], gate_name, up_name)
+            if self.sizes.expert_clamp is not None:
+                limit = np.float32(self.sizes.expert_clamp)
+                gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+            gated = _ACTIVATIONS[self.architecture.activation](gate) * up
+            mixed[tokens] += self._project(gated, down_name)[0] * weights[tokens, place][:, None]
+        return mixed
 
     def _project(self, x: Floats, *names: str) -> list[Floats]:
         """The products of each of these projections with the same activations."""
@@ -356,12 +377,12 @@ class ForwardPass:
         return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
 
     def _read_embeddings(
-        self, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, Scale]
+        self, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, list[Scale]]
     ) -> tuple[Embedding, Embedding]:
         """The token embedding and the output head, which may be the same."""
 
         def read(name: str) -> Embedding:
-            layout, scale = inspection.layouts.get(name), scales.get(name)
+            layout, (scale,) = inspection.layouts.get(name), scales.get(name, [None])
             return Embedding(self._data, infos[name], inspection.types[name], layout, scale, self._threads)
 
         embedding = read("token_embd.weight")
@@ -369,30 +390,38 @@ class ForwardPass:
         return embedding, read("output.weight") if untied else embedding
 
     def _read_projections(
-        self, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, Scale]
-    ) -> dict[str, Projection | FloatProjection]:
-        def read(name: str) -> Projection | FloatProjection:
+        self, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, list[Scale]]
+    ) -> Iterator[tuple[str, Projection | FloatProjection]]:
+        """By name; those of a stack of experts one by one."""
+        for name, role in inspection.roles.items():
+            if role is not Role.TERNARY:
+                continue
             if name in inspection.floats:
                 nbytes = inspection.nbytes[name]
-                return FloatProjection(self._data, infos[name], inspection.types[name], nbytes, self._threads)
-            return Projection(self._data, infos[name], inspection.layouts[name], scales[name], self._threads)
+                yield name, FloatProjection(self._data, infos[name], inspection.types[name], nbytes, self._threads)
+                continue
+            layout = inspection.layouts[name]
+            for i, (info, scale) in enumerate(zip(stacked(infos[name], layout), scales[name], strict=True)):
+                stem = name.removesuffix(".weight")
+                own = name if info.shape == infos[name].shape else f"{expert_name(stem, i)}.weight"
+                yield own, Projection(self._data, info, layout, scale, self._threads)
 
-        return {name: read(name) for name, role in inspection.roles.items() if role is Role.TERNARY}
-
-    def _checked_scales(self, infos: dict[str, TensorInfo], inspection: Inspection) -> dict[str, Scale]:
-        """Of every ternary tensor, each read once. BitconvError where one is faulty."""
+    def _checked_scales(self, infos: dict[str, TensorInfo], inspection: Inspection) -> dict[str, list[Scale]]:
+        """Of the matrices of every ternary tensor, each read once. BitconvError where one is faulty."""
         with os.fdopen(open_input(self.file), "rb") as stream:
 
-            def read(name: str, keep_going: KeepGoing) -> Scale:
-                layout, group = inspection.layouts[name], inspection.groups.get(name)
-                tensor = TernaryTensor(stream.fileno(), infos[name], layout, infos.get(scale_name(name)), group)
+            def read(name: str, keep_going: KeepGoing) -> list[Scale]:
+                layout, group, scales = inspection.layouts[name], inspection.groups.get(name), []
+                beside = infos.get(scale_name(name))
                 try:
-                    for first, last in row_blocks(tensor.rows, tensor.columns, layout.row_multiple):
-                        keep_going()
-                        tensor.read(first, last)
-                    return tensor.find_scale(keep_going)
+                    for matrix in matrices(stream.fileno(), infos[name], layout, beside, group):
+                        for first, last in row_blocks(matrix.rows, matrix.columns, layout.row_multiple):
+                            keep_going()
+                            matrix.read(first, last)
+                        scales.append(matrix.find_scale(keep_going))
                 except FaultyTensor as fault:
                     raise fault.at(self.file, name, "see bitconv verify") from None
+                return scales
 
             names = list(inspection.layouts)
             return dict(zip(names, jobs.run([partial(read, name) for name in names], self._threads), strict=True))

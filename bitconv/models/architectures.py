@@ -56,6 +56,8 @@ class Architecture:
     multipliers: the embedding, what each half of a layer adds, and the logits are multiplied by numbers that the
     metadata states.
     mixture: where the metadata states experts, the feed-forward network is a mixture of them.
+    windows: some layers attend to the last tokens only, and those alone are rotated.
+    own_head: an output.weight must be there.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Architecture:
     multipliers: bool = False
     norm_types: tuple[str, ...] = ("f32",)
     mixture: bool = False
+    windows: bool = False
+    own_head: bool = False
 
     @property
     def graph(self) -> str:
@@ -131,7 +135,8 @@ class Architecture:
                     slots.append(Slot(scale_name(name), (count,), Role.SCALE, optional=True))
         slots.append(Slot("output_norm.weight", (hidden,), Role.NORM))
         if self.untied_head or self.idle_head:
-            slots.append(Slot("output.weight", (sizes.vocab, hidden), Role.EMBEDDING, optional=True))
+            optional = not self.own_head
+            slots.append(Slot("output.weight", (sizes.vocab, hidden), Role.EMBEDDING, optional=optional))
         return slots
 
     def scale_slots(self, sizes: Hyperparameters) -> set[str]:
@@ -143,6 +148,11 @@ def scale_name(weight_name: str) -> str:
     """The name of the optional float32 tensor that multiplies a weight's output, of shape (1,), or (experts,) for a
     stack of experts (llama.cpp, 2026)."""
     return weight_name.removesuffix("weight") + "scale"
+
+
+def expert_name(stack: str, number: int) -> str:
+    """Of one matrix of a stack of experts, which no file has by itself."""
+    return f"{stack}.{number}"
 
 
 def bias_name(weight_name: str) -> str:
@@ -210,6 +220,16 @@ MINICPM = replace(
     mixture=False,
     unscaled=_UNSCALED,
 )
+# llama.cpp (August 2026): src/models/maple.cpp, and conversion/maple.py for keys. Its experts have no `.scale` tensors.
+MAPLE = replace(
+    QWEN3,
+    name="maple",
+    rope_scaling=(),
+    mixture=True,
+    unscaled=("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+    windows=True,
+    own_head=True,
+)
 # The graph of bitnet.cpp from July 2026: Qwen3's with norms on the inputs of projections, and under the same name. Its
 # own converter writes norms in float16, and its graph multiplies by either. Sources: bitnet.cpp's
 # utils/convert-bitnet-embedding-to-gguf.py for names and metadata; what it says of its graph in
@@ -225,6 +245,7 @@ _BY_NAME = {
     "qwen2": QWEN2,
     "hunyuan-dense": HUNYUAN_DENSE,
     "minicpm": MINICPM,
+    "maple": MAPLE,
 }
 
 

@@ -86,7 +86,9 @@ class LongRope:
 class Hyperparameters:
     """rope_factors: divisors of the rotary frequencies, those of longrope whose two lists are one. rope_magnitude: cos
     and sin are multiplied by it, and by what yarn multiplies them by. embedding_scale, residual_scale: what multiplies
-    the embedding, and what each half of a layer adds. logit_divisor: what divides the logits.
+    the embedding, and what each half of a layer adds. logit_divisor: what divides the logits. windowed: which layers
+    attend to the last `window` tokens only; empty where none does. expert_clamp: the gate of an expert is at most this,
+    and what it multiplies no more in either direction.
     """
 
     layers: int
@@ -110,6 +112,9 @@ class Hyperparameters:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_divisor: float = 1.0
+    window: int = 0
+    windowed: tuple[bool, ...] = ()
+    expert_clamp: float | None = None
 
     @property
     def rope_scaling(self) -> str | None:
@@ -159,6 +164,12 @@ class Hyperparameters:
         if self.experts:
             keys["expert_count"] = np.uint32(self.experts)
             keys["expert_used_count"] = np.uint32(self.experts_used)
+        if self.expert_clamp is not None:
+            keys["swiglu_clamp_exp"] = np.full(self.layers, self.expert_clamp, np.float32)
+        if self.windowed:
+            keys["expert_feed_forward_length"] = np.uint32(self.ffn)
+            keys["attention.sliding_window"] = np.uint32(self.window)
+            keys["attention.sliding_window_pattern"] = np.array(self.windowed, np.bool_)
         for name, multiplier in zip(MULTIPLIERS, self.multipliers, strict=True):
             if multiplier != 1:
                 keys[name] = np.float32(multiplier)
@@ -328,6 +339,8 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
             code=Code.UNSUPPORTED,
             file=file,
         )
+    types = values.get("layer_types")
+    windowed = tuple(t == "sliding_attention" for t in types) if isinstance(types, list) else ()
     # Mixtral's keys.
     experts = config.integer("num_local_experts") if "num_local_experts" in values else 0
     experts_used = config.integer("num_experts_per_tok") if experts else 0
@@ -357,6 +370,9 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         embedding_scale=config.number("embedding_multiplier", 1.0),
         residual_scale=config.number("residual_multiplier", 1.0),
         logit_divisor=config.number("logits_scaling", 1.0),
+        window=config.integer("sliding_window") if any(windowed) else 0,
+        windowed=windowed if any(windowed) else (),
+        expert_clamp=config.number("swiglu_limit") if "swiglu_limit" in values else None,
     )
 
 
@@ -383,8 +399,8 @@ def _longrope(config: Config, rope: Config, context: int, head_dim: int) -> tupl
     return LongRope(original, short, long), magnitude
 
 
-# The keys after `{architecture}.` that from_metadata reads.
-METADATA_KEYS = frozenset(
+# The keys after `{architecture}.` that from_metadata reads of every architecture, and of one.
+_COMMON_KEYS = frozenset(
     {
         "vocab_size",
         "context_length",
@@ -405,13 +421,26 @@ METADATA_KEYS = frozenset(
         "rope.scaling.attn_factor",
         "expert_count",
         "expert_used_count",
-        *MULTIPLIERS,
     }
 )
+_OWN_KEYS = {
+    "minicpm": MULTIPLIERS,
+    "maple": (
+        "expert_feed_forward_length",
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
+        "swiglu_clamp_exp",
+    ),
+}
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 # That runners know, longrope llama.cpp alone; they stop at others. And the keys of a factor, the older one last.
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _ROPE_FACTORS = ("rope.scaling.factor", "rope.scale_linear")
+
+
+def metadata_keys(architecture: str) -> set[str]:
+    """The keys that from_metadata reads."""
+    return {f"{architecture}.{key}" for key in (*_COMMON_KEYS, *_OWN_KEYS.get(architecture, ()))}
 
 
 def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperparameters:
@@ -468,13 +497,27 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
     layers = size("block_count")
     if layers > MAX_LAYERS:
         raise MalformedGGUF(f"{architecture}.block_count is {layers}; runners take {MAX_LAYERS} at most", file=file)
+    window, windowed, expert_clamp = 0, tuple[bool, ...](), None
+    if architecture == "maple":
+        window = size("attention.sliding_window")
+        pattern = metadata.get("maple.attention.sliding_window_pattern")
+        if not isinstance(pattern, np.ndarray) or pattern.dtype != np.bool_ or len(pattern) != layers:
+            key = "maple.attention.sliding_window_pattern"
+            raise MalformedGGUF(f"{key} is no array of {layers} booleans, one a layer", file=file)
+        windowed = tuple(map(bool, pattern))
+        limits = metadata.get("maple.swiglu_clamp_exp")
+        if not isinstance(limits, np.ndarray) or limits.dtype != np.float32 or len(limits) != layers:
+            raise MalformedGGUF(f"maple.swiglu_clamp_exp is no array of {layers} float32, one a layer", file=file)
+        expert_clamp = float(limits[0])
+        if not (0 < expert_clamp < math.inf and (limits == limits[0]).all()):
+            raise MalformedGGUF("maple.swiglu_clamp_exp is not one positive limit for all layers", file=file)
     # Where llama.cpp finds none of these it takes those of one MiniCPM; such a file is too old to be ternary.
     multipliers = (real(key) if architecture == "minicpm" else 1.0 for key in MULTIPLIERS)
     embedding_scale, residual_scale, logit_divisor = multipliers
     return Hyperparameters(
         layers=layers,
         hidden=hidden,
-        ffn=size("feed_forward_length"),
+        ffn=size("expert_feed_forward_length" if architecture == "maple" else "feed_forward_length"),
         heads=heads,
         kv_heads=size("attention.head_count_kv", heads),
         head_dim=head_dim,
@@ -491,4 +534,7 @@ def from_metadata(metadata: Metadata, architecture: str, file: object) -> Hyperp
         embedding_scale=embedding_scale,
         residual_scale=residual_scale,
         logit_divisor=logit_divisor,
+        window=window,
+        windowed=windowed,
+        expert_clamp=expert_clamp,
     )

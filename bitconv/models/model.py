@@ -114,7 +114,17 @@ def _check_architecture(
     _check_norms(family, sizes, config, file)
     _check_experts(family, sizes, config, file)
     windows = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
-    if windows or config.get("layer_types") not in (None, ["full_attention"] * sizes.layers):
+    kinds = config.get("layer_types")
+    if architecture.windows:
+        known = {"sliding_attention", "full_attention"}
+        if not isinstance(kinds, list) or len(kinds) != sizes.layers or {*map(str, kinds)} != known:
+            raise BitconvError(
+                "layer_types does not say of every layer whether it is sliding_attention or full_attention, of which "
+                f"the graph of {architecture.name} has both",
+                code=Code.CONFIG,
+                file=file,
+            )
+    elif windows or kinds not in (None, ["full_attention"] * sizes.layers):
         raise BitconvError(
             "some layers attend to a sliding window, which no architecture here computes",
             code=Code.UNSUPPORTED,
@@ -124,6 +134,12 @@ def _check_architecture(
         raise BitconvError(
             f"tie_word_embeddings is not true, but the {architecture.name} graph always multiplies by "
             "the embedding: no runner can compute this model's own output head",
+            code=Code.UNSUPPORTED,
+            file=file,
+        )
+    if architecture.own_head and tied:
+        raise BitconvError(
+            f"the embedding is the output head too, and the graph of {architecture.name} loads one of its own",
             code=Code.UNSUPPORTED,
             file=file,
         )
@@ -210,7 +226,7 @@ def _check_experts(family: Family, sizes: Hyperparameters, config: Mapping[str, 
         )
     kept = _quantization(config).get("modules_to_not_convert")
     listed = kept if isinstance(kept, list) else []
-    if family.experts and not any(str(module).endswith("gate") for module in listed):
+    if family.experts and _quantization(config) and not any(str(module).endswith("gate") for module in listed):
         raise BitconvError(
             "quantization_config.modules_to_not_convert does not list gate: the router of the "
             "experts is ternary too, with activations rounded to int8, and llama.cpp's is of floats",

@@ -83,6 +83,10 @@ KEYS = (
     Key("minicpm.embedding_scale", "f32"),
     Key("minicpm.residual_scale", "f32"),
     Key("minicpm.logit_scale", "f32"),
+    Key("maple.expert_feed_forward_length", "u32"),
+    Key("maple.attention.sliding_window", "u32"),
+    Key("maple.attention.sliding_window_pattern", "[bool]"),
+    Key("maple.swiglu_clamp_exp", "[f32]"),
     Key("ARCH.pooling_type", "u32"),
     # Of other models, but llama.cpp reads them of all.
     Key("ARCH.embedding_length_out", "u32", np.uint32(0)),

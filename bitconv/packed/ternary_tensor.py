@@ -158,11 +158,16 @@ def matrices(
     descriptor: int, info: TensorInfo, layout: Layout, scale_tensor: TensorInfo | None, group: int | None = None
 ) -> Iterator[TernaryTensor]:
     """The matrices of a ternary tensor: itself, or those of a stack of experts, each with its own scale."""
-    *stack, rows, columns = info.shape
-    for i in range(*stack or (1,)):
-        start = info.offset + i * layout.nbytes(rows, columns)
+    for i, matrix in enumerate(stacked(info, layout)):
         scale = None if scale_tensor is None else replace(scale_tensor, shape=(1,), offset=scale_tensor.offset + 4 * i)
-        yield TernaryTensor(descriptor, replace(info, shape=(rows, columns), offset=start), layout, scale, group)
+        yield TernaryTensor(descriptor, matrix, layout, scale, group)
+
+
+def stacked(info: TensorInfo, layout: Layout) -> list[TensorInfo]:
+    """The same matrices as the file has them: shapes and offsets."""
+    *stack, rows, columns = info.shape
+    nbytes = layout.nbytes(rows, columns)
+    return [replace(info, shape=(rows, columns), offset=info.offset + i * nbytes) for i in range(*stack or (1,))]
 
 
 def _check(scale: np.float32) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.gguf import Metadata, Value
-from bitconv.models.hyperparameters import METADATA_KEYS
+from bitconv.models.hyperparameters import metadata_keys
 from bitconv.models.weights import Model
 from bitconv.packed.inspection import Inspection
 from bitconv.packed.keys import Finding, Level, find_key, is_idle, name_findings
@@ -60,7 +60,7 @@ def compare_metadata(
     wanted = {
         f"{name}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key: value for key, value in wanted.items()
     }
-    sizes = {f"{name}.{key}" for key in METADATA_KEYS}
+    sizes = metadata_keys(name)
     found = {key: value for key, value in metadata.items() if key not in sizes}
     found |= inspection.sizes.metadata(name)
     agreement = Agreement(None, list(inspection.metadata), lost)

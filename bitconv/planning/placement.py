@@ -117,10 +117,14 @@ class DataSection:
             self.groups[name] = group
         return self._place_matrices(name, shape, shape, 1, layout, group, beside=beside)[0]
 
-    def place_experts(self, name: str, shape: tuple[int, int, int], layout: Layout) -> list[PlacedMatrix]:
-        """Place a stack of ternary matrices: one after the other, and their scales in one `.scale` tensor."""
+    def place_experts(
+        self, name: str, shape: tuple[int, int, int], layout: Layout, group: int | None, *, beside: bool
+    ) -> list[PlacedMatrix]:
+        """The same of a stack of matrices: one after the other, and their scales in one `.scale` tensor."""
+        if group is not None:
+            self.groups[name] = group
         experts, *matrix = shape
-        return self._place_matrices(name, shape, (matrix[0], matrix[1]), experts, layout, None, beside=True)
+        return self._place_matrices(name, shape, (matrix[0], matrix[1]), experts, layout, group, beside=beside)
 
     def _place_matrices(
         self,

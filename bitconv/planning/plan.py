@@ -121,10 +121,11 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
             place = section.place_ternary(weight.name, weight.shape, layout, group, beside=beside)
             tensors.append(PlannedTensor(weight, layout.name, place.offset, place.nbytes, (place,), fallback))
         elif isinstance(weight, ExpertsWeight):
-            # All have the same shape, and that with several scales, if there is one, is the one to be refused.
-            matrix = max(weight.matrices, key=lambda matrix: isinstance(matrix.scale, np.ndarray))
+            # All have the same shape, and the one whose scales are the most decides for all.
+            matrix = max(weight.matrices, key=_scale_count)
             layout, fallback = _layout(model, matrix, type_name, target, options, len(weight.matrices))
-            places = section.place_experts(weight.name, weight.shape, layout)
+            beside, group = scale_name(weight.name) in scale_slots, group_of(matrix.scale, matrix.shape[1])
+            places = section.place_experts(weight.name, weight.shape, layout, group, beside=beside)
             nbytes = sum(place.nbytes for place in places)
             tensors.append(PlannedTensor(weight, layout.name, places[0].offset, nbytes, tuple(places), fallback))
         elif isinstance(weight, DenseWeight) and weight.role is Role.TERNARY:
@@ -164,6 +165,10 @@ def make_plan(checkpoint: Checkpoint, model: Model, options: Options) -> Plan:
     notes += _name_notes(metadata, checkpoint)
     notes += [*target.notes_on(type_name), *_machine_notes(model, type_name, target, options)]
     return Plan(model, target, type_name, header, tuple(tensors), len(header) + section.size, reason, tuple(notes))
+
+
+def _scale_count(weight: TernaryWeight) -> int:
+    return weight.scale.size if isinstance(weight.scale, np.ndarray) else 1
 
 
 def _name_notes(metadata: Metadata, checkpoint: Checkpoint) -> list[str]:
@@ -454,7 +459,5 @@ def _better_type(model: Model, options: Options) -> str | None:
 
 def _obstacle(weight: TernaryWeight, target: Runner, layout: Layout, experts: int = 0) -> str | None:
     """Why the layout cannot take the weight's shape or its scales in a runner, alone or in a stack of experts."""
-    if experts and isinstance(weight.scale, np.ndarray):
-        return "it has several scales, and of stacked experts each has one"
     shape = runners.shape_obstacle(target, layout, *weight.shape, experts)
     return shape or scale_obstacle(layout, weight.scale, weight.shape[1])

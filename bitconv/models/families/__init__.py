@@ -9,6 +9,7 @@ from bitconv.models.families import (
     hunyuan,
     llama,
     llama_sub_norms,
+    maple,
     microsoft,
     microsoft_gpu,
     minicpm,
@@ -37,6 +38,7 @@ FAMILIES = (
     minicpm.FAMILY,
     hunyuan.FAMILY,
     olmo.FAMILY,
+    maple.FAMILY,
 )
 
 

@@ -37,8 +37,7 @@ class Reference(Enum):
     """What computes a checkpoint in PyTorch, for a file to be compared with."""
 
     TRANSFORMERS = "its class in transformers"
-    SUB_NORMS = "Llama with sub-norms, written out in bitconv.inference.torch_reference"
-    NONE = "nothing: transformers would run what config.json says, and the tensors tell another model"
+    WRITTEN_OUT = "bitconv.inference.torch_reference, where transformers lacks the class or would run another model"
 
 
 @dataclass(frozen=True)

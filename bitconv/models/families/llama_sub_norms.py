@@ -16,7 +16,7 @@ FAMILIES = tuple(
         checkpoints="trainings that add the norms to Llama",
         modules=modules,
         tensor=f"model.layers.0.{modules['attn_sub_norm']}.weight",
-        reference=Reference.NONE,
+        reference=Reference.WRITTEN_OUT,
     )
     for modules, whose in ((onebitllm.FAMILY.modules, "1bitLLM's"), (microsoft.FAMILY.modules, "Microsoft's"))
 )

@@ -8,6 +8,7 @@ which reads Mixtral as architecture llama and multiplies each expert by its valu
 from dataclasses import replace
 
 from bitconv.models.families import llama
+from bitconv.models.families.family import Reference
 
 FAMILY = replace(
     llama.FAMILY,
@@ -17,5 +18,7 @@ FAMILY = replace(
     weights="packed, float master (online), or ternary floats (online)",
     codes="",  # not those of Llama's labs
     experts=True,
+    # transformers 5 has the experts of a layer in one parameter of floats.
+    reference=Reference.WRITTEN_OUT,
     exported=False,
 )

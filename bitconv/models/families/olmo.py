@@ -87,5 +87,5 @@ FAMILY = _Olmo(
     fused=("attn_q", "attn_k", "attn_v", "ffn_up", "ffn_gate"),
     unit_norms=True,
     codes="absmean",
-    reference=Reference.NONE,
+    reference=Reference.WRITTEN_OUT,
 )

@@ -13,5 +13,5 @@ FAMILY = Family(
     # Its own class ternarises at run time (utils_quant.py), in float32.
     codes="absmean",
     # transformers lacks its class, and loads such a checkpoint as a plain Llama without the sub-norms.
-    reference=Reference.SUB_NORMS,
+    reference=Reference.WRITTEN_OUT,
 )
