@@ -60,6 +60,32 @@ def unmarked_masters(model: Synthetic) -> None:
     model.rewrite_config(quantization_config=None)
 
 
+def with_sub_norm(hf_architecture: str) -> Callable[[Synthetic], None]:
+    def change(model: Synthetic) -> None:
+        add_tensor(".attn_sub_norm.weight", (256,))(model)
+        model.rewrite_config(architectures=[hf_architecture])
+
+    return change
+
+
+def of_levels(count: int) -> Callable[[Synthetic], None]:
+    """Floats of so many levels about zero, with a scale for each 32 columns."""
+
+    def change(model: Synthetic) -> None:
+        unmarked_masters(model)
+        file, rng = model.path / "model.safetensors", np.random.default_rng(0)
+        tensors = load_file(file)
+        for name, values in tensors.items():
+            if "_proj" in name:
+                rows, columns = values.shape
+                levels = rng.integers(0, count, values.shape) - (count - 1) / 2
+                scales = np.repeat(rng.uniform(0.5, 2, (rows, columns // 32)), 32, axis=1)
+                tensors[name] = (levels * scales).astype(np.float32)
+        save_file(tensors, file)
+
+    return change
+
+
 def quantized_by_mlx(model: Synthetic) -> None:
     """As mlx_lm.convert -q saves it: codes in uint32, and a quantization_config of its own that says no method."""
     file = model.path / "model.safetensors"
@@ -127,6 +153,14 @@ NOT_TERNARY = [
         "hybrid attention",
         "model.layers.0.self_attn.q_proj.linear_attn.A_log",
     ),
+    (
+        lambda model: model.rewrite_config(layer_types=["linear_attention", "full_attention"]),
+        "hybrid attention",
+        "config.json: layer_types 'linear_attention'",
+    ),
+    (with_sub_norm("Qwen3ForCausalLM"), "BitDistill", "model.layers.0.self_attn.q_proj.attn_sub_norm.weight"),
+    (add_tensor(".weight_clip_val", (8, 1)), "ParetoQ", "model.layers.0.self_attn.q_proj.weight_clip_val"),
+    (of_levels(4), "weights of more levels", "model.layers.0.self_attn.q_proj.weight"),
     (only("bitmamba_1b.msgpack"), "BitMamba-2", "bitmamba_1b.msgpack"),
     (only("bitmamba_1b.bin"), "BitMamba-2", "bitmamba_1b.bin"),
     (only("adapter_model.safetensors"), "LoRA adapter", "adapter_model.safetensors"),
@@ -211,7 +245,7 @@ def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
 
     kinds = {"BitnetForCausalLM": "1bitllm", "BitNetForCausalLM": "microsoft", "LlamaForCausalLM": "llama"}
     kinds |= {"MixtralForCausalLM": "mixtral", "Qwen3ForCausalLM": "plain_qwen3", "Qwen3Model": "embedding"}
-    kinds |= {"MapleForCausalLM": "maple"}
+    kinds |= {"MapleForCausalLM": "maple", "MistralForCausalLM": "llama"}
     kinds |= {"Qwen2ForCausalLM": "qwen2", "MiniCPMForCausalLM": "minicpm", "HunYuanDenseV1ForCausalLM": "hunyuan"}
     for number, entry in enumerate(catalogue().families):
         hf_architecture, activation = entry.recognised.split(", ")[:2]
@@ -229,6 +263,8 @@ def test_every_family_and_type_that_is_listed_converts(tmp_path: Path) -> None:
             )
             if with_norms:
                 model.rewrite_config(architectures=[hf_architecture], quantization_config=ONLINE)
+            elif kind == "llama":
+                model.rewrite_config(architectures=[hf_architecture])
         model.rewrite_config(hidden_act=activation.removeprefix("hidden_act "))
         for runner, types in entry.types.items():
             for type_name in types:
@@ -289,3 +325,88 @@ def test_tensors_of_two_families_are_refused(tmp_path: Path) -> None:
 def test_no_two_families_are_what_an_architecture_is_exported_as() -> None:
     exported = [family.architecture for family in FAMILIES if family.exported]
     assert len(set(exported)) == len(exported) == 3
+
+
+@pytest.mark.parametrize("count", [5, 8])
+def test_floats_of_few_levels_are_no_master_weights(count: int, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", dtype="f32")
+    of_levels(count)(model)
+    with pytest.raises(BitconvError, match="weights of more levels"):
+        bitconv.convert(model.path, tmp_path / "out.gguf")
+
+
+def test_a_sub_norm_is_a_fault_of_the_classes_alone_whose_graphs_lack_it(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "microsoft")
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+
+
+def unknown_class(path: Path, kind: str, **config: object) -> str:
+    """What is said of a checkpoint of a kind under a class that is not known."""
+    model = make_checkpoint(path, kind, dtype="f32")
+    model.rewrite_config(architectures=["SomethingForCausalLM"], **config)
+    with pytest.raises(BitconvError) as error:
+        bitconv.convert(model.path, path.parent / "out.gguf")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "near"),
+    [
+        ("llama", "LlamaForCausalLM or MistralForCausalLM or MiniCPMForCausalLM"),
+        ("plain_qwen3", "Qwen3ForCausalLM"),
+        ("hunyuan", "HunYuanDenseV1ForCausalLM"),
+        ("maple", "MapleForCausalLM"),
+        ("microsoft", "BitNetForCausalLM or LlamaForCausalLM"),
+    ],
+)
+def test_an_unknown_class_is_told_the_classes_that_have_its_tensors(kind: str, near: str, tmp_path: Path) -> None:
+    said = unknown_class(tmp_path / "model", kind)
+    assert "architectures ['SomethingForCausalLM'] is not supported" in said
+    assert f"; its layers have the tensors of {near}: if its own code computes the same of them" in said
+
+
+def test_an_unknown_class_with_other_tensors_is_told_which(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama", dtype="f32")
+    add_tensor(".extra.weight", (8,))(model)
+    model.rewrite_config(architectures=["SomethingForCausalLM"])
+    with pytest.raises(
+        BitconvError, match=r"nearest by its tensors is LlamaForCausalLM, .*q_proj\.extra\.weight: llama"
+    ):
+        bitconv.convert(model.path, tmp_path / "out.gguf")
+
+
+def test_an_unknown_class_that_is_near_to_nothing_is_told_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    save_file({"encoder.0.weight": np.zeros((4, 4), np.float32)}, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "config.json").write_text('{"architectures": ["SomethingForCausalLM"]}')
+    with pytest.raises(BitconvError) as error:
+        bitconv.convert(tmp_path / "model", tmp_path / "out.gguf")
+    assert error.value.way_out is None
+
+
+def test_a_type_of_rotated_weights_is_named(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+    content = bytearray((tmp_path / "out.gguf").read_bytes())
+    at = content.index(b"blk.0.attn_q.weight") + len("blk.0.attn_q.weight") + 4 + 2 * 8
+    assert content[at : at + 4] == (36).to_bytes(4, "little")
+    content[at : at + 4] = (142).to_bytes(4, "little")
+    (tmp_path / "out.gguf").write_bytes(content)
+    with pytest.raises(BitconvError, match=r"attn_q\.weight: tensor type 142 is not supported: .*Bonsai 2.*rotated"):
+        bitconv.verify(tmp_path / "out.gguf")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("window", [None, 512, 256])
+def test_mistral_without_a_window_that_matters_is_llama(window: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    model = make_checkpoint(tmp_path / "model", "llama")
+    model.rewrite_config(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=window)
+    if window is not None and window < model.config["max_position_embeddings"]:
+        with pytest.raises(BitconvError, match="sliding window"):
+            bitconv.convert(model.path, tmp_path / "out.gguf")
+        return
+    result = bitconv.convert(model.path, tmp_path / "out.gguf", embed_type="f32")
+    assert (result.family, result.architecture) == ("Mistral 1.58-bit", "llama")
+    compared = bitconv.compare(tmp_path / "out.gguf", model.path)
+    assert compared.divergence < 0.01 and compared.metadata == ()

@@ -393,6 +393,8 @@ def test_a_repository_without_a_checkpoint_is_one_line(
     [
         ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration"),
         ({"quantization_config": {"quant_method": "awq"}}, "AWQ"),
+        ({"architectures": ["Qwen3_5ForCausalLM"], "layer_types": ["linear_attention"]}, "hybrid attention"),
+        ({"architectures": ["OLMoModelForCausalLM"], "layer_norm_type": "default"}, "OLMo-Bitnet with LayerNorm"),
     ],
 )
 def test_what_config_json_refuses_is_not_downloaded(

@@ -4,8 +4,9 @@ further. One table, from which the refusals and `bitconv families` come.
 Sources: transformers' quantization_config.quant_method; hqq's name of a saved model; qat/learnable_binarizer.py of
 FBI-LLM; input_bits of 1bitLLM's configuration_bitnet.py; model_type of the public models with H-BitLinear layers;
 vision_config of transformers' models with images and mm_vision_tower of LLaVA's own; configuration_hgrn_bit.py of
-matmulfreellm; the tensors of transformers' Qwen3-Next; the model card of BitMamba-2; model.py of OLMo-Bitnet-1B, whose
-BitLinear158 starts with an RMSNorm without weights, and llama.cpp's graphs.
+matmulfreellm; the tensors and layer_types of transformers' Qwen3-Next; the model card of BitMamba-2; SubLN in the paper
+of BitDistill, under the names that Microsoft's own models have; weight_clip_val of facebookresearch's ParetoQ; model.py
+of OLMo-Bitnet-1B, whose BitLinear158 starts with an RMSNorm without weights, and llama.cpp's graphs.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from bitconv.system.files import read_start
 class Refusal:
     """A kind of checkpoint, told by any of its signs.
 
-    quant_method: of quantization_config. model_type: of config.json. keys: that config.json has, any of them. tensor:
-    the end of a tensor's name. file: the name of a file in the model directory. in_place: the names of files, patterns,
-    in a directory without weights.
+    quant_method: of quantization_config. model_type: of config.json. keys: that config.json has, any of them.
+    layer_type: one of config.json's layer_types. tensor: the end of a tensor's name, in a checkpoint of one of
+    `classes`, or of any where there are none. file: the name of a file in the model directory. in_place: the names of
+    files, patterns, in a directory without weights.
     sign: in place of these, in words, where code elsewhere finds it.
     reason and way_out: halves of a sentence.
     """
@@ -38,7 +40,9 @@ class Refusal:
     quant_method: str | None = None
     model_type: str | None = None
     keys: tuple[str, ...] = ()
+    layer_type: str | None = None
     tensor: str | None = None
+    classes: tuple[str, ...] = ()
     file: str | None = None
     in_place: tuple[str, ...] = ()
     sign: str = ""
@@ -51,7 +55,8 @@ class Refusal:
             self.quant_method and f"quant_method {self.quant_method}",
             self.model_type and f"model_type {self.model_type}",
             f"{' or '.join(self.keys)} in config.json" if self.keys else "",
-            self.tensor and f"tensors *{self.tensor}",
+            self.layer_type and f"{self.layer_type} among layer_types",
+            self.tensor and f"tensors *{self.tensor}{' in ' if self.classes else ''}{' or '.join(self.classes)}",
             self.file and f"a file {self.file}",
             f"{' or '.join(self.in_place)}, and no weights beside" if self.in_place else "",
         )
@@ -117,6 +122,12 @@ TERNARY_HEAD = Refusal(
     "keep lm_head in modules_to_not_convert when the model is quantized",
     sign="lm_head.weight in uint8 (codys12 Qwen3-8B-BitNet), or master weights and no lm_head in "
     "modules_to_not_convert",
+)
+FEW_LEVELS = Refusal(
+    "weights of more levels",
+    "its floats are quantized already, to more levels than -scale, 0 and +scale, and ternary ones would be others",
+    "llama.cpp's convert_hf_to_gguf.py and llama-quantize keep such weights, in q4_k or larger",
+    sign="floats of four to eight levels a group of columns, as of Tencent's 2-bit models",
 )
 OLMO_NORMS = Refusal(
     "OLMo-Bitnet with LayerNorm",
@@ -184,8 +195,23 @@ REFUSALS = (
         "hybrid attention",
         "some of its layers are linear attention, whose state and gates no graph of a ternary family has",
         "a model with attention in every layer converts, such as Qwen3",
+        layer_type="linear_attention",
         tensor=".linear_attn.A_log",
     ),
+    Refusal(
+        "BitDistill",
+        "its sub-norms, before the output and down projections, are in no runner's graph of its class",
+        "the same training without sub-norms converts, as does BitNet's own class with them",
+        tensor="_sub_norm.weight",
+        classes=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
+    ),
+    Refusal(
+        "ParetoQ",
+        "its weights are latents, of which a learned clip value a row and the number of bits make levels at run time",
+        "a checkpoint that stores the ternary weights themselves (level times scale, in floats) converts",
+        tensor=".weight_clip_val",
+    ),
+    FEW_LEVELS,
     Refusal(
         "BitMamba-2",
         "it is a state space model in JAX's format, and no runner's graph computes its layers from ternary weights",
@@ -243,6 +269,11 @@ def check_checkpoint(config: Mapping[str, Any], tensors: Collection[str], path: 
         for key in refusal.keys:
             if config.get(key):
                 raise refusal.error(file, key)
+        kinds = config.get("layer_types")
+        if refusal.layer_type is not None and isinstance(kinds, list) and refusal.layer_type in kinds:
+            raise refusal.error(file, f"layer_types {refusal.layer_type!r}")
+        if refusal.classes and config.get("architectures") not in [[name] for name in refusal.classes]:
+            continue
         for name in tensors if refusal.tensor is not None else ():
             if name.endswith(str(refusal.tensor)):
                 raise refusal.error(path, tensor=name)

@@ -127,7 +127,7 @@ def audit(
         'float32'
     """
     with contextlib.ExitStack() as stack:
-        checkpoint = stack.enter_context(Checkpoint(local_model(model, revision, token, accept=families.of_class)))
+        checkpoint = stack.enter_context(Checkpoint(local_model(model, revision, token, accept=families.check_class)))
         settled = _with_latents(checkpoint, threads)
         latents = [(key, weight) for key, weight in _matrices(settled).items() if isinstance(weight.scale, Rule)]
         others = None if against is None else _release(stack, against, token, threads)
@@ -180,7 +180,7 @@ def _release(
     """The matrices of a packed release. What is opened is closed by the stack."""
     path = Path(against)
     if not path.is_file():
-        checkpoint = stack.enter_context(Checkpoint(local_model(against, None, token, accept=families.of_class)))
+        checkpoint = stack.enter_context(Checkpoint(local_model(against, None, token, accept=families.check_class)))
         model = settle_scales(checkpoint, load_model(checkpoint), None, threads)
 
         def reading(weight: TernaryWeight, keep_going: KeepGoing) -> _Other:

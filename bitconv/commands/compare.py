@@ -152,7 +152,7 @@ def compare(
         ) from None
     opened, inspection = opened_to_run(file, kernel_config, i2_s_order)
     content = DEFAULT_TEXT if text is None else read_text(text, limit=MAX_TEXT)
-    source = Checkpoint(local_model(model, revision, token, accept=families.of_class))
+    source = Checkpoint(local_model(model, revision, token, accept=families.check_class))
     with source as checkpoint, ForwardPass(opened, inspection, threads=threads) as forward:
         # The convention is verify's business, and how the pre-tokenizer splits is seen below.
         stated = opened.metadata.get("tokenizer.ggml.pre")

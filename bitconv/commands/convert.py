@@ -215,7 +215,7 @@ def convert(
         scale_in_blocks=scale_in_blocks,
         pre=pre,
     )
-    with Checkpoint(local_model(model, revision, token, accept=families.of_class)) as checkpoint:
+    with Checkpoint(local_model(model, revision, token, accept=families.check_class)) as checkpoint:
         check_no_model_file(target, checkpoint.path, b"GGUF")
         convention = scale_convention_of(scale_convention)
         loaded = load_model(checkpoint, convention)

@@ -94,7 +94,7 @@ def kernel_config(
     assert rules is not None
     target = Path(output)
     check_output(target, force=force)
-    directory = local_model(model, revision, token, accept=families.of_class)
+    directory = local_model(model, revision, token, accept=families.check_class)
     check_no_model_file(target, directory, b"[Kernels_")
     tiles, left_out = _tiles(directory, rules, leave_out)
     entry, name = None, _generator_model(rules, tiles)

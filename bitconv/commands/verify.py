@@ -201,7 +201,7 @@ def verify(
     if against is None:
         assert inspection is not None
         return _Verifier(opened, inspection, None, None, strict=strict).run(threads, progress)
-    with Checkpoint(local_model(against, revision, token, accept=families.of_class)) as checkpoint:
+    with Checkpoint(local_model(against, revision, token, accept=families.check_class)) as checkpoint:
         convention = scale_convention_of(scale_convention)
         loaded = load_model(checkpoint, convention)
         if inspection is None:

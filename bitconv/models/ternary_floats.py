@@ -10,10 +10,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from bitconv import _kernels
 from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
-from bitconv.checkpoint.refusals import UNMARKED_MASTER
+from bitconv.checkpoint.refusals import FEW_LEVELS, UNMARKED_MASTER
 from bitconv.layouts.scales import MIN_GROUP, Scale, describe, group_of, simplest
 from bitconv.models.architectures import Role
 from bitconv.models.arithmetic import MIN_MEAN
@@ -27,6 +28,8 @@ from bitconv.system.jobs import KeepGoing
 
 # So many rows of a tensor tell whether it is ternary but for outliers.
 _SAMPLE = 8
+# More than a ternary group has, and fewer than a group of trained floats.
+_FEW_LEVELS = 8
 
 
 def settle_scales(
@@ -148,6 +151,8 @@ def _kept_in_floats(
         if rule is not None and group is None and (grouped or 2 * len(several) <= len(weights)):
             continue
         if rule is None and 2 * (found + near) <= len(weights):
+            if has_few_levels(checkpoint, weight):
+                raise FEW_LEVELS.error(checkpoint.path, tensor=name)
             where = f"{name} ({found} of {len(weights)} projections are ternary)"
             raise UNMARKED_MASTER.error(checkpoint.path / "config.json", tensor=where)
         if keep and rule is None:
@@ -174,16 +179,9 @@ def nearly_ternary(checkpoint: Checkpoint, weight: TernaryWeight) -> int | None:
     Looked for in a few rows: in most groups of MIN_GROUP columns all that is not zero has one magnitude. Groups of
     little else than zeros do not count. Trained master weights have no such group, however coarse their floats.
     """
-    rows, columns = weight.shape
-    if columns % MIN_GROUP:
+    columns, values = weight.shape[1], _sample(checkpoint, weight)
+    if values is None:
         return None
-    itemsize = ITEMSIZE[weight.stored.dtype]
-    values = np.empty((min(rows, _SAMPLE), columns), "<f4")
-    for i, row in enumerate(np.linspace(0, rows - 1, len(values), dtype=int)):
-        raw = np.empty(columns * itemsize, np.uint8)
-        checkpoint.read(weight.stored, int(row) * columns * itemsize, raw)
-        if _kernels.convert_floats(raw, weight.stored.dtype, values[i].view(np.uint8), "f32") >= 0:
-            return None
     groups = np.abs(values).reshape(len(values), -1, MIN_GROUP)
     scales = groups.max(axis=2)
     told = np.count_nonzero(groups, axis=2) >= MIN_GROUP // 4
@@ -198,6 +196,34 @@ def nearly_ternary(checkpoint: Checkpoint, weight: TernaryWeight) -> int | None:
             break
         scales, fits, group = scales[:, ::2], same, 2 * group
     return columns if scales.shape[1] == 1 else group
+
+
+def has_few_levels(checkpoint: Checkpoint, weight: TernaryWeight) -> bool:
+    """Whether most groups of MIN_GROUP columns in a few rows hold from four to _FEW_LEVELS values.
+
+    Those are of two or three bits. Of as many trained floats nearly all differ; dead ones are all alike.
+    """
+    values = _sample(checkpoint, weight)
+    if values is None:
+        return False
+    groups = np.sort(values.reshape(-1, MIN_GROUP), axis=1)
+    levels = 1 + np.count_nonzero(np.diff(groups, axis=1), axis=1)
+    return bool(2 * np.count_nonzero((levels > 3) & (levels <= _FEW_LEVELS)) > len(levels))
+
+
+def _sample(checkpoint: Checkpoint, weight: TernaryWeight) -> npt.NDArray[np.float32] | None:
+    """A few rows of a float weight; None where its columns are not whole groups, or a value is not finite."""
+    rows, columns = weight.shape
+    if columns % MIN_GROUP:
+        return None
+    itemsize = ITEMSIZE[weight.stored.dtype]
+    values = np.empty((min(rows, _SAMPLE), columns), np.float32)
+    for i, row in enumerate(np.linspace(0, rows - 1, len(values), dtype=int)):
+        raw = np.empty(columns * itemsize, np.uint8)
+        checkpoint.read(weight.stored, int(row) * columns * itemsize, raw)
+        if _kernels.convert_floats(raw, weight.stored.dtype, values[i].view(np.uint8), "f32") >= 0:
+            return None
+    return values
 
 
 def find_scale(checkpoint: Checkpoint, weight: TernaryWeight, keep_going: KeepGoing) -> Scale | None:

@@ -34,6 +34,9 @@ from bitconv.system.errors import BitconvError, Code, one_line, option, plain
 
 MAX_WARNINGS = 20
 _TERNARY = {*TERNARY_TYPES, EIGHT_BIT}
+# What is known of numbers that bitconv does not read.
+_ROTATED = ": that of PrismML's fork for Bonsai 2, whose weights are rotated; without the rotation they run, and wrong"
+_FOREIGN_TYPES = {142: _ROTATED, 143: _ROTATED}
 _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
 # Which types runners load in each role. Those of norms depend on the architecture: bitnet.cpp to May 2026 aborts on
 # norms that are not F32.
@@ -149,7 +152,7 @@ def _check_types(opened: GGUFFile, inspection: Inspection) -> None:
         name = plain.name if plain is not None else layout
         if name is None:
             raise BitconvError(
-                f"tensor type {tensor.type_id} is not supported",
+                f"tensor type {tensor.type_id} is not supported{_FOREIGN_TYPES.get(tensor.type_id, '')}",
                 code=Code.GGUF_UNSUPPORTED,
                 file=opened.path,
                 tensor=tensor.name,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from bitconv.models.architectures import Architecture
-from bitconv.models.hyperparameters import Config
+from bitconv.models.architectures import Architecture, Role
+from bitconv.models.hyperparameters import Config, Hyperparameters
 from bitconv.models.quantization import ScaleConvention, Storage, storage
 
 # GGUF slot within a block -> module within a layer of transformers' Llama, which BitNet models extend.
@@ -31,6 +31,11 @@ _LLAMA_MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 _TOP_LEVEL = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+
+
+_ONE_LAYER = Hyperparameters(
+    layers=1, hidden=2, ffn=2, heads=1, kv_heads=1, head_dim=2, vocab=1, context=1, rms_eps=1.0, rope_base=1.0
+)
 
 
 class Reference(Enum):
@@ -104,6 +109,15 @@ class Family:
     ) -> tuple[Storage, ScaleConvention]:
         """How the projections are stored, and which way a weight_scale works. file: config.json."""
         return storage(config, file, native=self.native)
+
+    def layer_names(self) -> Iterator[str]:
+        """The names of a first layer's tensors but those of single experts and scales."""
+        sizes = replace(_ONE_LAYER, experts=int(self.experts))
+        for slot in self.architecture.slots(sizes):
+            if slot.name.startswith("blk.") and slot.role is not Role.SCALE:
+                name = self.source_name(slot.name) if not (self.unit_norms and slot.role is Role.NORM) else "{}"
+                if "{}" not in name:
+                    yield name
 
     def source_name(self, slot_name: str) -> str:
         """The checkpoint's name of a slot's tensor; of a stack of experts with {} for the number of one."""
