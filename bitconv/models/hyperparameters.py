@@ -370,7 +370,7 @@ def from_config(values: Mapping[str, Any], file: object) -> Hyperparameters:
         embedding_scale=config.number("embedding_multiplier", 1.0),
         residual_scale=config.number("residual_multiplier", 1.0),
         logit_divisor=config.number("logits_scaling", 1.0),
-        window=config.integer("sliding_window") if any(windowed) else 0,
+        window=config.integer("sliding_window") if any(windowed) and values.get("sliding_window") is not None else 0,
         windowed=windowed if any(windowed) else (),
         expert_clamp=config.number("swiglu_limit") if "swiglu_limit" in values else None,
     )

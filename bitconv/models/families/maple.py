@@ -25,6 +25,7 @@ def _in_llama_keys(config: Config) -> Mapping[str, Any]:
             raise BitconvError(cause, code=Code.UNSUPPORTED, file=config.file)
     return {
         **config.values,
+        "sliding_window": config.integer("sliding_window"),
         "num_local_experts": config.integer("num_experts"),
         "intermediate_size": config.integer("moe_intermediate_size"),
         "swiglu_limit": 7.0,  # a number of modeling_maple.py
