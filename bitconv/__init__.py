@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bitconv.commands.evaluate import Evaluation, evaluate
     from bitconv.commands.export import Export, ExportedTensor, export
     from bitconv.commands.generate import generate
+    from bitconv.commands.inspect import InspectedKind, InspectedPart, InspectedTensor, Overview, inspect
     from bitconv.commands.kernel_config import KernelConfig, kernel_config
     from bitconv.commands.repack import RepackedTensor, Repacking, repack
     from bitconv.commands.verify import Verification, VerifiedTensor, verify
@@ -34,7 +35,11 @@ __all__ = [
     "Evaluation",
     "Export",
     "ExportedTensor",
+    "InspectedKind",
+    "InspectedPart",
+    "InspectedTensor",
     "KernelConfig",
+    "Overview",
     "RepackedTensor",
     "Repacking",
     "Verification",
@@ -47,6 +52,7 @@ __all__ = [
     "evaluate",
     "export",
     "generate",
+    "inspect",
     "kernel_config",
     "repack",
     "verify",
@@ -62,7 +68,11 @@ _HOMES = {
     "Evaluation": "evaluate",
     "Export": "export",
     "ExportedTensor": "export",
+    "InspectedKind": "inspect",
+    "InspectedPart": "inspect",
+    "InspectedTensor": "inspect",
     "KernelConfig": "kernel_config",
+    "Overview": "inspect",
     "RepackedTensor": "repack",
     "Repacking": "repack",
     "Verification": "verify",

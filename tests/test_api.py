@@ -15,7 +15,18 @@ import pytest
 
 from synthetic import FIXTURES
 
-VERBS = ["compare", "convert", "dummy", "evaluate", "export", "generate", "kernel_config", "repack", "verify"]
+VERBS = [
+    "compare",
+    "convert",
+    "dummy",
+    "evaluate",
+    "export",
+    "generate",
+    "inspect",
+    "kernel_config",
+    "repack",
+    "verify",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,37 @@
-"""The commands that list what is known: runners, families."""
-
-from __future__ import annotations
+"""The commands that list what there is: in a model, and what is known of runners and families."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from bitconv.cli.options import JsonOption
+import typer
+
+from bitconv.cli.options import I2SOrderOption, JsonOption, KernelConfigOption, ThreadsOption
 from bitconv.cli.process import as_option
-from bitconv.cli.rendering import print_backends, print_catalogue, print_runner, show
+from bitconv.cli.rendering import print_backends, print_catalogue, print_overview, print_runner, show
 from bitconv.cli.streams import print_json
+from bitconv.cli.verbs import call
 
 if TYPE_CHECKING:
     from bitconv.backends import Cell
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="GGUF file, or model directory.", show_default=False)],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    metadata: Annotated[bool, typer.Option("--metadata", help="List the metadata, or config.json.")] = False,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What is in a GGUF file, bitconv's or another's, or in a checkpoint.
+
+    Nothing is proven of it: see verify.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("tensors", "metadata")}
+    result = call("inspect", given, doing="counting", unit="tensors")
+    show(result, as_json, lambda overview: print_overview(overview, tensors=tensors, metadata=metadata))
 
 
 def runners(as_json: JsonOption = False) -> None:
@@ -29,7 +49,7 @@ def runners(as_json: JsonOption = False) -> None:
     print_backends()
 
 
-def _backends(by_type: dict[str, dict[str, Cell]]) -> dict[str, dict[str, dict[str, str]]]:
+def _backends(by_type: "dict[str, dict[str, Cell]]") -> dict[str, dict[str, dict[str, str]]]:
     return {
         name: {backend: {"speed": cell.speed.value, "source": cell.source} for backend, cell in cells.items()}
         for name, cells in by_type.items()

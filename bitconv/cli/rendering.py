@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bitconv.commands.evaluate import Evaluation
     from bitconv.commands.export import Export
     from bitconv.commands.families import Catalogue
+    from bitconv.commands.inspect import Overview
     from bitconv.commands.kernel_config import KernelConfig
     from bitconv.commands.repack import Repacking
     from bitconv.commands.verify import Verification
@@ -77,6 +78,41 @@ def _print_parts(parts: tuple[ConvertedPart, ...]) -> None:
     for part in parts:
         sizes = f"{part.tensors:8}{part.stored_nbytes:17,}{part.nbytes:17,}{part.bits:15.4g}"
         print(f"{part.name:12}{sizes}  {', '.join(part.types)}")
+
+
+def print_overview(result: Overview, *, tensors: bool, metadata: bool) -> None:
+    print(f"{result.path}: {result.form}{'' if result.name is None else f', {result.name}'}")
+    told = {
+        "architecture": result.architecture,
+        "families": " or ".join(result.families),
+        "runners": ", ".join(result.runners),
+        "layers": result.layers,
+        "context": None if result.context is None else f"{result.context:,} tokens",
+        "rope": result.rope,
+        "vocabulary": result.vocabulary,
+        "chat template": "yes" if result.chat_template else "no",
+        "parameters": f"{result.parameters:,}, {result.ternary:,} of them ternary",
+        "size": f"{result.size:,} bytes, {result.bits:.4g} bits a weight",
+    }
+    for what, value in told.items():
+        if value not in (None, ""):
+            print(f"{what + ':':15}{value}")
+    print(f"{'':12}{'tensors':>8}{'weights':>17}{'bytes':>17}{'bits a weight':>15}  types")
+    for part in result.parts:
+        sizes = f"{part.tensors:8}{part.weights:17,}{part.nbytes:17,}{part.bits:15.4g}"
+        print(f"{part.name:12}{sizes}  {', '.join(part.types)}")
+    if result.kinds:
+        print(f"{'':20}{'tensors':>8}{'-1':>9}{'0':>9}{'+1':>9}  scales")
+        for kind in result.kinds:
+            shares = f"{kind.minus:9.1%}{kind.zero:9.1%}{kind.plus:9.1%}"
+            print(f"{kind.name:20}{kind.tensors:8}{shares}  {kind.scales}")
+    for tensor in result.tensors if tensors else ():
+        shape = "x".join(map(str, tensor.shape))
+        print(f"{tensor.name:32} {tensor.type:>6} {shape:>14} {tensor.nbytes:>12,} bytes")
+    for key, text in result.metadata.items() if metadata else ():
+        print(f"{key} = {text}")
+    for note in result.notes:
+        print(f"note: {note}")
 
 
 def print_verification(result: Verification, *, verbose: bool) -> None:

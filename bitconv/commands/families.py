@@ -75,11 +75,12 @@ def _entry(family: Family) -> FamilyEntry:
         family.weights or weights,
         family.codes or "not known",
         graph.name,
-        {runner.name: types for runner in RUNNERS if (types := _types(family, runner))},
+        {runner.name: types for runner in RUNNERS if (types := runner_types(family, runner))},
     )
 
 
-def _types(family: Family, runner: Runner) -> tuple[str, ...]:
+def runner_types(family: Family, runner: Runner) -> tuple[str, ...]:
+    """The packed layouts in which a runner computes a family."""
     if runner.activations.get(family.architecture.graph) != family.architecture.activation:
         return ()
     packed = (name for name in runner.types if name not in FLOAT_FILE_TYPES)
