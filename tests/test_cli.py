@@ -86,6 +86,10 @@ def test_verify_exits_with_0_where_the_file_is_right(good: Path) -> None:
     assert out.endswith(f"right, equal to {MODEL}\n")
 
 
+def test_verify_of_a_right_file_prints_one_line(good: Path) -> None:
+    assert run("verify", good)[1] == f"{good}: right\n"
+
+
 def test_verify_exits_with_1_where_the_file_is_wrong(good: Path) -> None:
     good.write_bytes(good.read_bytes()[:-100])
     code, out, _ = run("verify", good)

@@ -149,7 +149,9 @@ def verify(
         Path | None,
         option("--attestation", metavar="FILE.json", help="With --against: make the file again, as this says."),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print one line a tensor.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print every tensor, what was checked, digests.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a GGUF file, alone or against its checkpoint.

@@ -116,6 +116,7 @@ def print_overview(result: Overview, *, tensors: bool, metadata: bool) -> None:
 
 
 def print_verification(result: Verification, *, verbose: bool) -> None:
+    """One line where the file is right. verbose: every tensor, what was checked and what not, and digests before it."""
     if verbose:
         for tensor in result.tensors:
             shape = "x".join(map(str, tensor.shape))
@@ -123,18 +124,17 @@ def print_verification(result: Verification, *, verbose: bool) -> None:
             scale = scale if tensor.group is None else f"a scale for {tensor.group} columns"
             verdict = "; ".join(tensor.faults) or "ok"
             print(f"{tensor.name:32} {tensor.type:>5} {shape:>14}  {scale:24} {verdict}")
-    if result.checked:
         print("checked:")
         for what, count in result.checked.items():
             of = "" if count.passed == count.of else f" of {count.of:,}"
             print(f"  {f'{count.passed:,}{of}':>27}  {what}")
-    if result.digests is not None:
-        print("sha256, the same in every layout:")
-        print(f"  {result.digests.trits}  trits")
-        print(f"  {result.digests.trits_and_scales}  trits and scales")
-    print("not covered:")
-    for what in result.not_covered:
-        print(f"  {what}")
+        if result.digests is not None:
+            print("sha256, the same in every layout:")
+            print(f"  {result.digests.trits}  trits")
+            print(f"  {result.digests.trits_and_scales}  trits and scales")
+        print("not covered:")
+        for what in result.not_covered:
+            print(f"  {what}")
     _print_first("warning  ", [*result.warnings, *(f"{t.name}: {text}" for t in result.tensors for text in t.warnings)])
     _print_first("WRONG  ", [*result.faults, *(f"{t.name}: {text}" for t in result.tensors for text in t.faults)])
     against = f", equal to {result.against}" if result.against else ""
