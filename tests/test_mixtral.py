@@ -238,11 +238,27 @@ def test_repack_takes_experts_along(tmp_path: Path, model: Synthetic, in_blocks:
         bitconv.repack(tmp_path / "a.gguf", tmp_path / "d.gguf", type="f32", runner="ik_llama.cpp")
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_export_makes_floats_of_experts_that_transformers_runs(
+    tmp_path: Path, model: Synthetic, in_blocks: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    options: dict[str, object] = {"type": "tq2_0", "scale_in_blocks": in_blocks}
+    bitconv.convert(model.path, tmp_path / "out.gguf", **options)
+    result = bitconv.export(tmp_path / "out.gguf", tmp_path / "exported")
+    assert (result.architecture, result.scale_convention, result.exact_scales) == ("MixtralForCausalLM", None, True)
+    bitconv.convert(tmp_path / "exported", tmp_path / "again.gguf", **options)
+    ours, again = (bitconv.verify(tmp_path / name).digests for name in ("out.gguf", "again.gguf"))
+    assert ours is not None and ours == again
+    loaded = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
+    stored = load_file(tmp_path / "exported" / "model.safetensors")
+    expert = loaded.state_dict()["model.layers.1.mlp.experts.down_proj"][2]
+    assert (expert == stored["model.layers.1.block_sparse_moe.experts.2.w2.weight"]).all()
+
+
 def test_what_does_not_take_mixtures_says_so(tmp_path: Path, model: Synthetic) -> None:
     file = tmp_path / "out.gguf"
     bitconv.convert(model.path, file, type="tq2_0")
-    with pytest.raises(BitconvError, match=r"out\.gguf: a mixture of experts"):
-        bitconv.export(file, tmp_path / "dir")
     with pytest.raises(BitconvError, match=r"model: a mixture of experts"):
         kernel_config(model.path, tmp_path / "kernel_config.ini", type="tl2")
 

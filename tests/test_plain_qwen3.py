@@ -143,8 +143,21 @@ def test_the_two_graphs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         bitconv.repack(tmp_path / "normed.gguf", tmp_path / "none.gguf", type="q2_0")
     with pytest.raises(BitconvError, match=r"does not know the architecture qwen3;"):
         bitconv.repack(tmp_path / "plain.gguf", tmp_path / "none.gguf", type="i2_s")
-    with pytest.raises(BitconvError, match=r"plain\.gguf: architecture qwen3 cannot be exported"):
-        bitconv.export(tmp_path / "plain.gguf", tmp_path / "dir")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("stored", "form"), [({}, "packed"), (IN_GROUPS, "floats")])
+def test_export_and_back(tmp_path: Path, stored: dict, form: str) -> None:
+    model = qwen3(tmp_path / "model", **stored)
+    model.rewrite_config(rope_scaling=YARN)
+    file, again = tmp_path / "out.gguf", tmp_path / "again.gguf"
+    bitconv.convert(model.path, file, type="q2_0")
+    result = bitconv.export(file, tmp_path / "exported")
+    assert (result.architecture, result.scale_convention is None) == ("Qwen3ForCausalLM", form == "floats")
+    bitconv.convert(tmp_path / "exported", again, type="q2_0")
+    assert bitconv.verify(again).digests == bitconv.verify(file).digests
+    assert bitconv.verify(again, against=model.path).right
+    assert bitconv.compare(file, tmp_path / "exported").disagreements == ()
 
 
 @pytest.mark.torch

@@ -211,10 +211,19 @@ def test_runners_without_the_norms_are_refused(tmp_path: Path, options: dict, ne
         bitconv.convert(model.path, tmp_path / "out.gguf", **options)
 
 
+def test_export_and_back(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "qwen3", head_dim=128)
+    bitconv.convert(model.path, tmp_path / "out.gguf")
+    result = bitconv.export(tmp_path / "out.gguf", tmp_path / "exported")
+    assert (result.architecture, result.scale_convention) == ("Qwen3ForCausalLM", "divide")
+    bitconv.convert(tmp_path / "exported", tmp_path / "again.gguf")
+    assert bitconv.verify(tmp_path / "again.gguf", against=model.path).right
+
+
 def test_an_embedding_model_predicts_no_text_and_neither_is_exported(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "embedding", head_dim=128)
     bitconv.convert(model.path, tmp_path / "out.gguf")
     with pytest.raises(BitconvError, match=r"out\.gguf: an embedding model"):
         bitconv.evaluate(tmp_path / "out.gguf", FIXTURES / "eval.txt")
-    with pytest.raises(BitconvError, match=r"architecture qwen3 cannot be exported, only bitnet, bitnet-b1\.58, "):
+    with pytest.raises(BitconvError, match=r"an embedding model cannot be exported, only bitnet, bitnet-b1\.58, "):
         bitconv.export(tmp_path / "out.gguf", tmp_path / "dir")

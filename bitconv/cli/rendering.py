@@ -184,6 +184,8 @@ def print_repacking(result: Repacking) -> None:
 
 def print_export(result: Export) -> None:
     print(f"{result.architecture}, {len(result.tensors)} tensors, to be run in {result.dtype}")
+    if result.scale_convention is None:
+        print("ternary weights are floats, trit times scale: the packed form has no place for what this file holds")
     if not result.exact_scales:
         print(f"scales: exact in the files; {result.dtype} cannot hold them, so transformers rounds them when it loads")
     for name, type_name in result.dequantized.items():

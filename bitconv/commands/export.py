@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import lcm
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +24,14 @@ from bitconv.layouts import PACKED, QUANTIZED
 from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes
 from bitconv.layouts.registry import make_layout
-from bitconv.layouts.scales import describe
+from bitconv.layouts.scales import Scale
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.config_json import config_json, rope_scaling
-from bitconv.models.families import FAMILIES
+from bitconv.models.families import FAMILIES, Family
 from bitconv.models.quantization import ScaleConvention
 from bitconv.packed.inspection import Inspection, inspect_file
-from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
+from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor, matrices
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, one_line, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
@@ -43,7 +44,7 @@ _WRITTEN = re.compile(
     r"config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|tokenizer\.json|tokenizer\.model|tokenizer_config\.json"
 )
-_EXPORTED = {family.architecture: family for family in FAMILIES if family.exported}
+_EXPORTED = {(family.architecture, family.experts): family for family in FAMILIES if family.exported}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Export:
     Attributes:
         size: Of all tensors, in bytes.
         dtype: What transformers runs the model in.
-        scale_convention: What it does with weight_scale, "multiply" or "divide".
+        scale_convention: What it does with weight_scale, "multiply" or "divide"; None where ternary weights are floats.
         exact_scales: dtype holds every weight_scale. Where not they are stored in float32, and transformers rounds them
             when it loads the model.
         warnings: What verify calls wrong in the file's metadata, which the checkpoint then has too, and keys that
@@ -81,7 +82,7 @@ class Export:
     directory: str
     architecture: str
     dtype: str
-    scale_convention: str
+    scale_convention: str | None
     exact_scales: bool
     size: int
     files: tuple[str, ...]
@@ -107,6 +108,10 @@ def export(
     Trits, scales and all other weights are exactly those of the file, from any layout and from floats that are
     nothing but -scale, 0 and +scale. transformers needs all floats in the type that it runs the model in: that is
     bfloat16 where it holds every dense weight exactly, and else float32.
+
+    What packed weights have no place for makes all ternary weights floats, trit times scale, in bfloat16, float16 or
+    float32, the first that holds everything: several scales a tensor, projections that are not ternary, experts, and
+    biases beside scales that cannot be stored to divide by.
 
     Args:
         file: The GGUF file.
@@ -156,8 +161,8 @@ def export(
         directory=str(target),
         architecture=checkpoint.config["architectures"][0],
         dtype=checkpoint.dtype,
-        scale_convention=checkpoint.convention.value,
-        exact_scales=checkpoint.scale_dtype == checkpoint.dtype,
+        scale_convention=None if checkpoint.storage is None else checkpoint.storage[0].value,
+        exact_scales=checkpoint.storage is None or checkpoint.storage[1] == checkpoint.dtype,
         size=sum(tensor.nbytes for tensor in checkpoint.tensors),
         files=written,
         tensors=tuple(
@@ -177,15 +182,22 @@ def _left_behind(header: GGUFFile) -> Iterator[str]:
 
 
 class _Checkpoint(NamedTuple):
-    """scales: by the names of the packed tensors. dequantized: the types of those that were quantized."""
+    """storage: which way weight_scale works, and its type; None where ternary weights are floats. scales: by the names
+    of the packed tensors. dequantized: the types of those that were quantized."""
 
     config: dict[str, Any]
     dtype: str
-    convention: ScaleConvention
-    scale_dtype: str
+    storage: tuple[ScaleConvention, str] | None
     tensors: list[NewTensor]
     scales: dict[str, float]
     dequantized: dict[str, str]
+
+
+class _Ternary(NamedTuple):
+    """A matrix of the file, and its scale or scales."""
+
+    tensor: TernaryTensor
+    scale: Scale
 
 
 class _Source:
@@ -197,26 +209,28 @@ class _Source:
         self.infos = {info.name: info for info in header.tensors}
         self.inspection = inspection
         self.descriptor = descriptor
-        if inspection.architecture not in _EXPORTED:
-            known = ", ".join(sorted({architecture.name for architecture in _EXPORTED}))
+        self.family = self.exported_family()
+        self.sizes = inspection.sizes
+
+    def exported_family(self) -> Family:
+        """BitconvError where transformers has no class that computes the file."""
+        architecture, experts = self.inspection.architecture, bool(self.inspection.sizes.experts)
+        pooled = f"{self.inspection.architecture_name}.pooling_type" in self.metadata
+        family = None if pooled else _EXPORTED.get((architecture, experts))
+        if family is None:
+            known = ", ".join(sorted({architecture.graph for architecture, _ in _EXPORTED}))
+            what = "an embedding model" if pooled else f"architecture {self.inspection.architecture_name}"
             raise BitconvError(
-                f"architecture {inspection.architecture_name} cannot be exported, only {known}",
+                f"{what} cannot be exported, only {known}",
                 code=Code.GGUF_UNSUPPORTED,
-                file=header.path,
+                file=self.path,
                 way_out="take the checkpoint that the file was made of",
             )
-        self.family = _EXPORTED[inspection.architecture]
-        self.sizes = inspection.sizes
-        if self.sizes.experts:
-            raise BitconvError(
-                "a mixture of experts cannot be exported; transformers has no such class",
-                code=Code.GGUF_UNSUPPORTED,
-                file=header.path,
-            )
+        return family
 
     def checkpoint(self) -> _Checkpoint:
-        """What there is to write. Reads the scales, and the dense weights to see which float type holds them."""
-        ternary: dict[str, tuple[TernaryTensor, np.float32]] = {}
+        """What there is to write. Reads the scales, and the dense weights to see which float types hold them."""
+        ternary: dict[str, _Ternary] = {}
         dense: dict[str, TensorInfo] = {}
         factors: dict[str, npt.NDArray[np.float32]] = {}
         architecture = self.inspection.architecture
@@ -225,50 +239,83 @@ class _Source:
             if info is None:
                 if not slot.optional:
                     raise MalformedGGUF("missing", file=self.path, tensor=slot.name)
+            elif slot.role is Role.TERNARY and info.name in self.inspection.floats:
+                dense[slot.name] = info
             elif slot.role is Role.TERNARY:
-                ternary[slot.name] = self.ternary(info)
+                ternary |= self.ternary(info)
             elif slot.role is Role.ROPE_FACTORS:
                 factors[slot.name] = np.concatenate(list(self.values(info)))
             elif slot.role is not Role.SCALE and (architecture.untied_head or slot.name != "output.weight"):
                 dense[slot.name] = info
 
-        dtype = "bf16" if all(_are_bf16(values) for info in dense.values() for values in self.values(info)) else "f32"
-        convention, scale_dtype = _scale_storage([scale for _, scale in ternary.values()], dtype)
+        held = [_held(values) for info in dense.values() for values in self.values(info)]
+        able = [dtype for dtype in ("bf16", "f16", "f32") if all(dtype in types for types in held)]
+        dtype = "bf16" if "bf16" in able else "f32"
+        name, kinds = self.inspection.architecture_name, architecture.rope_scaling
+        scaling = rope_scaling(self.metadata, name, self.sizes, factors, kinds, self.path)
+        storage = self.packed_storage(ternary, dtype)
         tensors, scales = [], {}
-        for slot_name, (tensor, scale) in ternary.items():
-            name, (rows, columns) = (self.family.source_name(slot_name), tensor.info.shape)
-            tensors.append(NewTensor(name, "u8", (rows // 4, columns), partial(self.packed, tensor)))
-            stored = partial(self.weight_scale, slot_name, scale, scale_dtype, convention)
+        if storage is None:
+            every_scale = np.concatenate([np.ravel(one.scale) for one in ternary.values()]).astype(np.float32)
+            dtype = next(dtype for dtype in able if dtype in _held(every_scale))
+        for name, one in ternary.items():
+            rows, columns = one.tensor.info.shape
+            if storage is None:
+                tensors.append(NewTensor(name, dtype, (rows, columns), partial(self.floats, one.tensor, dtype)))
+                continue
+            convention, scale_dtype = storage
+            scale = np.float32(one.scale) if isinstance(one.scale, np.floating) else np.float32(0)
+            tensors.append(NewTensor(name, "u8", (rows // 4, columns), partial(self.packed, one.tensor)))
+            stored = partial(self.weight_scale, one.tensor.info.name, scale, scale_dtype, convention)
             tensors.append(NewTensor(f"{name}_scale", scale_dtype, (1,), stored))
             scales[name] = float(scale)
         for slot_name, info in dense.items():
             name = self.family.source_name(slot_name)
             tensors.append(NewTensor(name, dtype, info.shape, partial(self.dense, info, dtype)))
-        scaling = rope_scaling(self.metadata, self.inspection.architecture_name, self.sizes, factors, self.path)
         tied = "output.weight" not in dense
-        config = config_json(self.family, self.sizes, scaling, tied=tied, dtype=dtype, convention=convention)
+        stated = None if storage is None else storage[0]
+        config = config_json(self.family, self.sizes, scaling, tied=tied, dtype=dtype, convention=stated)
         dequantized = {
             self.family.source_name(name): self.inspection.types[name]
             for name in dense
             if self.inspection.types[name] in (*QUANTIZED, *PACKED)
         }
-        return _Checkpoint(config, dtype, convention, scale_dtype, tensors, scales, dequantized)
+        return _Checkpoint(config, dtype, storage, tensors, scales, dequantized)
 
-    def ternary(self, info: TensorInfo) -> tuple[TernaryTensor, np.float32]:
-        if info.name in self.inspection.floats:
-            raise self.error(info.name, "is not ternary, and packed checkpoints have no place for floats", Code.LAYOUT)
-        if info.shape[0] % 4:
-            raise self.error(info.name, f"{info.shape[0]} rows cannot be packed four to a byte", Code.LAYOUT)
-        group = self.inspection.groups.get(info.name)
-        if group is not None:
-            cause = "packed checkpoints that transformers loads have one a tensor"
-            raise self.error(info.name, f"has {describe(group, info.shape[1])}; {cause}", Code.LAYOUT)
+    def packed_storage(self, ternary: Mapping[str, _Ternary], dtype: str) -> tuple[ScaleConvention, str] | None:
+        """Which way weight_scale works, and its type; None where the weights are to be floats.
+
+        Packed checkpoints have one scale a tensor and no place for projections of floats, and transformers 5 none for
+        packed experts. AutoBitLinear, which multiplies by weight_scale, would multiply biases too.
+        """
+        several = any(isinstance(one.scale, np.ndarray) for one in ternary.values())
+        if several or self.inspection.floats or self.sizes.experts:
+            if self.inspection.architecture.input_norms:
+                raise BitconvError(
+                    "several scales a tensor, or projections of floats, beside norms on the inputs of projections: "
+                    "transformers has no form for both",
+                    code=Code.GGUF_UNSUPPORTED,
+                    file=self.path,
+                    way_out="take the checkpoint that the file was made of",
+                )
+            return None
+        for one in ternary.values():
+            if one.tensor.rows % 4:
+                cause = f"{one.tensor.rows} rows cannot be packed four to a byte"
+                raise self.error(one.tensor.info.name, cause, Code.LAYOUT)
+        scales = [np.float32(one.scale) for one in ternary.values() if isinstance(one.scale, np.floating)]
+        convention, scale_dtype = _scale_storage(scales, dtype)
+        if self.inspection.architecture.biases and convention is ScaleConvention.MULTIPLY:
+            return None
+        return convention, scale_dtype
+
+    def ternary(self, info: TensorInfo) -> dict[str, _Ternary]:
+        """The matrices of a ternary tensor by the names that the checkpoint has for them."""
+        name, layout = self.family.source_name(info.name), self.inspection.layouts[info.name]
+        group, beside = self.inspection.groups.get(info.name), self.infos.get(scale_name(info.name))
         with self.naming(info.name):
-            scale_info = self.infos.get(scale_name(info.name))
-            tensor = TernaryTensor(self.descriptor, info, self.inspection.layouts[info.name], scale_info)
-            scale = tensor.find_scale(lambda: None)
-            assert not isinstance(scale, np.ndarray)
-            return tensor, scale
+            found = list(matrices(self.descriptor, info, layout, beside, group))
+            return {name.format(i): _Ternary(one, one.find_scale(lambda: None)) for i, one in enumerate(found)}
 
     def values(self, info: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
         """The values of a tensor in row order, a block at a time."""
@@ -298,9 +345,28 @@ class _Source:
             yield tensor.values(first, last).reshape(-1)
 
     def dense(self, info: TensorInfo, dtype: str, keep_going: KeepGoing) -> Iterator[Bytes]:
-        for values in self.values(info):
+        if info.name in self.inspection.floats:
+            values = np.concatenate(list(self.values(info))).reshape(info.shape)
+            ordered = np.empty_like(values)
+            ordered[self.checkpoint_rows(info.name, 0, len(values))] = values
+            yield self.encoded(info.name, ordered.reshape(-1), dtype)
+            return
+        for block in self.values(info):
             keep_going()
-            yield self.encoded(info.name, values, dtype)
+            yield self.encoded(info.name, block, dtype)
+
+    def floats(self, tensor: TernaryTensor, dtype: str, keep_going: KeepGoing) -> Iterator[Bytes]:
+        """Trits times their scales, in the checkpoint's order of rows: whole heads are read at a time."""
+        name, multiple = tensor.info.name, lcm(tensor.layout.row_multiple, self.sizes.head_dim)
+        if tensor.rows % multiple:
+            multiple = tensor.layout.row_multiple  # not of a rotated projection
+        for first, last in row_blocks(tensor.rows, tensor.columns, multiple):
+            keep_going()
+            with self.naming(name):
+                values = tensor.values(first, last)
+            ordered = np.empty_like(values)
+            ordered[self.checkpoint_rows(name, first, last) - first] = values
+            yield self.encoded(name, ordered.reshape(-1), dtype)
 
     def weight_scale(
         self, name: str, scale: np.float32, dtype: str, convention: ScaleConvention, keep_going: KeepGoing
@@ -365,8 +431,15 @@ def _scale_storage(scales: Collection[np.float32], dtype: str) -> tuple[ScaleCon
     return ScaleConvention.MULTIPLY, "f32"
 
 
-def _are_bf16(values: npt.NDArray[np.float32]) -> bool:
-    return not (values.view(np.uint32) & 0xFFFF).any()
+def _held(values: npt.NDArray[np.float32]) -> set[str]:
+    """The float types that hold all of these values."""
+    types = {"f32"}
+    if not (values.view(np.uint32) & 0xFFFF).any():
+        types.add("bf16")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if (values.astype(np.float16).astype(np.float32) == values).all():
+            types.add("f16")
+    return types
 
 
 def _check_target(path: Path, *, force: bool) -> None:

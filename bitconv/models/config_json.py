@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,16 @@ from bitconv.models.quantization import ScaleConvention
 from bitconv.system.errors import BitconvError, Code, plain
 
 # 1bitLLM's own class is a Llama to transformers, which lacks it.
-_MODEL_TYPES = {"LlamaForCausalLM": "llama", "BitNetForCausalLM": "bitnet", "BitnetForCausalLM": "llama"}
-_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+_MODEL_TYPES = {
+    "LlamaForCausalLM": "llama",
+    "BitNetForCausalLM": "bitnet",
+    "BitnetForCausalLM": "llama",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense",
+}
+_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 # What does which to weight_scale in transformers' integrations/bitnet.py (5.23): BitLinear and AutoBitLinear.
 _LINEAR_CLASSES = {
     ScaleConvention.DIVIDE: {"linear_class": "bitlinear"},
@@ -31,13 +39,23 @@ def config_json(
     *,
     tied: bool,
     dtype: str,
-    convention: ScaleConvention,
+    convention: ScaleConvention | None,
 ) -> dict[str, Any]:
     """Everything but the token ids.
 
-    scaling: what rope_scaling gives. dtype: "bf16" or "f32", what transformers is to run the model in.
+    scaling: what rope_scaling gives. dtype: "bf16", "f16" or "f32", what transformers is to run the model in.
+    convention: None where ternary weights are floats.
     """
     architecture = family.architecture
+    quantization: dict[str, Any] = {}
+    if convention is not None:
+        quantization = {
+            "quant_method": "bitnet",
+            **_LINEAR_CLASSES[convention],
+            "modules_to_not_convert": ["lm_head"],
+            **({"use_rms_norm": True, "rms_norm_eps": _decimal(sizes.rms_eps)} if architecture.input_norms else {}),
+        }
+    experts = {"num_local_experts": sizes.experts, "num_experts_per_tok": sizes.experts_used, "sliding_window": None}
     return {
         "architectures": [family.hf_architecture],
         "model_type": _MODEL_TYPES[family.hf_architecture],
@@ -50,11 +68,8 @@ def config_json(
         "num_attention_heads": sizes.heads,
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": sizes.kv_heads,
-        "quantization_config": {
-            "quant_method": "bitnet",
-            **_LINEAR_CLASSES[convention],
-            "modules_to_not_convert": ["lm_head"],
-        },
+        **(experts if sizes.experts else {}),
+        **({"quantization_config": quantization} if quantization else {}),
         "rms_norm_eps": _decimal(sizes.rms_eps),
         "rope_scaling": scaling,
         **_beside_rope_scaling(scaling),
@@ -70,9 +85,12 @@ def rope_scaling(
     architecture: str,
     sizes: Hyperparameters,
     factors: Mapping[str, npt.NDArray[np.float32]],
+    kinds: Collection[str],
     file: object,
 ) -> dict[str, Any] | None:
-    """rope_scaling of config.json, None where there is none. factors: the tensors of rope factors that are there.
+    """rope_scaling of config.json, None where there is none.
+
+    factors: the tensors of rope factors that are there. kinds: of scaling that `convert` takes of such a model.
 
     BitconvError for what `convert` does not write either.
     """
@@ -87,12 +105,16 @@ def rope_scaling(
     unscaled = sizes.rope_magnitude == 1 and one_list is None
     if kind == "linear" and isinstance(factor, np.floating) and factor > 0 and unscaled:
         return {"rope_type": "linear", "factor": _decimal(factor)}
+    if kind == "yarn" and "yarn" in kinds and sizes.rope_yarn is not None and unscaled:
+        original = sizes.rope_yarn.original_context
+        stated = _decimal(sizes.rope_yarn.factor)
+        return {"rope_type": "yarn", "factor": stated, "original_max_position_embeddings": original}
     if kind == "longrope" and ROPE_FREQS not in factors and sizes.rope_linear_factor is None and sizes.rope_long:
         return _longrope(sizes, factors[ROPE_SHORT], factors[ROPE_LONG], sizes.rope_long.original_context)
     if kind != "none":
         raise BitconvError(
             f"{architecture}.rope.scaling.type {plain(kind)} cannot be exported beside what else the file says of rope "
-            "(linear and longrope alone can)",
+            "(linear, yarn and longrope alone can)",
             code=Code.GGUF_UNSUPPORTED,
             file=file,
         )

@@ -41,4 +41,5 @@ FAMILY = Family(
     checkpoints="Tencent Sherry and Hy-MT in 1.25 bits",
     modules={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
     in_llama_keys=_in_llama_keys,
+    exported=True,
 )

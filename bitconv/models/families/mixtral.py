@@ -20,5 +20,4 @@ FAMILY = replace(
     experts=True,
     # transformers 5 has the experts of a layer in one parameter of floats.
     reference=Reference.WRITTEN_OUT,
-    exported=False,
 )

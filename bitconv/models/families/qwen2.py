@@ -12,4 +12,5 @@ FAMILY = Family(
     architecture=QWEN2,
     native=False,
     checkpoints="fine-tunes of Qwen2 and Qwen2.5",
+    exported=True,
 )

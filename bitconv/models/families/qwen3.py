@@ -12,6 +12,7 @@ FAMILY = Family(
     architecture=QWEN3,
     native=False,
     checkpoints="prism-ml Ternary-Bonsai-1.7B, -4B, -8B (unpacked)",
+    exported=True,
 )
 INPUT_NORMS_FAMILY = replace(
     FAMILY,
