@@ -244,3 +244,13 @@ def test_a_file_with_yarn_and_a_base_of_one_is_refused(tmp_path: Path, groups: S
     (tmp_path / "text.txt").write_text("many words " * 200)
     with pytest.raises(BitconvError, match=r"rope\.freq_base is 1\.0, expected above 1"):
         bitconv.evaluate(file.write(tmp_path / "bad.gguf"), tmp_path / "text.txt", window=16)
+
+
+def test_groups_compute_the_same_over_packed_bytes_as_unpacked(tmp_path: Path, groups: Synthetic) -> None:
+    """To the last bit: the file of floats is unpacked to trits, that of q2_0 is not."""
+    found = []
+    for type_name in ("q2_0", "f32"):
+        file = tmp_path / f"{type_name}.gguf"
+        bitconv.convert(groups.path, file, type=type_name, runner="llama.cpp", embed_type="f32")
+        found.append(bitconv.evaluate(file, real_runners.TEXT, max_tokens=100, window=100).nll)
+    assert found[0] == found[1]

@@ -26,6 +26,7 @@ from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, type_by_name
 from bitconv.layouts import FLOATS
 from bitconv.layouts.dense import decode
 from bitconv.layouts.layout import Bytes, Layout, Scales
+from bitconv.layouts.scaled_rows import ScaledRows
 from bitconv.layouts.scales import Scale
 from bitconv.models.architectures import Role, expert_name, scale_name
 from bitconv.models.hyperparameters import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
@@ -83,25 +84,41 @@ class Projection:
             for first, last in shares
         ]
         self.scales = [scale[first:last] if isinstance(scale, np.ndarray) else scale for first, last in shares]
+        groups = scale.shape[1] if isinstance(scale, np.ndarray) else 1
+        self.groups = [self._in_groups(part, groups) for part in self.parts] if groups > 1 else []
 
     def product(self, part: int, activations: Activations) -> Floats:
         """Of the rows of one part with int8 activations, float32 (n, rows)."""
         scale = self.scales[part]
         if isinstance(scale, np.ndarray) and scale.shape[1] > 1:
-            return self._grouped_product(part, scale, activations)
+            return self._grouped_product(self.groups[part], scale, activations)
         sums = self.layout.matmul_rows(self.parts[part], activations.rounded)
         product: Floats = sums.astype(np.float32) * (scale.T / activations.divisor)
         return product
 
-    def _grouped_product(self, part: int, scales: Scales, activations: Activations) -> Floats:
-        trits, _ = self.layout.unpack_rows(self.parts[part], self.columns)
-        total = np.zeros((len(activations.x), len(trits)))
-        sums = np.empty(total.shape, np.int32)
-        group = self.columns // scales.shape[1]
-        for number, scale in enumerate(scales.T):
-            columns = slice(number * group, (number + 1) * group)
-            block, x = (np.ascontiguousarray(matrix[:, columns]) for matrix in (trits, activations.rounded))
-            _kernels.matmul(block, x, sums)
+    def _in_groups(self, packed: list[Bytes], groups: int) -> list[Bytes]:
+        """The bytes of rows as groups of columns have them, a group after the other; of a layout whose groups are not
+        whole blocks in one piece, the trits as bytes."""
+        layout = self.layout
+        if isinstance(layout, ScaledRows) and self.columns // groups % layout.block == 0 and not layout.row_header:
+            (rows,) = packed
+            blocks = rows.reshape(-1, groups, layout.row_bytes(self.columns) // groups)
+        else:
+            trits, _ = layout.unpack_rows(packed, self.columns)
+            blocks = trits.view(np.uint8).reshape(len(trits), groups, -1)
+        return [np.ascontiguousarray(blocks[:, group]).reshape(-1) for group in range(groups)]
+
+    def _grouped_product(self, groups: list[Bytes], scales: Scales, activations: Activations) -> Floats:
+        """The sums of each group of columns, scaled and added in float64 in their order."""
+        rows, columns = len(scales), self.columns // len(groups)
+        total = np.zeros((len(activations.x), rows))
+        for number, (packed, scale) in enumerate(zip(groups, scales.T, strict=True)):
+            x = np.ascontiguousarray(activations.rounded[:, number * columns : (number + 1) * columns])
+            if packed.size == rows * columns:
+                sums = np.empty(total.shape, np.int32)
+                _kernels.matmul(packed.view(np.int8).reshape(rows, columns), x, sums)
+            else:
+                sums = self.layout.matmul_rows([packed], x)
             total += sums * scale.astype(np.float64)
         product: Floats = total.astype(np.float32) / activations.divisor
         return product
