@@ -10,7 +10,8 @@ from typing import Any
 import bitconv
 import numpy as np
 import pytest
-from bitconv.checkpoint.directory import Checkpoint, StoredTensor
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.stored_tensor import StoredTensor
 from bitconv.cli import app
 from bitconv.commands.verify import Passed
 from bitconv.gguf import read_gguf

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint, StoredTensor
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.stored_tensor import ITEMSIZE, StoredTensor
 from bitconv.layouts import QUANTIZED
 from bitconv.layouts.dense import decode, encode
 from bitconv.layouts.layout import Bytes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from bitconv.checkpoint import refusals, torch_files, weight_files
+from bitconv.checkpoint import mlx, refusals, torch_files, weight_files
+from bitconv.checkpoint.stored_tensor import DTYPES, ITEMSIZE, StoredTensor
 from bitconv.system.errors import BitconvError, Code
 from bitconv.system.files import Stamp, check_unchanged, is_there, open_input, read_start, stamps
 from bitconv.system.json_files import read_json
@@ -22,46 +22,9 @@ from bitconv.system.rawio import read_at
 from bitconv.system.stand_ins import START, check_binary
 from bitconv.tokenizer.files import FILES as TOKENIZER_FILES
 
-# safetensors dtype -> (our name, bytes); the float names are those of the kernels.
-_DTYPES = {
-    "F64": ("f64", 8),
-    "F32": ("f32", 4),
-    "F16": ("f16", 2),
-    "BF16": ("bf16", 2),
-    "I64": ("i64", 8),
-    "I32": ("i32", 4),
-    "I16": ("i16", 2),
-    "I8": ("i8", 1),
-    "U8": ("u8", 1),
-    "BOOL": ("bool", 1),
-}
-ITEMSIZE = dict(_DTYPES.values())
-FLOAT_DTYPES = ("bf16", "f16", "f32")
 # Tensors that an index may name and no file hold: transformers lists a head that is the embedding and does not store
 # it, safetensors stores of two names the first in the alphabet, and buffers of rotary embeddings came and went.
 _MAY_BE_ABSENT = ("lm_head.weight", "embed_tokens.weight", "rotary_emb.inv_freq")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a checkpoint file: `offset` is in bytes from the start of the file, row-major, little endian.
-
-    row_order: the rows as they are to be read, where that is not in their own order.
-    """
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    row_order: tuple[int, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * ITEMSIZE[self.dtype]
-
-    def error(self, cause: str, *, code: Code, way_out: str | None = None) -> BitconvError:
-        return BitconvError(cause, code=code, file=self.file, tensor=self.name, way_out=way_out)
 
 
 class Checkpoint:
@@ -83,9 +46,12 @@ class Checkpoint:
         self._before: dict[Path, Stamp | None] = {}
         self.sources(path / name for name in ("config.json", "README.md", *weight_files.WEIGHT_FILES))
         self.sources(file for pattern in TOKENIZER_FILES for file in path.glob(pattern))
-        self.config = _config(path)
+        stated = _config(path)
+        self.config = mlx.without_two_bits(stated)
         refusals.check_checkpoint(self.config, (), path)  # before tensors in types that only other formats have
         self.tensors = self._index()
+        if self.config is not stated:
+            self.tensors = mlx.dequantized(self.tensors)
         self._descriptors: dict[Path, int] = {}
 
     @property
@@ -108,6 +74,9 @@ class Checkpoint:
 
     def read(self, tensor: StoredTensor, start: int, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out` with the tensor's bytes from byte `start` of it on."""
+        if isinstance(tensor, mlx.QuantizedTensor):
+            mlx.read(tensor, start, out, self.read)
+            return
         if tensor.row_order:
             row_bytes, done = tensor.nbytes // len(tensor.row_order), 0
             while done < out.size:
@@ -263,10 +232,10 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
         raise BitconvError(f"truncated or not a safetensors file: {error}", code=Code.DAMAGED, file=file) from None
     tensors = {}
     for name, dtype, shape in entries:
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise BitconvError(
                 f"stored as {dtype}, which no BitNet checkpoint uses", code=Code.TENSOR_FORM, file=file, tensor=name
             )
-        tensors[name] = StoredTensor(name, file, _DTYPES[dtype][0], shape, start)
+        tensors[name] = StoredTensor(name, file, DTYPES[dtype][0], shape, start)
         start += tensors[name].nbytes
     return tensors

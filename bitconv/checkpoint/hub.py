@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bitconv.checkpoint import refusals, weight_files
+from bitconv.checkpoint import mlx, refusals, weight_files
 from bitconv.checkpoint.directory import needed_shards, read_shards
 from bitconv.checkpoint.pooling import MODULES, pooling_config
 from bitconv.system.errors import BitconvError, Code, option
@@ -129,6 +129,7 @@ def _choose(
         hint = "; it holds GGUF files" if any(name.endswith(".gguf") for name in listed) else ""
         raise BitconvError(f"is no checkpoint: holds {missing}{hint}", code=Code.INCOMPLETE, file=model_id)
     config = read_json(snapshot / _CONFIG, snapshot)
+    config = mlx.without_two_bits(config)
     refusals.check_checkpoint(config, (), snapshot)  # what config.json tells needs no weights
     accept(config, snapshot / _CONFIG)
     yield from sorted(name for name in listed if any(fnmatchcase(name, pattern) for pattern in _FILES))

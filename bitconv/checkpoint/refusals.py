@@ -149,7 +149,7 @@ REFUSALS = (
     ),
     Refusal(
         "quantized by MLX",
-        _GROUPS,
+        f"{_GROUPS} (of two bits they may be, and are read)",
         "convert the checkpoint that it was made from, or what mlx_lm.convert makes of that without -q",
         keys=("quantization",),
     ),

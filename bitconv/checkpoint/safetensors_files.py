@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from bitconv.checkpoint.directory import ITEMSIZE
+from bitconv.checkpoint.stored_tensor import ITEMSIZE
 from bitconv.layouts.layout import Bytes
 from bitconv.system import jobs
 from bitconv.system.jobs import KeepGoing, Progress

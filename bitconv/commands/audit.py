@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
+from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
+from bitconv.checkpoint.stored_tensor import ITEMSIZE
 from bitconv.gguf import read_gguf
 from bitconv.models import families
 from bitconv.models.architectures import Role, scale_name

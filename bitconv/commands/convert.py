@@ -10,8 +10,9 @@ from os import PathLike
 from pathlib import Path
 
 from bitconv.checkpoint.dense import dense_values
-from bitconv.checkpoint.directory import Checkpoint, StoredTensor
+from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import local_model
+from bitconv.checkpoint.stored_tensor import StoredTensor
 from bitconv.choices import BACKEND, EMBED_TYPE, FALLBACK, HEAD_TYPE, PRESET, RUNNER, TENSOR_TYPE, TYPE
 from bitconv.gguf import type_by_name
 from bitconv.layouts import FLOATS
@@ -330,8 +331,8 @@ def _keeps_scales(tensor: PlannedTensor, scales: list[Scale]) -> bool:
 def _stored_nbytes(weight: Weight) -> int:
     """0 of what follows from config.json."""
     if isinstance(weight, TernaryWeight | ExpertsWeight):
-        return sum(matrix.stored.nbytes for matrix in weight.matrices)
-    return weight.stored.nbytes if isinstance(weight, DenseWeight) else 0
+        return sum(matrix.stored.file_nbytes for matrix in weight.matrices)
+    return weight.stored.file_nbytes if isinstance(weight, DenseWeight) else 0
 
 
 def _parts(plan: Plan, tensors: tuple[ConvertedTensor, ...]) -> tuple[ConvertedPart, ...]:

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.checkpoint.directory import ITEMSIZE
 from bitconv.checkpoint.safetensors_files import NewTensor, write_tensors
+from bitconv.checkpoint.stored_tensor import ITEMSIZE
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import PACKED, QUANTIZED
 from bitconv.layouts.dense import decode

@@ -374,7 +374,7 @@ def _stored(weight: Weight) -> InspectedTensor:
     if isinstance(weight, ComputedWeight):
         return InspectedTensor(weight.name, "computed", weight.shape, 0)
     stored = [m.stored for m in weight.matrices] if isinstance(weight, ExpertsWeight) else [weight.stored]
-    return InspectedTensor(weight.name, stored[0].dtype, weight.shape, sum(tensor.nbytes for tensor in stored))
+    return InspectedTensor(weight.name, stored[0].dtype, weight.shape, sum(tensor.file_nbytes for tensor in stored))
 
 
 def _kinds(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.checkpoint.directory import ITEMSIZE
+from bitconv.checkpoint.stored_tensor import ITEMSIZE
 
 # BitNet b1.58: the mean is clamped before it is inverted (clamp_(min=1e-5) in every implementation of the rule).
 MIN_MEAN = 1e-5

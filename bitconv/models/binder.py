@@ -9,7 +9,8 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from bitconv.checkpoint.directory import FLOAT_DTYPES, ITEMSIZE, Checkpoint, StoredTensor
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.stored_tensor import FLOAT_DTYPES, ITEMSIZE, StoredTensor
 from bitconv.layouts.scales import Scale, simplest
 from bitconv.models.architectures import Slot
 from bitconv.models.quantization import ABSMEAN, ScaleConvention, Storage

@@ -8,7 +8,8 @@ from math import prod
 import numpy as np
 
 from bitconv import _kernels
-from bitconv.checkpoint.directory import FLOAT_DTYPES, ITEMSIZE, Checkpoint, StoredTensor
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.stored_tensor import FLOAT_DTYPES, ITEMSIZE, StoredTensor
 from bitconv.layouts.layout import Bytes
 from bitconv.system.errors import BitconvError, Code
 

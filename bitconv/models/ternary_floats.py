@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
+from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.refusals import FEW_LEVELS, UNMARKED_MASTER
+from bitconv.checkpoint.stored_tensor import ITEMSIZE
 from bitconv.layouts.scales import MIN_GROUP, Scale, describe, group_of, simplest
 from bitconv.models.architectures import Role
 from bitconv.models.arithmetic import MIN_MEAN

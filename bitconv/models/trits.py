@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.checkpoint.directory import ITEMSIZE, Checkpoint
+from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.stored_tensor import ITEMSIZE
 from bitconv.layouts.scales import Scale
 from bitconv.models.arithmetic import MIN_MEAN, Arithmetic, abs_sum, counts_from, rounded
 from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, ABSMEDIAN, Rule

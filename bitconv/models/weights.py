@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bitconv.checkpoint.directory import FLOAT_DTYPES, StoredTensor
+from bitconv.checkpoint.stored_tensor import FLOAT_DTYPES, StoredTensor
 from bitconv.layouts.scales import Scale
 from bitconv.models.architectures import Role
 from bitconv.models.families import Family

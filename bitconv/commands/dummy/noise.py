@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitconv import _kernels
-from bitconv.checkpoint.directory import ITEMSIZE
+from bitconv.checkpoint.stored_tensor import ITEMSIZE
 from bitconv.layouts.layout import Bytes
 
 _BLOCK = 1 << 17  # words of 64 bits in a block, which is 1 MB
