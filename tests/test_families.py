@@ -160,7 +160,7 @@ NOT_TERNARY = [
     ),
     (with_sub_norm("Qwen3ForCausalLM"), "BitDistill", "model.layers.0.self_attn.q_proj.attn_sub_norm.weight"),
     (add_tensor(".weight_clip_val", (8, 1)), "ParetoQ", "model.layers.0.self_attn.q_proj.weight_clip_val"),
-    (of_levels(4), "weights of more levels", "model.layers.0.self_attn.q_proj.weight"),
+    (of_levels(4), "weights of other levels", "model.layers.0.self_attn.q_proj.weight"),
     (only("bitmamba_1b.msgpack"), "BitMamba-2", "bitmamba_1b.msgpack"),
     (only("bitmamba_1b.bin"), "BitMamba-2", "bitmamba_1b.bin"),
     (only("adapter_model.safetensors"), "LoRA adapter", "adapter_model.safetensors"),
@@ -331,7 +331,7 @@ def test_no_two_families_are_what_an_architecture_is_exported_as() -> None:
 def test_floats_of_few_levels_are_no_master_weights(count: int, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", dtype="f32")
     of_levels(count)(model)
-    with pytest.raises(BitconvError, match="weights of more levels"):
+    with pytest.raises(BitconvError, match="weights of other levels"):
         bitconv.convert(model.path, tmp_path / "out.gguf")
 
 

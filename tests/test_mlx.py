@@ -138,16 +138,19 @@ def test_a_code_of_a_fourth_level_is_no_trit(model: Synthetic, tmp_path: Path) -
     assert bitconv.verify(tmp_path / "out.gguf", against=model.path).right
 
 
-def test_four_levels_as_mlx_s_own_quantizer_makes_them_are_refused(model: Synthetic, tmp_path: Path) -> None:
+def test_what_mlx_s_own_quantizer_makes_of_ternary_floats_is_refused(model: Synthetic, tmp_path: Path) -> None:
+    """+scale is the bias, and a code takes half of it away: of four levels -scale/2 is the least."""
+
     def edit(tensors: dict[str, Any], _: str) -> None:
-        rng = np.random.default_rng(0)
         for name in [name for name in tensors if name.endswith("_proj.weight")]:
             stem = name.removesuffix("weight")
-            tensors[name] = rng.integers(0, 2**32, tensors[name].shape, np.uint64).astype(np.uint32)
-            tensors[f"{stem}biases"] = tensors[f"{stem}scales"] * np.float16(-1.5)
+            trits = (tensors[name][..., None] >> np.arange(0, 32, 2, dtype=np.uint32) & 3).astype(int) - 1
+            tensors[name] = packed(np.array([3, 2, 0])[trits + 1].reshape(len(trits), -1))
+            scales = tensors[f"{stem}scales"]
+            tensors[f"{stem}scales"], tensors[f"{stem}biases"] = scales / np.float16(-2), scales
 
     change(model, "", edit)
-    with pytest.raises(BitconvError, match=r"q_proj\.weight: weights of more levels"):
+    with pytest.raises(BitconvError, match=r"q_proj\.weight: weights of other levels"):
         bitconv.convert(model.path, tmp_path / "out.gguf", type="q2_0")
 
 
@@ -175,6 +178,22 @@ def test_what_does_not_fit_together_is_one_line(edit: Any, cause: str, model: Sy
     with pytest.raises(BitconvError, match=cause):
         bitconv.convert(model.path, tmp_path / "out.gguf", type="q2_0")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_of_a_packed_checkpoint_mlx_has_quantized_the_embedding_alone(tmp_path: Path) -> None:
+    packed_model = make_checkpoint(tmp_path / "model", "llama", dtype="f16")
+
+    def edit(tensors: dict[str, Any], name: str) -> None:
+        tensors |= {
+            f"{name}weight": np.zeros((1280, 16), np.uint32),
+            **{f"{name}{part}": np.ones((1280, 4), np.float16) for part in ("scales", "biases")},
+        }
+
+    change(packed_model, "model.embed_tokens.", edit)
+    said = {"group_size": 64, "bits": 2, "mode": "affine"}
+    packed_model.rewrite_config(quantization=said, quantization_config=said)
+    with pytest.raises(BitconvError, match=r"config\.json: quantization: quantized by MLX"):
+        bitconv.convert(packed_model.path, tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("said", [{"bits": 4}, {"bits": 2, "mode": "mxfp4"}, {"bits": "2"}])

@@ -51,6 +51,9 @@ class Checkpoint:
         refusals.check_checkpoint(self.config, (), path)  # before tensors in types that only other formats have
         self.tensors = self._index()
         if self.config is not stated:
+            # Of a packed checkpoint MLX quantizes the rest, and puts its own quantization_config for the model's.
+            if any(tensor.dtype == "u8" for tensor in self.tensors.values()):
+                refusals.check_checkpoint(stated, (), path)
             self.tensors = mlx.dequantized(self.tensors)
         self._descriptors: dict[Path, int] = {}
 

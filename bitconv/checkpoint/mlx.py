@@ -3,8 +3,8 @@
 mlx_lm.convert -q stores three tensors for a matrix: `.weight`, 16 codes in each uint32, low bits first, and for each
 group of columns in `.scales` and `.biases` what a code is multiplied by and what is added (mlx.core.quantize, mode
 affine). Where the bias is the scale's negative, 0, 1 and 2 stand for -scale, 0 and +scale, which are found as in any
-floats. MLX's own quantizer makes four levels of ternary floats, -scale to +scale: those are none. Source: the values
-that mlx.core.dequantize of MLX 0.32.4 gives.
+floats. MLX's own quantizer keeps one sign of ternary floats and halves the other: those are none. Source: what
+mlx.core.quantize and dequantize of MLX 0.32.4 give.
 """
 
 from __future__ import annotations

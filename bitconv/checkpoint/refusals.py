@@ -124,10 +124,10 @@ TERNARY_HEAD = Refusal(
     "modules_to_not_convert",
 )
 FEW_LEVELS = Refusal(
-    "weights of more levels",
-    "its floats are quantized already, to more levels than -scale, 0 and +scale, and ternary ones would be others",
+    "weights of other levels",
+    "its floats are quantized already, to other levels than -scale, 0 and +scale, and ternary ones would be others",
     "llama.cpp's convert_hf_to_gguf.py and llama-quantize keep such weights, in q4_k or larger",
-    sign="floats of four to eight levels a group of columns, as of Tencent's 2-bit models",
+    sign="floats of up to eight levels a group of columns, as of Tencent's 2-bit models",
 )
 OLMO_NORMS = Refusal(
     "OLMo-Bitnet with LayerNorm",

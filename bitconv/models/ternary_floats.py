@@ -29,7 +29,7 @@ from bitconv.system.jobs import KeepGoing
 
 # So many rows of a tensor tell whether it is ternary but for outliers.
 _SAMPLE = 8
-# More than a ternary group has, and fewer than a group of trained floats.
+# Fewer than a group of trained floats has.
 _FEW_LEVELS = 8
 
 
@@ -200,16 +200,19 @@ def nearly_ternary(checkpoint: Checkpoint, weight: TernaryWeight) -> int | None:
 
 
 def has_few_levels(checkpoint: Checkpoint, weight: TernaryWeight) -> bool:
-    """Whether most groups of MIN_GROUP columns in a few rows hold from four to _FEW_LEVELS values.
+    """Whether most groups of MIN_GROUP columns in a few rows hold _FEW_LEVELS values at most, of several magnitudes.
 
     Those are of two or three bits. Of as many trained floats nearly all differ; dead ones are all alike.
     """
     values = _sample(checkpoint, weight)
     if values is None:
         return False
-    groups = np.sort(values.reshape(-1, MIN_GROUP), axis=1)
-    levels = 1 + np.count_nonzero(np.diff(groups, axis=1), axis=1)
-    return bool(2 * np.count_nonzero((levels > 3) & (levels <= _FEW_LEVELS)) > len(levels))
+    groups = values.reshape(-1, MIN_GROUP)
+    levels, magnitudes = (
+        1 + np.count_nonzero(np.diff(np.sort(g, axis=1), axis=1), axis=1) for g in (groups, abs(groups))
+    )
+    several = magnitudes - (groups == 0).any(axis=1) > 1
+    return bool(2 * np.count_nonzero(several & (levels <= _FEW_LEVELS)) > len(levels))
 
 
 def _sample(checkpoint: Checkpoint, weight: TernaryWeight) -> npt.NDArray[np.float32] | None:

@@ -2,7 +2,7 @@
 
 Of four weights one is zero, and 256 share a scale, which the floats of its checkpoints have in them. Sources:
 transformers' hunyuan_v1_dense, which takes a fixed alpha of "dynamic" rope scaling as another base; llama.cpp's
-conversion/hunyuan.py and its hunyuan-dense graph (2026).
+conversion/hunyuan.py and its hunyuan-dense graph (2026). No config.json of Sherry itself was at hand.
 """
 
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ def _in_llama_keys(config: Config) -> Mapping[str, Any]:
         "sliding_window": config.integer("sliding_window"),
         "num_local_experts": config.integer("num_experts"),
         "intermediate_size": config.integer("moe_intermediate_size"),
-        "swiglu_limit": 7.0,  # a number of modeling_maple.py
+        "swiglu_limit": 7.0,  # what conversion/maple.py writes of every model
     }
 
 

@@ -1,7 +1,8 @@
 """MiniCPM (openbmb BitCPM4-0.5B and -8B): a Llama whose embedding, layers and logits are multiplied by numbers.
 
 Its 1B and 3B are stock Llama. Sources: scale_emb, scale_depth and dim_model_base in modeling_minicpm.py; llama.cpp's
-conversion/minicpm.py and its minicpm graph (2026). Its class is not in transformers.
+conversion/minicpm.py and its minicpm graph (2026). Its class is not in transformers; no config.json of BitCPM itself
+was at hand.
 """
 
 from collections.abc import Mapping
