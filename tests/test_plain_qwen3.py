@@ -254,3 +254,20 @@ def test_groups_compute_the_same_over_packed_bytes_as_unpacked(tmp_path: Path, g
         bitconv.convert(groups.path, file, type=type_name, runner="llama.cpp", embed_type="f32")
         found.append(bitconv.evaluate(file, real_runners.TEXT, max_tokens=100, window=100).nll)
     assert found[0] == found[1]
+
+
+@pytest.mark.torch
+def test_binary_weights_are_ternary_ones_without_zeros(tmp_path: Path, groups: Synthetic) -> None:
+    """As of binary Bonsai: -scale and +scale, a scale for each 128 columns."""
+    file = groups.path / "model.safetensors"
+    tensors, rng = load_file(file), np.random.default_rng(0)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        rows, columns = tensors[name].shape
+        scales = np.repeat(rng.uniform(0.02, 0.06, (rows, columns // 128)), 128, axis=1).astype(np.float16)
+        tensors[name] = scales * rng.choice(np.array([-1, 1], np.float16), (rows, columns))
+    save_file(tensors, file)
+    result = bitconv.convert(groups.path, tmp_path / "out.gguf", type="q2_0", embed_type="f32")
+    assert result.exact_scales
+    assert {kind.zero for kind in bitconv.inspect(tmp_path / "out.gguf").kinds} == {0.0}
+    assert bitconv.verify(tmp_path / "out.gguf", against=groups.path).right
+    assert bitconv.compare(tmp_path / "out.gguf", groups.path).disagreements == ()
