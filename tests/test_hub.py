@@ -308,7 +308,7 @@ def test_verify_and_kernel_config_take_ids(run: Run, hub: Hub, tmp_path: Path) -
     hub.repositories[ID].private = True
     options = (ID, "--revision", "main", "--token", hub.token)
     assert run("convert", *options, tmp_path / "out.gguf", "--embed-type", "f32").code == 0
-    result = run("verify", tmp_path / "out.gguf", "--against", *options)
+    result = run("verify", tmp_path / "out.gguf", "--against", *options, "-v")
     assert (result.code, result.err) == (0, "")
     assert "trits equal to the checkpoint's" in result.out
     result = run("kernel-config", *options, "--type", "tl2", "--leave-out", "-o", tmp_path / "k.ini")

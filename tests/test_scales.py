@@ -515,10 +515,16 @@ def test_repacking_refuses_to_round_several_scales(tmp_path: Path) -> None:
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_export_refuses_several_scales(rows: Synthetic, tmp_path: Path) -> None:
+def test_export_makes_floats_of_several_scales(rows: Synthetic, tmp_path: Path) -> None:
+    """In the checkpoint's order of rows, those of q and k and their scales included."""
     bitconv.convert(rows.path, tmp_path / "in.gguf", type="iq2_bn")
-    refused(["export", tmp_path / "in.gguf", tmp_path / "out"], "attn_q", "a scale a row", "one a tensor")
-    assert not (tmp_path / "out").exists()
+    result = bitconv.export(tmp_path / "in.gguf", tmp_path / "out")
+    assert (result.scale_convention, result.exact_scales) == (None, True)
+    before, after = (load_file(path / "model.safetensors") for path in (rows.path, tmp_path / "out"))
+    for name in [name for name in before if name.endswith("_proj.weight")]:
+        assert (before[name].astype(np.float32) == after[name].astype(np.float32)).all()
+    bitconv.convert(tmp_path / "out", tmp_path / "again.gguf", type="iq2_bn")
+    assert bitconv.verify(tmp_path / "again.gguf", against=rows.path).right
 
 
 # Computing with them
