@@ -37,7 +37,8 @@ class Repository:
 @dataclass
 class Hub:
     """requests: (method, path, whether the token came along) in order. truncate: by file name, the bytes after which
-    the connection breaks, once for each in the list. stall: a file at whose first byte the server waits for `resume`.
+    the connection breaks, once for each in the list. whole: ranges are not heeded. stall: a file at whose first byte
+    the server waits for `resume`.
     """
 
     token: str = "hf_theRightToken"
@@ -45,6 +46,7 @@ class Hub:
     requests: list[tuple[str, str, bool]] = field(default_factory=list)
     truncate: dict[str, list[int]] = field(default_factory=dict)
     ranges: list[str] = field(default_factory=list)
+    whole: bool = False
     stall: str | None = None
     stalled: threading.Event = field(default_factory=threading.Event)
     resume: threading.Event = field(default_factory=threading.Event)
@@ -148,10 +150,12 @@ class _Handler(BaseHTTPRequestHandler):
         data = file.read_bytes()
         first, status = 0, 200
         headers = {"ETag": f'"{_sha256(file)}"', "Content-Disposition": f'filename="{file.name}";'} | (headers or {})
-        if "Range" in self.headers:
+        if "Range" in self.headers and not self.hub.whole:
             self.hub.ranges.append(self.headers["Range"])
-            first, status = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")), 206
-            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+            start, _, end = self.headers["Range"].removeprefix("bytes=").partition("-")
+            size, data = len(data), data[: int(end) + 1 if end else None]
+            first, status = int(start), 206
+            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{size}"
         breaks = self.hub.truncate.get(file.name)
         if self.command == "GET" and breaks:
             headers["Content-Length"] = str(len(data) - first)

@@ -588,3 +588,101 @@ def test_on_a_terminal_each_download_shows_its_progress(environment: dict[str, s
     os.close(ours)
     assert process.wait(60) == 0
     assert b"model.safetensors: 100%" in shown
+
+
+def requested(hub: Hub, name: str) -> int:
+    """The bytes of a file that were asked for."""
+    spans = [text.removeprefix("bytes=").split("-") for text in hub.ranges]
+    return sum(int(end) - int(start) + 1 for start, end in spans) if name in hub.downloads() else 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "stored"),
+    [
+        ("llama", [], {}),
+        ("microsoft", ["--type", "tl2"], {"hidden": 384, "ffn": 768}),
+        ("plain_qwen3", ["--type", "q2_0"], {"ternary_floats": True, "marked": False, "group": 128, "head_dim": 64}),
+        ("1bitllm", ["--type", "auto"], {"shards": 2}),
+        ("1bitllm", ["--ternarize", "absmax", "--type", "q2_0"], {}),
+    ],
+)
+def test_a_dry_run_of_a_model_on_the_hub_is_that_of_its_directory_and_downloads_no_weights(
+    hub: Hub, run: Run, cache: Path, tmp_path: Path, kind: str, options: list[str], stored: dict[str, object]
+) -> None:
+    model = make_checkpoint(tmp_path / NAME, kind, vocab=4096, **stored)
+    hub.repositories[ID] = Repository({"main": model.path})
+    seen = run("convert", ID, "out.gguf", *options, "--dry-run")
+    assert (seen.code, seen.err) == (0, "")
+    note = "note: the weights were not downloaded: headers were read, scales, and rows of float weights\n"
+    assert seen.out.replace(note, "") == run("convert", model.path, "out.gguf", *options, "--dry-run").out
+    assert note in seen.out
+    assert not [name for name in files(cache) if name.endswith(".safetensors")]
+
+
+def test_of_a_model_on_the_hub_headers_are_read(hub: Hub, run: Run, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / NAME, "llama", vocab=20_000)
+    weights = model.path / "model.safetensors"
+    hub.repositories[ID] = Repository({"main": model.path})
+    for name in (ID, f"hf://{ID}"):
+        there = json.loads(run("inspect", name, "--json").out)
+        here = json.loads(run("inspect", model.path, "--headers", "--json").out)
+        assert there.pop("path") == name and here.pop("path") == str(model.path)
+        assert [note[:31] for note in there.pop("notes")] == ["the weights were not downloaded"]
+        assert here.pop("notes") == [] and there == here
+    assert 0 < requested(hub, weights.name) < weights.stat().st_size / 4
+
+
+def test_of_a_gguf_file_on_the_hub_the_header_is_read(hub: Hub, run: Run, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / NAME, "llama", vocab=20_000)
+    (model.path / "q").mkdir()
+    file = model.path / "q" / "some.gguf"
+    assert run("convert", model.path, file).code == 0
+    hub.repositories[ID] = Repository({"main": model.path, "v2": model.path}, private=True)
+    here = json.loads(run("inspect", file, "--headers", "--json").out)
+    for uri, options in (
+        (f"hf://{ID}/q/some.gguf", []),
+        (f"hf://{ID}@v2/q/some.gguf", []),
+        (f"hf://{ID}/q/some.gguf", ["--revision", commit("v2")]),
+    ):
+        there = json.loads(run("inspect", uri, *options, "--token", hub.token, "--json").out)
+        assert there == here | {"path": uri}
+    assert 0 < requested(hub, file.name) < file.stat().st_size / 2
+
+
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [
+        (f"hf://{ID}/none.gguf", "has no file none.gguf"),
+        ("hf://someone/nothing/x.gguf", "no such model on the Hub"),
+        (f"hf://{ID}/../x.gguf", "expected hf://OWNER/NAME/FILE"),
+        (f"hf://{ID}/README.md", "not a GGUF file"),
+        (f"hf://{ID}@none/README.md", "has no revision none"),
+        ("someone/nothing", "no such model on the Hub"),
+    ],
+)
+def test_what_cannot_be_looked_into_on_the_hub_is_one_line(run: Run, path: str, cause: str) -> None:
+    assert_refused(run("inspect", path), path.removeprefix("hf://").partition("@")[0][:15], cause)
+
+
+def test_errors_name_the_hub_s_file_and_not_where_its_header_stood(hub: Hub, run: Run, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / NAME, "llama").path
+    data = bytearray((model / "model.safetensors").read_bytes())
+    data[9:12] = b"!!!"
+    (model / "model.safetensors").write_bytes(data)
+    hub.repositories[ID] = Repository({"main": model})
+    result = run("convert", ID, "out.gguf", "--dry-run")
+    assert_refused(result, f"error: hf://{ID}/model.safetensors: truncated or not a safetensors file")
+
+
+def test_a_dry_run_takes_weights_that_are_in_the_cache(hub: Hub, run: Run) -> None:
+    assert run("convert", ID, "out.gguf").code == 0
+    hub.requests.clear()
+    result = run("convert", ID, "again.gguf", "--dry-run")
+    assert result.code == 0 and "not downloaded" not in result.out
+    assert "model.safetensors" not in hub.downloads()
+
+
+def test_a_server_without_ranges_is_one_line(hub: Hub, run: Run, tmp_path: Path) -> None:
+    hub.repositories[ID] = Repository({"main": make_checkpoint(tmp_path / NAME, "llama", vocab=20_000).path})
+    hub.whole = True
+    assert_refused(run("inspect", ID), "bytes came of 65536 that were asked for; download the model")

@@ -86,7 +86,7 @@ def foreign(path: Path, *types: int, architecture: object = "gptq-net") -> Path:
 
 
 def test_types_that_are_not_known_are_told_by_number_and_by_all_that_they_mean(tmp_path: Path) -> None:
-    file = foreign(tmp_path / "a.gguf", 36, 38, 39, 42, 12, 135, 142, 200)
+    file = foreign(tmp_path / "a.gguf", 36, 38, 39, 42, 12, 135, 137, 143, 200)
     seen = bitconv.inspect(file)
     assert [tensor.type for tensor in seen.tensors] == [
         "type 36: i2_s of bitnet.cpp or i2_s of bitnet.cpp-2026 or i2_s of bitnet.cpp-arm64",
@@ -95,7 +95,9 @@ def test_types_that_are_not_known_are_told_by_number_and_by_all_that_they_mean(t
         "type 42: tl2 of bitnet.cpp-2026 or q2_0 of llama.cpp",
         "q4_k",
         "type 135: iq2_bn of ik_llama.cpp",
-        "type 142",
+        "type 137: iq2_k of ik_llama.cpp",
+        "type 143: that of PrismML's fork for Bonsai 2, whose weights are rotated; without the rotation they run, and "
+        "wrong",
         "type 200",
     ]
     assert {tensor.nbytes for tensor in seen.tensors} == {4096}

@@ -16,12 +16,14 @@ from safetensors import SafetensorError, safe_open
 from bitconv.checkpoint import mlx, refusals, torch_files, weight_files
 from bitconv.checkpoint.stored_tensor import DTYPES, ITEMSIZE, StoredTensor
 from bitconv.system.errors import BitconvError, Code
-from bitconv.system.files import Stamp, check_unchanged, is_there, open_input, read_start, stamps
+from bitconv.system.files import Fetch, Stamp, check_unchanged, is_there, open_input, read_start, stamps
 from bitconv.system.json_files import read_json
 from bitconv.system.rawio import read_at
 from bitconv.system.stand_ins import START, check_binary
 from bitconv.tokenizer.files import FILES as TOKENIZER_FILES
 
+# Of the safetensors library, in bytes.
+_MAX_HEADER = 100_000_000
 # Tensors that an index may name and no file hold: transformers lists a head that is the embedding and does not store
 # it, safetensors stores of two names the first in the alphabet, and buffers of rotary embeddings came and went.
 _MAY_BE_ABSENT = ("lm_head.weight", "embed_tokens.weight", "rotary_emb.inv_freq")
@@ -33,7 +35,9 @@ class Checkpoint:
     Reads are positioned reads: any number of threads may read at once.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fetch: Fetch | None = None) -> None:
+        """fetch: of weights that are on the Hub, as `sampled_model` gives it."""
+        self._fetch = fetch
         refusals.check_path(path)
         if path.is_file():
             raise BitconvError(
@@ -58,10 +62,18 @@ class Checkpoint:
         self._descriptors: dict[Path, int] = {}
 
     @property
+    def sampled(self) -> bool:
+        """Whether the weights are on the Hub: every read takes a moment, and to read all would be to download them."""
+        return self._fetch is not None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What lies in the directory and is no part of what is read, though a user may think so."""
         adapters = [name for name in refusals.LORA.in_place if (self.path / name).exists()]
-        return (f"{adapters[0]}: a LoRA adapter beside the weights, which is not merged into them",) if adapters else ()
+        notes = [f"{name}: a LoRA adapter beside the weights, which is not merged into them" for name in adapters[:1]]
+        if self.sampled:
+            notes.append("the weights were not downloaded: headers were read, scales, and rows of float weights")
+        return tuple(notes)
 
     def __enter__(self) -> Checkpoint:
         for file in {tensor.file for tensor in self.tensors.values()}:
@@ -88,6 +100,8 @@ class Checkpoint:
                 self.read(replace(tensor, row_order=()), tensor.row_order[row] * row_bytes + at, out[done:end])
                 done = end
             return
+        if self._fetch is not None:
+            self._fetch(tensor.file, tensor.offset + start, tensor.offset + start + out.size)
         try:
             whole = read_at(self._descriptors[tensor.file], out, tensor.offset + start)
         except OSError as error:
@@ -114,7 +128,8 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """BitconvError where a file of the model is not the one that was read: the output would be of two models."""
-        check_unchanged(self._before)
+        if not self.sampled:
+            check_unchanged(self._before)
 
     def values(self, tensor: StoredTensor) -> npt.NDArray[np.float32]:
         """A small float tensor (a scale, a norm) whole, in float32. Shape as stored."""
@@ -153,7 +168,7 @@ class Checkpoint:
         self.sources(files)
         tensors: dict[str, StoredTensor] = {}
         for file in files:
-            for name, tensor in _read_header(file).items():
+            for name, tensor in _read_header(file, self._fetch).items():
                 if name in tensors:
                     cause = f"stored a second time, {tensors[name].file} holds it too"
                     raise BitconvError(cause, code=Code.CONTRADICTION, file=file, tensor=name)
@@ -207,7 +222,7 @@ def read_shards(index: Path) -> dict[str, Path]:
     return shards
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
+def _read_header(file: Path, fetch: Fetch | None) -> dict[str, StoredTensor]:
     """Where each tensor of one file lies."""
     if not is_there(file):
         raise BitconvError("missing", code=Code.INCOMPLETE, file=file, way_out="download the checkpoint again")
@@ -215,7 +230,11 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     if control.exists():  # the file has its full size from the start, with zeros for what is yet to come
         way_out = f"finish it, or remove {control.name}"
         raise BitconvError("is an unfinished download", code=Code.INCOMPLETE, file=file, way_out=way_out)
+    if fetch is not None:
+        fetch(file, 0, START)
     check_binary(file, read_start(file, file.parent, START))
+    if fetch is not None:
+        fetch(file, 0, min(int.from_bytes(read_start(file, file.parent, 8), "little"), _MAX_HEADER) + 8)
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     return {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -13,13 +16,18 @@ from typing import Any
 
 from bitconv.checkpoint import mlx, refusals, weight_files
 from bitconv.checkpoint.directory import needed_shards, read_shards
+from bitconv.checkpoint.hub_ranges import PartialFiles
 from bitconv.checkpoint.pooling import MODULES, pooling_config
 from bitconv.system.errors import BitconvError, Code, option
+from bitconv.system.files import Fetch
 from bitconv.system.json_files import read_json
 from bitconv.tokenizer.files import FILES as TOKENIZER_FILES
 
 # NAMESPACE/NAME, by the Hub's rules. What can only be a path, such as ./DIR, DIR/ and /DIR, does not keep them.
 _ID = re.compile(r"(?!.*(--|\.\.))\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b(?<!\.git)", re.ASCII)
+URI = "hf://"
+# What a GGUF file's or a checkpoint's header can be read of alone.
+_SAMPLED = ".safetensors"
 # What can stand in a header.
 _TOKEN = re.compile(r"[!-~]+")
 
@@ -48,21 +56,102 @@ def local_model(
 
     BitconvError where there is no such model or revision, where it may not be read, or a file cannot be had or stored.
     """
-    path = Path(model)
-    model_id = os.fspath(model)
-    if path.exists() or not _ID.fullmatch(model_id):
+    if not on_the_hub(model):
         if revision is not None:
             raise BitconvError(
                 f"is no model on the Hub, and only such a model has a {option('revision')}",
                 code=Code.OPTIONS,
-                file=path,
+                file=model,
             )
-        return path
+        return Path(model)
+    _check_asked(revision, token)
+    return _download(os.fspath(model), revision, token, accept)[0]
+
+
+@contextlib.contextmanager
+def sampled_model(
+    model: str | os.PathLike[str],
+    revision: str | None = None,
+    token: str | None = None,
+    *,
+    accept: Callable[[Mapping[str, Any], Path], object] = lambda config, file: None,
+) -> Iterator[tuple[Path, Fetch | None]]:
+    """As `local_model`, but safetensors files that are not in the cache stay on the Hub.
+
+    They then stand in a temporary directory, in full size and with holes. The function that comes with it has bytes
+    there before they are read; it is None where all is there.
+    """
+    if not on_the_hub(model):
+        yield local_model(model, revision, token), None
+        return
+    _check_asked(revision, token)
+    model_id = os.fspath(model)
+    snapshot, there, left = _download(model_id, revision, token, accept, sampled=True)
+    if not left:
+        yield snapshot, None
+        return
+    with tempfile.TemporaryDirectory(prefix="bitconv-") as temporary, _quiet():
+        # By the names that the cache has, which tell the model and its commit.
+        directory = Path(temporary, *snapshot.parts[-3:])
+        for name in there:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(snapshot / name, directory / name)
+        files = PartialFiles(directory, _filesystem(token), f"{model_id}@{snapshot.name}/")
+        for name, size in left.items():
+            files.add(name, size)
+        with _named_as_on_the_hub(directory, f"{URI}{model_id}"):
+            yield directory, _fetching(files, model_id, revision)
+
+
+@contextlib.contextmanager
+def sampled_file(uri: str, revision: str | None = None, token: str | None = None) -> Iterator[tuple[Path, Fetch]]:
+    """The same for one file, by hf://OWNER/NAME/FILE or hf://OWNER/NAME@REVISION/FILE."""
+    _check_asked(revision, token)
+    owner, _, rest = uri.removeprefix(URI).partition("/")
+    named, _, name = rest.partition("/")
+    repository, _, stated = named.partition("@")
+    model_id = f"{owner}/{repository}"
+    if not _ID.fullmatch(model_id) or not name or ".." in name.split("/") or (revision and stated):
+        raise BitconvError(f"{uri}: expected {URI}OWNER/NAME/FILE", code=Code.USAGE)
+    revision = revision or stated or None
+    with tempfile.TemporaryDirectory(prefix="bitconv-") as temporary, _quiet():
+        import huggingface_hub
+
+        filesystem = _filesystem(token)
+        try:
+            commit = huggingface_hub.model_info(model_id, revision=revision, token=token).sha
+            prefix = f"{model_id}@{commit}/"
+            size = filesystem.info(prefix + name)["size"]
+        except FileNotFoundError:
+            raise BitconvError(f"has no file {name}", code=Code.NOT_FOUND, file=model_id) from None
+        except Exception as error:
+            raise _explained(error, model_id, revision, f"{name}: ") from None
+        files = PartialFiles(Path(temporary), filesystem, prefix)
+        with _named_as_on_the_hub(Path(temporary), f"{URI}{model_id}"):
+            yield files.add(name, size), _fetching(files, model_id, revision)
+
+
+@contextlib.contextmanager
+def _named_as_on_the_hub(directory: Path, uri: str) -> Iterator[None]:
+    """Errors name what the user has named, not where it stands for a while."""
+    try:
+        yield
+    except BitconvError as error:
+        if error.file is None:
+            raise
+        raise error.at(error.file.replace(str(directory), uri)) from None
+
+
+def on_the_hub(model: str | os.PathLike[str]) -> bool:
+    """Whether it is an id, and no path that is there."""
+    return not Path(model).exists() and _ID.fullmatch(os.fspath(model)) is not None
+
+
+def _check_asked(revision: str | None, token: str | None) -> None:
     if revision == "":
         raise BitconvError(f"{option('revision')}: is empty", code=Code.USAGE)
     if token is not None and not _TOKEN.fullmatch(token):
         raise BitconvError(f"{option('token')}: is empty, or has characters that no token has", code=Code.USAGE)
-    return _download(model_id, revision, token, accept)
 
 
 def cached_revision(directory: Path) -> tuple[str, str] | None:
@@ -81,20 +170,25 @@ def model_name(directory: Path) -> str:
 
 
 def _download(
-    model_id: str, revision: str | None, token: str | None, accept: Callable[[Mapping[str, Any], Path], object]
-) -> Path:
+    model_id: str,
+    revision: str | None,
+    token: str | None,
+    accept: Callable[[Mapping[str, Any], Path], object],
+    *,
+    sampled: bool = False,
+) -> tuple[Path, list[str], dict[str, int]]:
+    """The model's directory in the cache, its files there, and those that were left on the Hub with their bytes.
+
+    sampled: safetensors files are, unless all of them are in the cache.
+    """
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
-    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     inside = ""
-    verbosity = get_verbosity()
-    set_verbosity(logging.ERROR)  # it logs and warns of every retry, and of what ends in an error anyway
+    there, left = [_CONFIG], dict[str, int]()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", "Not enough free disk space")
+        with _quiet():
             if not huggingface_hub.is_offline_mode():
                 # Its errors are final. In those below, huggingface_hub would take what the cache holds instead.
                 huggingface_hub.model_info(model_id, revision=revision, token=token, timeout=HF_HUB_ETAG_TIMEOUT)
@@ -103,19 +197,63 @@ def _download(
                 snapshot = Path(
                     huggingface_hub.snapshot_download(model_id, revision=revision, token=token, allow_patterns=_CONFIG)
                 )
-            listed = {entry.path for entry in huggingface_hub.get_cached_repo_tree(model_id, revision=snapshot.name)}
+            tree = huggingface_hub.get_cached_repo_tree(model_id, revision=snapshot.name)
+            sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
             # One at a time, in this thread, which an interrupt stops at once; a large file is split by hf_xet.
-            for file in _choose(model_id, listed, snapshot, accept):
+            for file in _choose(model_id, set(sizes), snapshot, accept):
+                if sampled and file.endswith(_SAMPLED) and not huggingface_hub.is_offline_mode():
+                    left[file] = sizes[file]
+                    continue
                 inside = f"{file}: "
                 huggingface_hub.hf_hub_download(model_id, file, revision=snapshot.name, token=token)
+                there.append(file)
     except BitconvError:
         raise
     except Exception as error:  # httpx's, httpx2's (since 2.0) and hf_xet's too
-        cause, way_out = _explain(error, model_id, revision)
-        raise BitconvError(f"{inside}{cause}", code=Code.HUB, file=model_id, way_out=way_out) from None
+        raise _explained(error, model_id, revision, inside) from None
+    return snapshot, there, {} if all((snapshot / file).exists() for file in left) else left
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """huggingface_hub logs and warns of every retry, and of what ends in an error anyway."""
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
+
+    verbosity = get_verbosity()
+    set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", "Not enough free disk space")
+            yield
     finally:
         set_verbosity(verbosity)
-    return snapshot
+
+
+def _fetching(files: PartialFiles, model_id: str, revision: str | None) -> Fetch:
+    """Its fetch, whose failures are told in one line."""
+
+    def fetch(file: Path, start: int, end: int) -> None:
+        try:
+            files.fetch(file, start, end)
+        except BitconvError:
+            raise
+        except Exception as error:
+            raise _explained(error, model_id, revision, f"{file.name}: ") from None
+
+    return fetch
+
+
+def _filesystem(token: str | None) -> Any:
+    from huggingface_hub import HfFileSystem, constants
+
+    return HfFileSystem(endpoint=constants.ENDPOINT, token=token, skip_instance_cache=True)
+
+
+def _explained(error: Exception, model_id: str, revision: str | None, inside: str) -> BitconvError:
+    """inside: which of the model's files it is about."""
+    cause, way_out = _explain(error, model_id, revision)
+    return BitconvError(f"{inside}{cause}", code=Code.HUB, file=model_id, way_out=way_out)
 
 
 def _choose(

@@ -1,12 +1,18 @@
 """The commands that list what there is: in a model, and what is known of runners and families."""
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitconv.cli.options import I2SOrderOption, JsonOption, KernelConfigOption, ThreadsOption
+from bitconv.cli.options import (
+    I2SOrderOption,
+    JsonOption,
+    KernelConfigOption,
+    RevisionOption,
+    ThreadsOption,
+    TokenOption,
+)
 from bitconv.cli.process import as_option
 from bitconv.cli.rendering import print_backends, print_catalogue, print_overview, print_runner, show
 from bitconv.cli.streams import print_json
@@ -17,9 +23,21 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="GGUF file, or model directory.", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="GGUF file, model directory, id on the Hub, or hf://OWNER/NAME/FILE.gguf.",
+            show_default=False,
+        ),
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List the metadata, or config.json.")] = False,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Read headers alone: no shares of -1, 0 and +1, but at once.")
+    ] = False,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     kernel_config: KernelConfigOption = None,
     i2_s_order: I2SOrderOption = None,
     threads: ThreadsOption = None,
@@ -27,7 +45,7 @@ def inspect(
 ) -> None:
     """What is in a GGUF file, bitconv's or another's, or in a checkpoint.
 
-    Nothing is proven of it: see verify.
+    Nothing is proven of it: see verify. Of what is on the Hub headers are read, and it is not downloaded.
     """
     given = {name: value for name, value in locals().items() if name not in ("tensors", "metadata")}
     result = call("inspect", given, doing="counting", unit="tensors")

@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 from bitconv import _kernels
 from bitconv.checkpoint.directory import Checkpoint
-from bitconv.checkpoint.hub import local_model
 from bitconv.checkpoint.stored_tensor import ITEMSIZE
 from bitconv.gguf import read_gguf
-from bitconv.models import families
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.arithmetic import ARITHMETICS, FLOAT32, MIN_MEAN, TYPES, abs_sum, counts_from
 from bitconv.models.model import load_model
+from bitconv.models.opening import open_checkpoint
 from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, Rule
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader, Trits
@@ -128,7 +127,7 @@ def audit(
         'float32'
     """
     with contextlib.ExitStack() as stack:
-        checkpoint = stack.enter_context(Checkpoint(local_model(model, revision, token, accept=families.check_class)))
+        checkpoint = stack.enter_context(open_checkpoint(model, revision, token))
         settled = _with_latents(checkpoint, threads)
         latents = [(key, weight) for key, weight in _matrices(settled).items() if isinstance(weight.scale, Rule)]
         others = None if against is None else _release(stack, against, token, threads)
@@ -181,7 +180,7 @@ def _release(
     """The matrices of a packed release. What is opened is closed by the stack."""
     path = Path(against)
     if not path.is_file():
-        checkpoint = stack.enter_context(Checkpoint(local_model(against, None, token, accept=families.check_class)))
+        checkpoint = stack.enter_context(open_checkpoint(against, None, token))
         model = settle_scales(checkpoint, load_model(checkpoint), None, threads)
 
         def reading(weight: TernaryWeight, keep_going: KeepGoing) -> _Other:

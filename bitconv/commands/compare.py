@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bitconv.checkpoint.directory import Checkpoint
-from bitconv.checkpoint.hub import local_model
 from bitconv.commands.evaluate import log_probabilities, opened_to_run, perplexity
 from bitconv.gguf import Metadata
 from bitconv.inference.forward import Floats, ForwardPass, Tokens
 from bitconv.inference.tokenizer import load_tokenizer
-from bitconv.models import families
 from bitconv.models.model import load_model
+from bitconv.models.opening import open_checkpoint
 from bitconv.models.quantization import ScaleConvention
 from bitconv.planning.agreement import compare_metadata
 from bitconv.system.errors import BitconvError, Code, check_number, first_lines, reports_system_errors
@@ -152,7 +150,7 @@ def compare(
         ) from None
     opened, inspection = opened_to_run(file, kernel_config, i2_s_order)
     content = DEFAULT_TEXT if text is None else read_text(text, limit=MAX_TEXT)
-    source = Checkpoint(local_model(model, revision, token, accept=families.check_class))
+    source = open_checkpoint(model, revision, token)
     with source as checkpoint, ForwardPass(opened, inspection, threads=threads) as forward:
         # The convention is verify's business, and how the pre-tokenizer splits is seen below.
         stated = opened.metadata.get("tokenizer.ggml.pre")

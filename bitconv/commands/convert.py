@@ -11,7 +11,6 @@ from pathlib import Path
 
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import Checkpoint
-from bitconv.checkpoint.hub import local_model
 from bitconv.checkpoint.stored_tensor import StoredTensor
 from bitconv.choices import BACKEND, EMBED_TYPE, FALLBACK, HEAD_TYPE, PRESET, RUNNER, TENSOR_TYPE, TYPE
 from bitconv.gguf import type_by_name
@@ -19,9 +18,9 @@ from bitconv.layouts import FLOATS
 from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.scales import Scale
 from bitconv.layouts.tiles import kernel_config_text, read_kernel_config
-from bitconv.models import families
 from bitconv.models.architectures import Role
 from bitconv.models.model import load_model
+from bitconv.models.opening import open_checkpoint
 from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, Rule, rule_of, scale_convention_of
 from bitconv.models.ternary_floats import find_ternary, settle_scales
 from bitconv.models.trits import TritReader
@@ -216,7 +215,7 @@ def convert(
         scale_in_blocks=scale_in_blocks,
         pre=pre,
     )
-    with Checkpoint(local_model(model, revision, token, accept=families.check_class)) as checkpoint:
+    with open_checkpoint(model, revision, token, sampled=dry_run) as checkpoint:
         check_no_model_file(target, checkpoint.path, b"GGUF")
         convention = scale_convention_of(scale_convention)
         loaded = load_model(checkpoint, convention)

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import gguf as gguf_package
 import numpy as np
 import numpy.typing as npt
 
 from bitconv.checkpoint.directory import Checkpoint
+from bitconv.checkpoint.hub import URI, local_model, model_name, on_the_hub, sampled_file
 from bitconv.commands.families import runner_types
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf, tensor_type
 from bitconv.layouts.scales import describe, group_of
-from bitconv.layouts.tiles import read_kernel_config
+from bitconv.layouts.tiles import Tile, read_kernel_config
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.families import FAMILIES
 from bitconv.models.hyperparameters import Hyperparameters
 from bitconv.models.model import load_model
+from bitconv.models.opening import open_checkpoint
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader
 from bitconv.models.weights import ComputedWeight, DenseWeight, ExpertsWeight, TernaryWeight, Weight
 from bitconv.packed import embeddings
 from bitconv.packed.embeddings import EMBEDDING, HEAD
-from bitconv.packed.inspection import Inspection, inspect_file
+from bitconv.packed.inspection import FOREIGN_TYPES, Inspection, inspect_file
 from bitconv.packed.ternary_tensor import FaultyTensor, matrices
 from bitconv.runners import RUNNERS, Runner
 from bitconv.system import jobs
@@ -140,6 +143,9 @@ class Overview:
 def inspect(
     path: str | os.PathLike[str],
     *,
+    headers: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
     kernel_config: str | os.PathLike[str] | None = None,
     i2_s_order: str | None = None,
     threads: int | None = None,
@@ -148,14 +154,18 @@ def inspect(
     """Look into a GGUF file or a checkpoint.
 
     Any GGUF file is shown, types and architectures that bitconv does not know included; nothing is proven of it, which
-    `verify` does. The shares of -1, 0 and +1 are counted where the trits are known, which reads all of them.
+    `verify` does. The shares of -1, 0 and +1 are counted where the trits are known, which reads all of them. Of what is
+    on the Hub headers are read, and it is not downloaded.
 
     Args:
-        path: A GGUF file, or a model directory.
+        path: A GGUF file, a model directory, an id on the Hub, or hf://OWNER/NAME/FILE.gguf (or OWNER/NAME@REVISION).
+        headers: Count nothing: headers are read alone.
+        revision: As `convert` takes it.
+        token: As `convert` takes it.
         kernel_config: As `verify` takes it.
         i2_s_order: As `verify` takes it.
         threads: All cores where None.
-        progress: Called with the trits counted so far and in all.
+        progress: Called with the tensors counted so far and in all.
 
     Returns:
         What there is.
@@ -167,18 +177,18 @@ def inspect(
         >>> bitconv.inspect("llama.gguf").architecture
         'llama'
     """
-    source = Path(path)
-    if source.is_dir():
-        with Checkpoint(source) as checkpoint:
-            return _of_checkpoint(checkpoint, threads, progress)
-    opened = read_gguf(source)
+    asked = os.fspath(path)
+    count = None if headers else partial(_kinds, threads=threads, progress=progress)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
-    inspection, notes = None, list[str]()
-    try:
-        inspection = inspect_file(opened, tiles, i2_s_order)
-    except BitconvError as error:
-        notes.append(one_line(error.cause))
-    return _of_file(opened, inspection, notes, threads, progress)
+    with contextlib.ExitStack() as stack:
+        if asked.startswith(URI) and asked.count("/") > URI.count("/") + 1:
+            file, fetch = stack.enter_context(sampled_file(asked, revision, token))
+            return replace(_of_file(read_gguf(file, fetch), tiles, i2_s_order, None), path=asked)
+        model = asked.removeprefix(URI)
+        if Path(model).is_dir() or on_the_hub(model):
+            checkpoint = stack.enter_context(open_checkpoint(model, revision, token, sampled=True))
+            return replace(_of_checkpoint(checkpoint, None if checkpoint.sampled else count), path=asked)
+        return _of_file(read_gguf(local_model(model, revision)), tiles, i2_s_order, count)
 
 
 class _Trits(NamedTuple):
@@ -188,10 +198,19 @@ class _Trits(NamedTuple):
     scales: str
 
 
+# _kinds with all but the tensors, how each is counted, and notes.
+_Count: TypeAlias = Callable[[list[str], Sequence[Callable[[KeepGoing], _Trits]], list[str]], tuple[InspectedKind, ...]]
+
+
 def _of_file(
-    opened: GGUFFile, inspection: Inspection | None, notes: list[str], threads: int | None, progress: Progress | None
+    opened: GGUFFile, tiles: Mapping[tuple[int, int], Tile] | None, i2_s_order: str | None, count: _Count | None
 ) -> Overview:
     metadata = opened.metadata
+    inspection, notes = None, list[str]()
+    try:
+        inspection = inspect_file(opened, tiles, i2_s_order)
+    except BitconvError as error:
+        notes.append(one_line(error.cause))
     tensors = tuple(InspectedTensor(*one) for one in _listed(opened, inspection))
     ternary = set() if inspection is None else set(inspection.layouts)
     kinds: tuple[InspectedKind, ...] = ()
@@ -199,12 +218,12 @@ def _of_file(
         faults = [*inspection.faults, *(f"{n}: {text[0]}" for n, text in inspection.tensor_faults.items())]
         if faults:
             notes.append(f"{faults[0]}; bitconv verify lists what is wrong")
-        else:
+        elif count is not None:
             descriptor = opened.open()
             try:
                 infos = {info.name: info for info in opened.tensors}
                 work = [partial(_count_file, descriptor, infos, inspection, name) for name in inspection.layouts]
-                kinds = _kinds(list(inspection.layouts), work, notes, threads, progress)
+                kinds = count(list(inspection.layouts), work, notes)
             finally:
                 os.close(descriptor)
             opened.check_unchanged()
@@ -231,24 +250,24 @@ def _of_file(
     )
 
 
-def _of_checkpoint(checkpoint: Checkpoint, threads: int | None, progress: Progress | None) -> Overview:
+def _of_checkpoint(checkpoint: Checkpoint, count: _Count | None) -> Overview:
     notes = list(checkpoint.notes)
     model = load_model(checkpoint)
     try:
-        model = settle_scales(checkpoint, model, None, threads, keep_floats=True)
+        model = settle_scales(checkpoint, model, None, None, keep_floats=True)
     except BitconvError as error:
         notes.append(one_line(error.cause))
     weights = {weight.name: weight for weight in model.weights}
     known = [w for w in model.matrices if w.scale is not None]
     names = [weight.name for weight in known]
     work = [partial(_count_stored, checkpoint, weight) for weight in known]
-    kinds = _kinds(names, work, notes, threads, progress) if len(known) == len(model.matrices) else ()
+    kinds = count(names, work, notes) if count is not None and len(known) == len(model.matrices) else ()
     checkpoint.check_unchanged()
     config = model.config
     return _overview(
         path=str(checkpoint.path),
         form="checkpoint",
-        name=checkpoint.path.resolve().name,
+        name=model_name(checkpoint.path),
         architecture=model.family.architecture.name,
         families=(model.family.name,),
         runners=tuple(
@@ -326,6 +345,8 @@ def _type_name(info: TensorInfo, inspection: Inspection | None) -> str:
     ggml = {kind.value: kind.name.lower() for kind in gguf_package.GGMLQuantizationType}
     if info.type_id in ggml:
         meant.append(f"{ggml[info.type_id]} of ggml")
+    if info.type_id in FOREIGN_TYPES:
+        meant.append(FOREIGN_TYPES[info.type_id])
     return f"type {info.type_id}{': ' if meant else ''}{' or '.join(meant)}"
 
 
@@ -381,6 +402,7 @@ def _kinds(
     names: list[str],
     work: Sequence[Callable[[KeepGoing], _Trits]],
     notes: list[str],
+    *,
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[InspectedKind, ...]:

@@ -8,12 +8,11 @@ from os import PathLike
 from pathlib import Path
 
 from bitconv.checkpoint.directory import Checkpoint
-from bitconv.checkpoint.hub import local_model
 from bitconv.choices import TILED_TYPE
 from bitconv.layouts.registry import tile_rules
 from bitconv.layouts.tiles import Shape, Tile, TileRules, kernel_config_text
-from bitconv.models import families
 from bitconv.models.model import load_model
+from bitconv.models.opening import open_checkpoint
 from bitconv.models.quantization import ScaleConvention
 from bitconv.runners import default_runner
 from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
@@ -94,9 +93,9 @@ def kernel_config(
     assert rules is not None
     target = Path(output)
     check_output(target, force=force)
-    directory = local_model(model, revision, token, accept=families.check_class)
-    check_no_model_file(target, directory, b"[Kernels_")
-    tiles, left_out = _tiles(directory, rules, leave_out)
+    with open_checkpoint(model, revision, token, sampled=True) as checkpoint:
+        check_no_model_file(target, checkpoint.path, b"[Kernels_")
+        tiles, left_out = _tiles(checkpoint, rules, leave_out)
     entry, name = None, _generator_model(rules, tiles)
     if name is None:
         entry, name = f'"{_CUSTOM}": {[list(shape) for shape in tiles]},', _CUSTOM
@@ -120,18 +119,17 @@ def kernel_config(
     )
 
 
-def _tiles(model: Path, rules: TileRules, leave_out: bool) -> tuple[dict[Shape, Tile], dict[str, str]]:
+def _tiles(checkpoint: Checkpoint, rules: TileRules, leave_out: bool) -> tuple[dict[Shape, Tile], dict[str, str]]:
     """The tiles of a checkpoint's shapes in the order of its tensors, and why shapes have none."""
     tiles: dict[Shape, Tile] = {}
     left_out: dict[str, str] = {}
-    with Checkpoint(model) as checkpoint:
-        # The scales play no part here, and so neither does what config.json says about them.
-        loaded = load_model(checkpoint, ScaleConvention.MULTIPLY)
+    # The scales play no part here, and so neither does what config.json says about them.
+    loaded = load_model(checkpoint, ScaleConvention.MULTIPLY)
     if loaded.sizes.experts:
         raise BitconvError(
             f"a mixture of experts, which bitnet.cpp does not compute in {rules.type_name}",
             code=Code.RUNNER,
-            file=model,
+            file=checkpoint.path,
         )
     for weight in loaded.matrices:
         try:
@@ -144,7 +142,9 @@ def _tiles(model: Path, rules: TileRules, leave_out: bool) -> tuple[dict[Shape, 
                 raise weight.stored.error(error.cause, code=error.code, way_out=f"{way_out}stays in floats") from None
             left_out["{}x{}".format(*weight.shape)] = str(error)
     if not tiles:
-        raise BitconvError(f"no shape of this model has a legal tile of {rules.type_name}", code=Code.TILES, file=model)
+        raise BitconvError(
+            f"no shape of this model has a legal tile of {rules.type_name}", code=Code.TILES, file=checkpoint.path
+        )
     return tiles, left_out
 
 

@@ -13,15 +13,14 @@ import numpy as np
 
 from bitconv.checkpoint.dense import dense_values
 from bitconv.checkpoint.directory import Checkpoint
-from bitconv.checkpoint.hub import local_model
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, read_gguf, type_by_name
 from bitconv.layouts import DENSE_TYPES, FLOATS, QUANTIZED
 from bitconv.layouts.layout import Bytes, Layout
 from bitconv.layouts.tiles import read_kernel_config
-from bitconv.models import families
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.hyperparameters import UnsupportedMetadata
 from bitconv.models.model import load_model
+from bitconv.models.opening import open_checkpoint
 from bitconv.models.quantization import rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales, ternary_form
 from bitconv.models.trits import TritReader
@@ -201,7 +200,7 @@ def verify(
     if against is None:
         assert inspection is not None
         return _Verifier(opened, inspection, None, None, strict=strict).run(threads, progress)
-    with Checkpoint(local_model(against, revision, token, accept=families.check_class)) as checkpoint:
+    with open_checkpoint(against, revision, token) as checkpoint:
         convention = scale_convention_of(scale_convention)
         loaded = load_model(checkpoint, convention)
         if inspection is None:

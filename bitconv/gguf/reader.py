@@ -12,7 +12,7 @@ import numpy as np
 
 from bitconv.gguf.values import ARRAY, BOOL, NUMBER_DTYPES, STRING, Metadata, Value
 from bitconv.system.errors import BitconvError, Code, plain
-from bitconv.system.files import Stamp, check_unchanged, open_input
+from bitconv.system.files import Fetch, Stamp, check_unchanged, open_input
 from bitconv.system.rawio import read_at_most
 
 MAX_DIMS = 4  # GGML_MAX_DIMS
@@ -69,10 +69,11 @@ class GGUFFile:
 class _Cursor:
     """Reads by pread: a file that is cut while it is mapped into memory would kill the process."""
 
-    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+    def __init__(self, path: Path, descriptor: int, size: int, fetch: Fetch | None) -> None:
         self.path = path
         self.descriptor = descriptor
         self.size = size
+        self.fetch = fetch
         self.at = 0
         self.strings = 0
         self._ahead, self._start = b"", 0
@@ -84,6 +85,8 @@ class _Cursor:
                 raise self.too_large(f"its header is larger than {MAX_HEADER >> 20} MiB")
             if count <= self.size - self.at:
                 wanted = min(max(count, _READ_AHEAD), self.size - self.at)
+                if self.fetch is not None:
+                    self.fetch(self.path, self.at, self.at + wanted)
                 self._ahead, self._start = read_at_most(self.descriptor, wanted, self.at), self.at
             first = self.at - self._start
             if first + count > len(self._ahead):
@@ -137,14 +140,16 @@ class _Cursor:
         return np.frombuffer(self.bytes(count * dtype.itemsize, what), dtype)
 
 
-def read_gguf(path: Path) -> GGUFFile:
+def read_gguf(path: Path, fetch: Fetch | None = None) -> GGUFFile:
     """Read and check a GGUF header.
 
-    BitconvError where the file is not GGUF version 2 or 3 in little endian (the versions that differ in nothing
-    that is read here), MalformedGGUF where it is and is not sound.
+    fetch: of a file on the Hub. BitconvError where the file is not GGUF version 2 or 3 in little endian (the versions
+    that differ in nothing that is read here), MalformedGGUF where it is and is not sound.
     """
     descriptor = open_input(path)
     try:
+        if fetch is not None:
+            fetch(path, 0, _READ_AHEAD)
         magic = read_at_most(descriptor, 8, 0)
         if magic[:4] != b"GGUF" or len(magic) < 8:
             raise BitconvError("not a GGUF file", code=Code.FORMAT, file=path)
@@ -153,13 +158,13 @@ def read_gguf(path: Path) -> GGUFFile:
             raise BitconvError(
                 f"GGUF version {version} is not supported (2 and 3 in little endian are)", code=Code.FORMAT, file=path
             )
-        return _read_header(path, descriptor, Stamp.of(os.fstat(descriptor)))
+        return _read_header(path, descriptor, Stamp.of(os.fstat(descriptor)), fetch)
     finally:
         os.close(descriptor)
 
 
-def _read_header(path: Path, descriptor: int, stamp: Stamp) -> GGUFFile:
-    cursor = _Cursor(path, descriptor, stamp.size)
+def _read_header(path: Path, descriptor: int, stamp: Stamp, fetch: Fetch | None) -> GGUFFile:
+    cursor = _Cursor(path, descriptor, stamp.size, fetch)
     cursor.at = 8
     tensor_count, value_count = cursor.unpack("<QQ", "the header")
     if max(tensor_count, value_count) > MAX_LISTED:

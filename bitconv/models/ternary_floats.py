@@ -234,19 +234,24 @@ def find_scale(checkpoint: Checkpoint, weight: TernaryWeight, keep_going: KeepGo
     """The scales of a float weight of nothing but -scale, 0 and +scale, in the checkpoint's order; None of another.
 
     Of one scale, one a row and one for each group of columns, the simplest form that fits. Zeros may be negative. A
-    weight of zeros has the least scale that the absmean rule makes.
+    weight of zeros has the least scale that the absmean rule makes. Of a sampled checkpoint the first and the last row
+    tell.
     """
     stored = weight.stored
     rows, columns = weight.shape
     groups = columns // MIN_GROUP if columns % MIN_GROUP == 0 else 1
     row_bytes = columns * ITEMSIZE[stored.dtype]
     scales = np.empty((rows, groups), np.float32)
-    for first, last in [(0, 1), *row_blocks(rows, columns, 1)]:
+    # The ends of a sampled tensor, its last row for those between.
+    ends, between = [(0, 1), (rows - 1, rows)], slice(1, rows - 1)
+    for first, last in ends if checkpoint.sampled else [ends[0], *row_blocks(rows, columns, 1)]:
         keep_going()
         raw = np.empty((last - first) * row_bytes, np.uint8)
         checkpoint.read(stored, first * row_bytes, raw)
         if _kernels.ternary_scales(raw, stored.dtype, scales[first:last]) >= 0:
             return None
+    if checkpoint.sampled:
+        scales[between] = scales[-1]
     if (scales[scales > 0] < np.finfo(np.float32).tiny).any():
         return None  # dead values, which have no inverse in float32
     scale = simplest(scales)
@@ -254,14 +259,14 @@ def find_scale(checkpoint: Checkpoint, weight: TernaryWeight, keep_going: KeepGo
 
 
 def absmax(checkpoint: Checkpoint, weight: TernaryWeight, group: int, keep_going: KeepGoing) -> Scale:
-    """The largest magnitude of each group of columns, 0 where all trits are."""
+    """The largest magnitude of each group of columns, 0 where all trits are; 1 of a sampled checkpoint."""
     rows, columns = weight.shape
     if columns % group:
         raise weight.stored.error(
             f"has {columns} columns, of which {option('group', group)} does not make whole groups", code=Code.OPTIONS
         )
-    scales = np.empty((rows, columns // group), np.float32)
-    for first, last in row_blocks(rows, columns, 1):
+    scales = np.ones((rows, columns // group), np.float32)
+    for first, last in () if checkpoint.sampled else row_blocks(rows, columns, 1):
         keep_going()
         ternarize_absmax(checkpoint, weight, first, last, scales[first:last])
     return scales

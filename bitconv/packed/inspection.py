@@ -34,9 +34,14 @@ from bitconv.system.errors import BitconvError, Code, one_line, option, plain
 
 MAX_WARNINGS = 20
 _TERNARY = {*TERNARY_TYPES, EIGHT_BIT}
-# What is known of numbers that bitconv does not read.
-_ROTATED = ": that of PrismML's fork for Bonsai 2, whose weights are rotated; without the rotation they run, and wrong"
-_FOREIGN_TYPES = {142: _ROTATED, 143: _ROTATED}
+# What is known of numbers that bitconv does not read: those of ik_llama.cpp's ggml.h, and of others.
+_ROTATED = "that of PrismML's fork for Bonsai 2, whose weights are rotated; without the rotation they run, and wrong"
+FOREIGN_TYPES = {
+    136: "q8_k64 of ik_llama.cpp, of activations alone",
+    137: "iq2_k of ik_llama.cpp",
+    142: _ROTATED,
+    143: _ROTATED,
+}
 _STACKED = {name for runner in RUNNERS for name in runner.expert_types}
 # Which types runners load in each role. Those of norms depend on the architecture: bitnet.cpp to May 2026 aborts on
 # norms that are not F32.
@@ -151,8 +156,9 @@ def _check_types(opened: GGUFFile, inspection: Inspection) -> None:
         layout = layout_name(tensor.type_id, int(file_type) if isinstance(file_type, np.integer) else None)
         name = plain.name if plain is not None else layout
         if name is None:
+            known = FOREIGN_TYPES.get(tensor.type_id)
             raise BitconvError(
-                f"tensor type {tensor.type_id} is not supported{_FOREIGN_TYPES.get(tensor.type_id, '')}",
+                f"tensor type {tensor.type_id} is not supported{f': {known}' if known else ''}",
                 code=Code.GGUF_UNSUPPORTED,
                 file=opened.path,
                 tensor=tensor.name,

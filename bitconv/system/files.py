@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from bitconv.system.errors import BitconvError, Code
 from bitconv.system.rawio import read_at_most
@@ -31,6 +31,9 @@ MAX_TEXT = 256 * MIB
 MAX_KERNEL_CONFIG = MIB
 # Where the front matter of README.md must have ended.
 MAX_FRONT_MATTER = MIB // 2
+
+# Has bytes START to END (exclusive) of a file there before they are read, of one that is on the Hub.
+Fetch: TypeAlias = Callable[[Path, int, int], None]
 
 # In the Hub's cache, files are links: models--NAMESPACE--NAME/snapshots/COMMIT/FILE -> ../../blobs/HASH.
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
