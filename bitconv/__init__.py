@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from bitconv.commands.audit import Audit, AuditedTensor, audit
     from bitconv.commands.compare import Comparison, compare
     from bitconv.commands.convert import Conversion, ConvertedTensor, convert
+    from bitconv.commands.diff import ChangedTensor, Difference, diff
     from bitconv.commands.dummy import Dummy, dummy
     from bitconv.commands.evaluate import Evaluation, evaluate
     from bitconv.commands.export import Export, ExportedTensor, export
     from bitconv.commands.generate import generate
     from bitconv.commands.inspect import InspectedKind, InspectedPart, InspectedTensor, Overview, inspect
     from bitconv.commands.kernel_config import KernelConfig, kernel_config
+    from bitconv.commands.open import OpenModel, OpenTensor, open
     from bitconv.commands.repack import RepackedTensor, Repacking, repack
     from bitconv.commands.verify import Verification, VerifiedTensor, verify
     from bitconv.system.errors import BitconvError
@@ -28,9 +30,11 @@ __all__ = [
     "Audit",
     "AuditedTensor",
     "BitconvError",
+    "ChangedTensor",
     "Comparison",
     "Conversion",
     "ConvertedTensor",
+    "Difference",
     "Dummy",
     "Evaluation",
     "Export",
@@ -39,6 +43,8 @@ __all__ = [
     "InspectedPart",
     "InspectedTensor",
     "KernelConfig",
+    "OpenModel",
+    "OpenTensor",
     "Overview",
     "RepackedTensor",
     "Repacking",
@@ -48,12 +54,14 @@ __all__ = [
     "audit",
     "compare",
     "convert",
+    "diff",
     "dummy",
     "evaluate",
     "export",
     "generate",
     "inspect",
     "kernel_config",
+    "open",
     "repack",
     "verify",
 ]
@@ -61,9 +69,11 @@ __all__ = [
 _HOMES = {
     "Audit": "audit",
     "AuditedTensor": "audit",
+    "ChangedTensor": "diff",
     "Comparison": "compare",
     "Conversion": "convert",
     "ConvertedTensor": "convert",
+    "Difference": "diff",
     "Dummy": "dummy",
     "Evaluation": "evaluate",
     "Export": "export",
@@ -72,6 +82,8 @@ _HOMES = {
     "InspectedPart": "inspect",
     "InspectedTensor": "inspect",
     "KernelConfig": "kernel_config",
+    "OpenModel": "open",
+    "OpenTensor": "open",
     "Overview": "inspect",
     "RepackedTensor": "repack",
     "Repacking": "repack",

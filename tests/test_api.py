@@ -16,14 +16,17 @@ import pytest
 from synthetic import FIXTURES
 
 VERBS = [
+    "audit",
     "compare",
     "convert",
+    "diff",
     "dummy",
     "evaluate",
     "export",
     "generate",
     "inspect",
     "kernel_config",
+    "open",
     "repack",
     "verify",
 ]

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from bitconv.cli.converting import audit, convert, export, repack, verify
-from bitconv.cli.listing import families, inspect, runners
+from bitconv.cli.listing import diff, families, inspect, runners
 from bitconv.cli.preparing import dummy, kernel_config
 from bitconv.cli.process import failures_end_in_one_line
 from bitconv.cli.running import compare, evaluate, generate
@@ -78,6 +78,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "verify": verify,
     "inspect": inspect,
+    "diff": diff,
     "audit": audit,
     "repack": repack,
     "export": export,

@@ -13,10 +13,12 @@ from bitconv.cli.options import (
     ThreadsOption,
     TokenOption,
 )
-from bitconv.cli.process import as_option
-from bitconv.cli.rendering import print_backends, print_catalogue, print_overview, print_runner, show
+from bitconv.cli.process import RIGHT, WRONG, as_option
+from bitconv.cli.rendering import print_backends, print_catalogue, print_difference, print_overview, print_runner, show
 from bitconv.cli.streams import print_json
 from bitconv.cli.verbs import call
+
+_MODEL_OR_FILE = "GGUF file, model directory, or id on the Hub."
 
 if TYPE_CHECKING:
     from bitconv.backends import Cell
@@ -50,6 +52,23 @@ def inspect(
     given = {name: value for name, value in locals().items() if name not in ("tensors", "metadata")}
     result = call("inspect", given, doing="counting", unit="tensors")
     show(result, as_json, lambda overview: print_overview(overview, tensors=tensors, metadata=metadata))
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help=_MODEL_OR_FILE, show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same.", show_default=False)],
+    token: TokenOption = None,
+    threads: ThreadsOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List all that differs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What differs between two models, whatever their layouts.
+
+    Exits with 0 where it is the same model, in other types too, and 1 where it is not.
+    """
+    result = call("diff", locals(), doing="comparing", unit="values")
+    show(result, as_json, lambda difference: print_difference(difference, verbose=verbose), verdict=result.verdict)
+    raise typer.Exit(RIGHT if result.same else WRONG)
 
 
 def runners(as_json: JsonOption = False) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bitconv.commands.audit import Audit
     from bitconv.commands.compare import Comparison
     from bitconv.commands.convert import Conversion, ConvertedPart
+    from bitconv.commands.diff import Difference
     from bitconv.commands.dummy import Dummy
     from bitconv.commands.evaluate import Evaluation
     from bitconv.commands.export import Export
@@ -139,6 +140,29 @@ def print_verification(result: Verification, *, verbose: bool) -> None:
     _print_first("WRONG  ", [*result.faults, *(f"{t.name}: {text}" for t in result.tensors for text in t.faults)])
     against = f", equal to {result.against}" if result.against else ""
     print(f"{result.file}: {f'right{against}' if result.right else 'WRONG'}")
+
+
+def print_difference(result: Difference, *, verbose: bool) -> None:
+    for (before, after), count in result.retyped.items():
+        print(f"{_tensors(count)} {before} and {after}")
+    changed = [tensor for tensor in result.tensors if not tensor.same_values]
+    lines = []
+    for tensor in changed:
+        told = [f"shape {' and '.join('x'.join(map(str, shape)) for shape in tensor.shapes)}"]
+        if tensor.shapes[0] == tensor.shapes[1]:
+            told = [f"{tensor.trits:,} of {tensor.values:,} trits"] if tensor.trits else []
+            told += [f"scales off by {tensor.scale:.2g}"] if tensor.scale else []
+            told += [f"{tensor.others:,} of {tensor.values:,} values, by {tensor.largest:.2g}"] if tensor.others else []
+        lines.append(f"{tensor.name:32} {', '.join(told)}")
+    keys = [f"{key}: {_or_none(one)} and {_or_none(other)}" for key, (one, other) in result.metadata.items()]
+    alone = [f"{name}: in {(result.first, result.second)[i]} alone" for name, i in result.missing.items()]
+    for kind in (keys, alone, lines):
+        _print_first("", kind, all_of_them=verbose)
+    print(f"{result.first} and {result.second}: {result.verdict}")
+
+
+def _or_none(value: str | None) -> str:
+    return "none" if value is None else value
 
 
 def print_audit(result: Audit, *, verbose: bool) -> None:
@@ -277,13 +301,14 @@ def print_catalogue(listed: Catalogue) -> None:
         print(f"  because:         {refusal.reason}; {refusal.way_out}")
 
 
-def _print_first(head: str, lines: list[str]) -> None:
+def _print_first(head: str, lines: list[str], *, all_of_them: bool = False) -> None:
     from bitconv.system.errors import MAX_FAULTS
 
-    for line in lines[:MAX_FAULTS]:
+    most = len(lines) if all_of_them else MAX_FAULTS
+    for line in lines[:most]:
         print(f"{head}{line}")
-    if len(lines) > MAX_FAULTS:
-        print(f"{head}and {len(lines) - MAX_FAULTS:,} more")
+    if len(lines) > most:
+        print(f"{head}and {len(lines) - most:,} more")
 
 
 def _tensors(count: int) -> str:

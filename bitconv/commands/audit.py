@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -18,8 +17,7 @@ import numpy.typing as npt
 from bitconv import _kernels
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.stored_tensor import ITEMSIZE
-from bitconv.gguf import read_gguf
-from bitconv.models.architectures import Role, scale_name
+from bitconv.commands.open import Matrix, open
 from bitconv.models.arithmetic import ARITHMETICS, FLOAT32, MIN_MEAN, TYPES, abs_sum, counts_from
 from bitconv.models.model import load_model
 from bitconv.models.opening import open_checkpoint
@@ -27,8 +25,7 @@ from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, Rule
 from bitconv.models.ternary_floats import settle_scales
 from bitconv.models.trits import TritReader, Trits
 from bitconv.models.weights import ExpertsWeight, Model, TernaryWeight
-from bitconv.packed.inspection import inspect_file
-from bitconv.packed.ternary_tensor import TernaryTensor, matrices
+from bitconv.packed.embeddings import EMBEDDING, HEAD
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, reports_system_errors
@@ -39,9 +36,8 @@ DISTANCES = (1 / 4, 1 / 16, 1 / 64, 1 / 256)
 # Where more codes than these differ from all arithmetics, none of them made the release of these latents.
 _ANOTHER_MODEL = 0.05
 
-# Rows first to last (exclusive) of another's matrix in the order of the GGUF file, and what both are multiples of.
-_Other: TypeAlias = tuple[Callable[[int, int], Trits], int]
-_Others: TypeAlias = Mapping[tuple[str, int], tuple[tuple[int, int], Callable[[KeepGoing], _Other]]]
+# By name and number in a stack of experts the shape of a matrix, and how it is opened.
+_Others: TypeAlias = Mapping[tuple[str, int], tuple[tuple[int, ...], Callable[[KeepGoing], Matrix]]]
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def audit(
         checkpoint = stack.enter_context(open_checkpoint(model, revision, token))
         settled = _with_latents(checkpoint, threads)
         latents = [(key, weight) for key, weight in _matrices(settled).items() if isinstance(weight.scale, Rule)]
-        others = None if against is None else _release(stack, against, token, threads)
+        others = None if against is None else _release(stack, against, token)
         for key, weight in latents:
             if others is not None and (key not in others or others[key][0] != weight.shape):
                 raise BitconvError(
@@ -174,47 +170,21 @@ def _matrices(model: Model) -> dict[tuple[str, int], TernaryWeight]:
     return {(weight.name, i): matrix for weight in weights for i, matrix in enumerate(weight.matrices)}
 
 
-def _release(
-    stack: contextlib.ExitStack, against: str | os.PathLike[str], token: str | None, threads: int | None
-) -> _Others:
-    """The matrices of a packed release. What is opened is closed by the stack."""
-    path = Path(against)
-    if not path.is_file():
-        checkpoint = stack.enter_context(open_checkpoint(against, None, token))
-        model = settle_scales(checkpoint, load_model(checkpoint), None, threads)
-
-        def reading(weight: TernaryWeight, keep_going: KeepGoing) -> _Other:
-            reader = TritReader(checkpoint, weight, keep_going)
-            return reader.trits, reader.row_multiple
-
-        return {key: (weight.shape, partial(reading, weight)) for key, weight in _matrices(model).items()}
-    opened = read_gguf(path)
-    inspection = inspect_file(opened)
-    scales = {tensor.name: tensor for tensor in opened.tensors}
-    descriptor = opened.open()
-    stack.callback(os.close, descriptor)
-
-    def unpacking(matrix: TernaryTensor, keep_going: KeepGoing) -> _Other:
-        return lambda first, last: matrix.read(first, last).trits, matrix.layout.row_multiple
-
-    found = {}
-    for tensor in opened.tensors:
-        layout = inspection.layouts.get(tensor.name)
-        faults = inspection.tensor_faults.get(tensor.name)
-        if layout is None or inspection.roles[tensor.name] is not Role.TERNARY:
-            continue
-        if faults:
-            raise BitconvError(faults[0], code=Code.FAULTY, file=path, tensor=tensor.name)
-        group = inspection.groups.get(tensor.name)
-        for i, matrix in enumerate(matrices(descriptor, tensor, layout, scales.get(scale_name(tensor.name)), group)):
-            found[tensor.name, i] = ((matrix.rows, matrix.columns), partial(unpacking, matrix))
-    return found
+def _release(stack: contextlib.ExitStack, against: str | os.PathLike[str], token: str | None) -> _Others:
+    """The projections of a packed release. What is opened is closed by the stack."""
+    release = stack.enter_context(open(against, token=token))
+    return {
+        (name, i): (tensor.shape[-2:], partial(tensor.matrix, i))
+        for name, tensor in release.items()
+        if tensor.is_ternary and name not in (EMBEDDING, HEAD)
+        for i in range(tensor.count)
+    }
 
 
 def _audit(
     checkpoint: Checkpoint,
     weight: TernaryWeight,
-    other: Callable[[KeepGoing], _Other] | None,
+    other: Callable[[KeepGoing], Matrix] | None,
     keep_going: KeepGoing,
 ) -> tuple[AuditedTensor, str]:
     """Reads the latents twice, as convert does: for the means, and for the codes."""
@@ -242,15 +212,15 @@ def _audit(
     beside = [max(least[FLOAT32.name] - 1, 0), least[FLOAT32.name] + 1]
     patterns = np.array([*least.values(), *beside, *edges], np.uint32)
     counts = np.zeros(patterns.size, np.int64)
-    trits_of, multiple = (None, 1) if other is None else other(keep_going)
-    multiple = math.lcm(multiple, 1 if other is None else reader.row_multiple)
+    release = None if other is None else other(keep_going)
+    multiple = 1 if release is None else math.lcm(release.row_multiple, reader.row_multiple)
     wrong: Counter[int] = Counter()
     for first, last in row_blocks(rows, columns, multiple):
         keep_going()
         raw = reader.stored_bytes(first, last, itemsize)
         counts += counts_from(raw, dtype, patterns)
-        if trits_of is not None:
-            wrong.update(_differing(reader, raw, dtype, set(least.values()), trits_of(first, last)))
+        if release is not None:
+            wrong.update(_differing(reader, raw, dtype, set(least.values()), release.trits(first, last)))
     from_float32 = dict(zip(least, counts, strict=False))
     near, farther = counts[len(least) : len(least) + 2]
     bins = -np.diff([rows * columns, *counts[len(least) + 2 :], 0])
@@ -266,7 +236,7 @@ def _audit(
         },
         near=int(near - farther),
         distances=tuple(map(int, bins)),
-        against=None if trits_of is None else {name: wrong[pattern] for name, pattern in least.items()},
+        against=None if release is None else {name: wrong[pattern] for name, pattern in least.items()},
     )
     return tensor, TYPES["f32" if beyond & 0xFFFF else "bf16"] if itemsize == 4 else TYPES[dtype]
 

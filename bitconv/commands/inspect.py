@@ -20,6 +20,7 @@ from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.hub import URI, local_model, model_name, on_the_hub, sampled_file
 from bitconv.commands.families import runner_types
 from bitconv.gguf import GGUFFile, Metadata, TensorInfo, read_gguf, tensor_type
+from bitconv.gguf.values import shown
 from bitconv.layouts.scales import describe, group_of
 from bitconv.layouts.tiles import Tile, read_kernel_config
 from bitconv.models.architectures import Role, scale_name
@@ -41,9 +42,6 @@ from bitconv.system.errors import BitconvError, one_line, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.tokenizer.chat import chat_metadata
 from bitconv.tokenizer.files import read_files
-
-# Of a value of metadata that is longer, its length and its start are shown.
-_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,7 @@ def _of_file(
         ternary=ternary,
         part=lambda tensor: _part(tensor.name, roles.get(tensor.name), tensor.shape),
         kinds=kinds,
-        metadata={key: _shown(value) for key, value in metadata.items()},
+        metadata={key: shown(value) for key, value in metadata.items()},
         notes=notes,
     )
 
@@ -280,7 +278,7 @@ def _of_checkpoint(checkpoint: Checkpoint, count: _Count | None) -> Overview:
         ternary={name for name, weight in weights.items() if isinstance(weight, TernaryWeight | ExpertsWeight)},
         part=lambda tensor: _part(tensor.name, _role(weights[tensor.name]), tensor.shape),
         kinds=kinds,
-        metadata={key: _shown(value) for key, value in config.items()},
+        metadata={key: shown(value) for key, value in config.items()},
         notes=notes,
     )
 
@@ -482,11 +480,3 @@ def _vocabulary(metadata: Metadata) -> str | None:
 
 def _text(value: object) -> str | None:
     return one_line(value) if isinstance(value, str) else None
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list | np.ndarray):
-        start = ", ".join(one_line(str(item))[:12] for item in value[:4])
-        return f"{len(value):,}: {start}{', ...' if len(value) > 4 else ''}"
-    text = one_line(str(value))
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bitconv.system.errors import one_line
+
 Value: TypeAlias = bool | str | np.generic | npt.NDArray[Any] | list[str]
 Metadata: TypeAlias = dict[str, Value]
 
@@ -29,6 +31,8 @@ NUMBER_DTYPES: dict[int, np.dtype[Any]] = {
     11: np.dtype("<i8"),
     12: np.dtype("<f8"),
 }
+# Of a value that is longer, its length and its start are shown.
+_SHOWN = 60
 _NUMBER_IDS = {dtype: type_id for type_id, dtype in NUMBER_DTYPES.items()} | {np.dtype("?"): BOOL}
 
 
@@ -66,3 +70,19 @@ def encode_value(value: Value) -> bytes:
     if isinstance(value, np.ndarray):
         return struct.pack("<IIQ", ARRAY, _NUMBER_IDS[value.dtype], len(value)) + value.tobytes()
     return struct.pack("<I", _NUMBER_IDS[value.dtype]) + value.tobytes()
+
+
+def same_value(a: Value, b: Value) -> bool:
+    """Whether two values have one type, and are the same to the bit."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return type(a) is type(b) and bool(a == b)
+
+
+def shown(value: object) -> str:
+    """A value in one line: of a list its length and its start, of a long text its start and its length."""
+    if isinstance(value, list | np.ndarray):
+        start = ", ".join(one_line(str(item))[:12] for item in value[:4])
+        return f"{len(value):,}: {start}{', ...' if len(value) > 4 else ''}"
+    text = one_line(str(value))
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"

@@ -69,7 +69,7 @@ def settle_scales(
         return model
     work = [partial(find_scale, checkpoint, weight) for weight in open_weights]
     scales = dict(zip((weight.stored.name for weight in open_weights), jobs.run(work, threads), strict=True))
-    kept = _kept_in_floats(checkpoint, open_weights, scales, rule, keep=keep_floats)
+    kept = _keptin_floats(checkpoint, open_weights, scales, rule, keep=keep_floats)
 
     largest: dict[str, Scale] = {}
     if rule is not None and rule.group is not None:
@@ -90,7 +90,7 @@ def settle_scales(
             return replace(weight, matrices=tuple(map(with_scale, weight.matrices)))
         if not isinstance(weight, TernaryWeight):
             return weight
-        return _in_floats(weight) if weight.stored.name in kept else with_scale(weight)
+        return in_floats(weight) if weight.stored.name in kept else with_scale(weight)
 
     return replace(model, weights=tuple(map(with_scales, model.weights)))
 
@@ -111,9 +111,11 @@ def ternary_form(checkpoint: Checkpoint, weight: DenseWeight, keep_going: KeepGo
     return None if scale is None else replace(ternary, scale=scale)
 
 
-def _in_floats(weight: TernaryWeight) -> DenseWeight:
-    """With its rows in the order of the GGUF file: of each rotary head row i/2, and head_dim/2 + (i-1)/2 where i is
-    odd, for its row i; or the way back."""
+def in_floats(weight: TernaryWeight) -> DenseWeight:
+    """The same weight as floats, its rows in the order of the GGUF file.
+
+    Of each rotary head row i/2, and head_dim/2 + (i-1)/2 where i is odd, for its row i; or the way back.
+    """
     stored, rows = weight.stored, np.arange(weight.shape[0])
     if weight.rope_heads:
         heads = rows.reshape(weight.rope_heads, -1)
@@ -123,7 +125,7 @@ def _in_floats(weight: TernaryWeight) -> DenseWeight:
     return DenseWeight(weight.name, weight.shape, stored, Role.TERNARY)
 
 
-def _kept_in_floats(
+def _keptin_floats(
     checkpoint: Checkpoint,
     weights: list[TernaryWeight],
     scales: Mapping[str, Scale | None],

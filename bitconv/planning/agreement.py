@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.gguf import Metadata, Value
+from bitconv.gguf.values import same_value
 from bitconv.models.hyperparameters import metadata_keys
 from bitconv.models.weights import Model
 from bitconv.packed.inspection import Inspection
@@ -95,13 +94,7 @@ def _difference(key: str, found: Metadata, wanted: Metadata, architecture: str) 
     has, needs = computed(found), computed(wanted)
     if needs is None:
         return None if has is None else "is a key that the checkpoint does not ask for"
-    if has is not None and _same(has, needs):
+    if has is not None and same_value(has, needs):
         return None
     missing = "" if key in found else "is missing, and what runners take for it "
     return f"{missing}is not what the checkpoint says"
-
-
-def _same(a: Value, b: Value) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
-    return type(a) is type(b) and bool(a == b)
