@@ -58,9 +58,10 @@ def test_the_readme_s_python_runs(
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(code, {})
-    conversion, verdict = capsys.readouterr().out.splitlines()
+    conversion, verdict, tensors = capsys.readouterr().out.splitlines()
     assert conversion == "llama.cpp True []"
     assert verdict.startswith("True () ")
+    assert tensors == "(512, 512) float32"
 
 
 def test_the_page_of_errors_has_a_section_for_every_code() -> None:
