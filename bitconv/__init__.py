@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bitconv.commands.compare import Comparison, compare
     from bitconv.commands.convert import Conversion, ConvertedTensor, convert
     from bitconv.commands.diff import ChangedTensor, Difference, diff
+    from bitconv.commands.doctor import Extra, FoundRunner, Surroundings, doctor
     from bitconv.commands.dummy import Dummy, dummy
     from bitconv.commands.evaluate import Evaluation, evaluate
     from bitconv.commands.export import Export, ExportedTensor, export
@@ -39,6 +40,8 @@ __all__ = [
     "Evaluation",
     "Export",
     "ExportedTensor",
+    "Extra",
+    "FoundRunner",
     "InspectedKind",
     "InspectedPart",
     "InspectedTensor",
@@ -48,6 +51,7 @@ __all__ = [
     "Overview",
     "RepackedTensor",
     "Repacking",
+    "Surroundings",
     "Verification",
     "VerifiedTensor",
     "__version__",
@@ -55,6 +59,7 @@ __all__ = [
     "compare",
     "convert",
     "diff",
+    "doctor",
     "dummy",
     "evaluate",
     "export",
@@ -78,6 +83,8 @@ _HOMES = {
     "Evaluation": "evaluate",
     "Export": "export",
     "ExportedTensor": "export",
+    "Extra": "doctor",
+    "FoundRunner": "doctor",
     "InspectedKind": "inspect",
     "InspectedPart": "inspect",
     "InspectedTensor": "inspect",
@@ -87,6 +94,7 @@ _HOMES = {
     "Overview": "inspect",
     "RepackedTensor": "repack",
     "Repacking": "repack",
+    "Surroundings": "doctor",
     "Verification": "verify",
     "VerifiedTensor": "verify",
 }

@@ -20,6 +20,7 @@ VERBS = [
     "compare",
     "convert",
     "diff",
+    "doctor",
     "dummy",
     "evaluate",
     "export",
@@ -53,7 +54,7 @@ def test_the_examples_run(verb: str, file: Path, tmp_path: Path, monkeypatch: py
 def test_the_docstring_names_every_parameter(verb: str) -> None:
     function: Callable[..., Any] = getattr(bitconv, verb)
     text = inspect.getdoc(function) or ""
-    described = text.split("Args:\n")[1].split("\n\n")[0]
+    described = text.partition("Args:\n")[2].partition("\n\n")[0]
     assert re.findall(r"^    (\w+): ", described, re.MULTILINE) == list(inspect.signature(function).parameters)
     assert "\nReturns:\n" in text and "\nRaises:\n    BitconvError: " in text
 

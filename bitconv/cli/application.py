@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from bitconv.cli.converting import audit, convert, export, repack, verify
-from bitconv.cli.listing import diff, families, inspect, runners
+from bitconv.cli.listing import diff, doctor, families, inspect, runners
 from bitconv.cli.preparing import dummy, kernel_config
 from bitconv.cli.process import failures_end_in_one_line
 from bitconv.cli.running import compare, evaluate, generate
@@ -89,6 +89,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "dummy": dummy,
     "runners": runners,
     "families": families,
+    "doctor": doctor,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)

@@ -14,7 +14,15 @@ from bitconv.cli.options import (
     TokenOption,
 )
 from bitconv.cli.process import RIGHT, WRONG, as_option
-from bitconv.cli.rendering import print_backends, print_catalogue, print_difference, print_overview, print_runner, show
+from bitconv.cli.rendering import (
+    print_backends,
+    print_catalogue,
+    print_difference,
+    print_overview,
+    print_runner,
+    print_surroundings,
+    show,
+)
 from bitconv.cli.streams import print_json
 from bitconv.cli.verbs import call
 
@@ -98,3 +106,8 @@ def families(as_json: JsonOption = False) -> None:
     from bitconv.commands.families import catalogue
 
     show(catalogue(as_option), as_json, print_catalogue)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """What there is on this machine: versions, instruction sets, extras, runners, caches."""
+    show(call("doctor", {}), as_json, print_surroundings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitconv.cli.streams import print_json
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitconv.commands.compare import Comparison
     from bitconv.commands.convert import Conversion, ConvertedPart
     from bitconv.commands.diff import Difference
+    from bitconv.commands.doctor import Surroundings
     from bitconv.commands.dummy import Dummy
     from bitconv.commands.evaluate import Evaluation
     from bitconv.commands.export import Export
@@ -299,6 +300,29 @@ def print_catalogue(listed: Catalogue) -> None:
         print(f"refused: {refusal.name}")
         print(f"  recognised by:   {refusal.recognised}")
         print(f"  because:         {refusal.reason}; {refusal.way_out}")
+
+
+def print_surroundings(result: Surroundings) -> None:
+    print(f"bitconv {result.version}, Python {result.python}")
+    print(f"{result.machine}, {result.threads} threads")
+    others = ", ".join(name for name in result.instruction_sets if name != result.instruction_set)
+    print(f"kernels:  {result.instruction_set}{f'; also {others}' if others else ''}")
+    print(f"packages: {_versions(result.packages)}")
+    for extra in result.extras:
+        missing = "" if extra.installed else f"; pip install 'bitconv[{extra.name}]'"
+        print(f"for {extra.needed_by}: {_versions(extra.versions)}{missing}")
+    for found in result.runners:
+        version = "" if found.version is None else f" {found.version}"
+        where = "a Python package" if found.path is None else found.path
+        print(f"runner:   {found.runner or 'not known'}: {found.name}{version}, {where}")
+    if not result.runners:
+        print("runner:   none on PATH")
+    for what, directory in result.caches.items():
+        print(f"cache:    {what}: {directory}")
+
+
+def _versions(packages: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {version or 'missing'}" for name, version in packages.items())
 
 
 def _print_first(head: str, lines: list[str], *, all_of_them: bool = False) -> None:
