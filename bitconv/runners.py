@@ -46,6 +46,7 @@ class Runner:
     types: dict[str, int]
     type_ids: dict[str, int]
     run: str
+    home: str
     scale_tensors: bool = False
     expert_types: tuple[str, ...] = ()
     rope_lists: bool = False
@@ -112,6 +113,7 @@ RUNNERS = (
         types={"i2_s": 40, "tl1": 38, "tl2": 39, "tq1_0": 36, "tq2_0": 37, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "i2_s": 36, "tl1": 38, "tl2": 39},
         run=_LLAMA_CLI,
+        home="https://github.com/microsoft/BitNet",
         lookups=(*QUANTIZED, "tq1_0", "tq2_0"),
         heads=(*QUANTIZED, "tq1_0", "tq2_0", "i2_s"),
         own_pre=_BITNET_CPP_PRE,
@@ -130,6 +132,7 @@ RUNNERS = (
         types={"i2_s": 41, "tq2_0": 37, "f32": 0},
         type_ids={"i2_s": 36, "tq2_0": 35, "tl1": 38, "tl2": 42},
         run=_LLAMA_CLI,
+        home="https://github.com/microsoft/BitNet",
         release_of="bitnet.cpp",
         unproven={"tl1": 42, "tl2": 43},
         why_unproven="a descendant's TL2 header does not build, and the runner's issue 631 reports a crash",
@@ -150,6 +153,7 @@ RUNNERS = (
         types={"tq1_0": 36, "tq2_0": 37, "q2_0": 41, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"tq1_0": 34, "tq2_0": 35, "q2_0": 42},
         run=_LLAMA_CLI,
+        home="https://github.com/ggml-org/llama.cpp",
         lookups=(*QUANTIZED, "tq1_0", "tq2_0", "q2_0"),
         heads=(*QUANTIZED, "tq1_0", "tq2_0", "q2_0"),
         preferred=True,
@@ -172,6 +176,7 @@ RUNNERS = (
         types={"iq2_bn": 137, "iq1_bn": 136, "f32": 0, "f16": 1, "bf16": 32},
         type_ids={"iq1_bn": 134, "iq2_bn": 135},
         run=_LLAMA_CLI,
+        home="https://github.com/ikawrakow/ik_llama.cpp",
         lookups=QUANTIZED,
         heads=(*QUANTIZED, "iq2_bn", "iq1_bn"),
         min_columns={"iq1_bn": 512, "iq2_bn": 512},
@@ -188,6 +193,7 @@ RUNNERS = (
         types={"i2_s": 40},
         type_ids={"i2_s": 36},
         run=_LLAMA_CLI,
+        home="https://github.com/microsoft/BitNet",
         lookups=QUANTIZED,
         heads=QUANTIZED,
         own_pre=_BITNET_CPP_PRE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shlex
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import bitconv
 import pytest
+import typer.main
 from bitconv.cli import app
 from typer.testing import CliRunner
 
@@ -368,3 +370,28 @@ def test_compare_exits_with_0_where_the_models_agree_and_1_where_not(good: Path,
     code, out, _ = run("compare", tmp_path / "inverse.gguf", MODEL)
     assert code == 1
     assert "WRONG" in out and "DISAGREES" in out
+
+
+@pytest.mark.parametrize("command", typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+def test_help_has_an_example_that_parses_and_no_notation_of_typer_s(command: str) -> None:
+    parsed = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.endswith(f"\nExample:\n  {parsed.epilog}\n")
+    assert not re.search(r"\{|<\w+>|\[x[<>]|\[required", out)
+    program, name, *arguments = shlex.split(parsed.epilog)
+    assert (program, name) == ("bitconv", command)
+    parsed.make_context(command, arguments)
+
+
+def test_long_help_is_in_groups_and_each_option_in_one() -> None:
+    _, out, _ = run("convert", "--help")
+    heads = re.findall(r"^(\w.*):$", out, re.MULTILINE)
+    assert heads == ["Arguments", "What it does", "How the input is read", "In general", "Example"]
+    options = re.findall(r"^  (?:-\w, )?(--[\w-]+)", out, re.MULTILINE)
+    assert len(options) == len(set(options)) and {"--type", "--token", "--force", "--help"} <= set(options)
+
+
+def test_the_root_s_help_cuts_no_sentence() -> None:
+    _, out, _ = run("--help")
+    assert "..." not in out.partition("Commands:")[2]

@@ -35,6 +35,8 @@ COMMANDS = {
     "compare": bitconv.compare,
     "kernel-config": bitconv.kernel_config,
     "dummy": bitconv.dummy,
+    "diff": bitconv.diff,
+    "audit": bitconv.audit,
 }
 
 
@@ -57,7 +59,7 @@ def python(tmp_path: Path, script: str, *arguments: object, **environment: str) 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_has_the_parameters_of_its_function(command: str) -> None:
     declared = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
-    names = {parameter.name for parameter in declared} - {"as_json", "verbose", "help"}
+    names = {parameter.name for parameter in declared} - {"as_json", "verbose", "quiet", "help"}
     assert names == set(inspect.signature(COMMANDS[command]).parameters) - {"progress"}
 
 

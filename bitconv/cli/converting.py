@@ -2,6 +2,7 @@
 
 import itertools
 import shlex
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ from bitconv.cli.options import (
     KernelConfigOption,
     ModelArgument,
     PreOption,
+    QuietOption,
     RevisionOption,
     RunnerOption,
     ScaleInBlocksOption,
@@ -39,7 +41,7 @@ from bitconv.cli.rendering import (
     show,
 )
 from bitconv.cli.verbs import call
-from bitconv.layouts import FLOATS, PACKED
+from bitconv.layouts import DENSE_TYPES, FLOATS, PACKED
 from bitconv.system.errors import BitconvError, Code
 from bitconv.system.errors import option as parameter
 
@@ -85,7 +87,13 @@ def convert(
     ] = "exact",
     embed_type: Annotated[
         str | None,
-        one_of(choices.EMBED_TYPE, "--embed-type", "Type of the embedding and an untied head. Default: the preset's."),
+        one_of(
+            choices.EMBED_TYPE,
+            "--embed-type",
+            f"Type of the embedding and an untied head: {', '.join(DENSE_TYPES)}, or a ternary one. Default: the "
+            "preset's.",
+            metavar="TYPE",
+        ),
     ] = None,
     head_type: Annotated[
         str | None,
@@ -121,13 +129,17 @@ def convert(
         bool,
         typer.Option("--attest", help="Also write OUT.gguf.intoto.json, which names the sources, and OUT.gguf.sha256."),
     ] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file."""
     given = {**locals(), "tensor_types": [_pair(text) for text in tensor_types or ()]}
     read_so = {name: given[name] for name in _READ_SO if given[name] is not None}
     against = " ".join([shlex.quote(model), *itertools.starmap(as_option, read_so.items())])
-    show(call("convert", given, doing="converting"), as_json, partial(print_conversion, against=against))
+    begun = time.monotonic()
+    result = call("convert", given, doing="converting")
+    render = partial(print_conversion, against=against, seconds=time.monotonic() - begun)
+    show(result, as_json, render, quiet=quiet)
 
 
 def verify(
@@ -152,6 +164,7 @@ def verify(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print every tensor, what was checked, digests.")
     ] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a GGUF file, alone or against its checkpoint.
@@ -159,7 +172,7 @@ def verify(
     Exits with 0 where it is right, 1 where it is wrong, 2 where it cannot be judged.
     """
     result = call("verify", locals(), doing="verifying")
-    show(result, as_json, partial(print_verification, verbose=verbose), right=result.right)
+    show(result, as_json, partial(print_verification, verbose=verbose), right=result.right, quiet=quiet)
     raise typer.Exit(RIGHT if result.right else WRONG)
 
 
@@ -214,6 +227,7 @@ def repack(
             choices.EMBED_TYPE,
             "--embed-type",
             "New type of an embedding and an untied head that are floats or ternary.",
+            metavar="TYPE",
         ),
     ] = None,
     head_type: Annotated[
@@ -224,13 +238,14 @@ def repack(
     pre: FilePreOption = None,
     threads: ThreadsOption = None,
     force: ForceOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Change the layout or the runner of a GGUF file.
 
     Without the checkpoint, and without a changed trit.
     """
-    show(call("repack", locals(), doing="repacking"), as_json, print_repacking)
+    show(call("repack", locals(), doing="repacking"), as_json, print_repacking, quiet=quiet)
 
 
 def export(
@@ -243,10 +258,11 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace a DIR that holds nothing but an export.")
     ] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a GGUF file as a packed model directory.
 
     It is one of Hugging Face, which transformers loads.
     """
-    show(call("export", locals(), doing="exporting"), as_json, print_export)
+    show(call("export", locals(), doing="exporting"), as_json, print_export, quiet=quiet)

@@ -9,6 +9,7 @@ from bitconv.cli.options import (
     I2SOrderOption,
     JsonOption,
     KernelConfigOption,
+    QuietOption,
     RevisionOption,
     ThreadsOption,
     TokenOption,
@@ -68,6 +69,7 @@ def diff(
     token: TokenOption = None,
     threads: ThreadsOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List all that differs.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """What differs between two models, whatever their layouts.
@@ -75,7 +77,13 @@ def diff(
     Exits with 0 where it is the same model, in other types too, and 1 where it is not.
     """
     result = call("diff", locals(), doing="comparing", unit="values")
-    show(result, as_json, lambda difference: print_difference(difference, verbose=verbose), verdict=result.verdict)
+    show(
+        result,
+        as_json,
+        lambda difference: print_difference(difference, verbose=verbose),
+        verdict=result.verdict,
+        quiet=quiet,
+    )
     raise typer.Exit(RIGHT if result.same else WRONG)
 
 

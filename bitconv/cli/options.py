@@ -119,3 +119,6 @@ WindowOption = Annotated[
     int, typer.Option("--window", metavar="N", min=2, help="Tokens predicted from each other, a window at a time.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress, and print nothing: the exit code tells.")
+]

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from bitconv import choices
-from bitconv.cli.options import JsonOption, ModelArgument, RevisionOption, ThreadsOption, TokenOption, one_of, option
+from bitconv.cli.options import (
+    JsonOption,
+    ModelArgument,
+    QuietOption,
+    RevisionOption,
+    ThreadsOption,
+    TokenOption,
+    one_of,
+    option,
+)
 from bitconv.cli.rendering import print_dummy, print_kernel_config, show
 from bitconv.cli.verbs import call
 
@@ -52,10 +61,11 @@ def dummy(
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Other random weights.")] = 0,
     layers: Annotated[int | None, option("--layers", metavar="N", min=1, help="In place of the shape's.")] = None,
     threads: ThreadsOption = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint of random weights.
 
     In the exact sizes of a real model, for benchmarks and planning.
     """
-    show(call("dummy", locals(), doing="writing"), as_json, print_dummy)
+    show(call("dummy", locals(), doing="writing"), as_json, print_dummy, quiet=quiet)

@@ -1,31 +1,83 @@
-"""A progress bar on stderr, where that is a terminal."""
+"""How far a command is, on stderr: a bar where that is a terminal, else a line now and then."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
+
+from bitconv.cli.streams import write
+
+# Between two lines where there is no terminal.
+SECONDS = 10.0
+# Fewer columns have no room for a bar and the time that went by.
+_NARROW = 60
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
-    """A function to call with what is done and all there is; the bar shows from then on, as a download has its own."""
+def progress_bar(what: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
+    """A function to call with what is done and all there is; it shows from then on, as a download has its own bar."""
+    pace = _Pace(unit)
     if not sys.stderr.isatty():
-        yield None
+        yield _lines(what, pace)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts)
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(what)
+    console = Console(stderr=True)
+    narrow = console.width < _NARROW
+    columns: list[Any] = [TextColumn("{task.description} {task.percentage:.0f} %")]
+    columns += [] if narrow else [BarColumn(None)]
+    bar = Progress(*columns, TextColumn("{task.fields[pace]}"), console=console, transient=True, expand=not narrow)
+    task = bar.add_task(what, pace="")
 
     def progress(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
+        pace.update(done, total)
+        bar.update(task, completed=done, total=total, pace=pace.short if narrow else pace.long)
         bar.start()
 
     try:
         yield progress
     finally:
         bar.stop()
+
+
+def _lines(what: str, pace: _Pace) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        pace.update(done, total)
+        if time.monotonic() - last >= SECONDS and done < total:
+            last = time.monotonic()
+            write(sys.stderr, f"bitconv: {what}: {done / total:.0%}, {pace.long}\n")
+
+    return progress
+
+
+class _Pace:
+    """How fast it goes, by the whole pass so far: another total is another pass."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._begun = time.monotonic()
+        self._total = 0
+        self.short = self.long = ""
+
+    def update(self, done: int, total: int) -> None:
+        """short: the time left. long: the rate and the time that went by too."""
+        if total != self._total:
+            self._total, self._begun = total, time.monotonic()
+        elapsed = time.monotonic() - self._begun
+        rate = done / elapsed if elapsed > 0 else 0.0
+        self.short = f"{_clock((total - done) / rate)} left" if rate else ""
+        shown = f"{rate / 1e6:,.0f} MB/s" if self._unit == "bytes" else f"{rate:,.3g} {self._unit}/s"
+        self.long = ", ".join([shown, *filter(None, [self.short]), f"{_clock(elapsed)} so far"])
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bitconv.cli.streams import print_json
+from bitconv.cli.streams import print_json, print_wrapped
 from bitconv.layouts import FLOATS
 
 if TYPE_CHECKING:
@@ -30,15 +30,17 @@ if TYPE_CHECKING:
 Shown = TypeVar("Shown")
 
 
-def show(result: Shown, as_json: bool, render: Callable[[Shown], None], **more: Any) -> None:
-    """Print a result. more: what its JSON has beside its fields."""
+def show(result: Shown, as_json: bool, render: Callable[[Shown], None], *, quiet: bool = False, **more: Any) -> None:
+    """Print a result, or nothing. more: what its JSON has beside its fields."""
+    if quiet:
+        return
     if as_json:
         print_json({**dataclasses.asdict(result), **more})  # type: ignore[call-overload]
     else:
         render(result)
 
 
-def print_conversion(result: Conversion, *, against: str) -> None:
+def print_conversion(result: Conversion, *, against: str, seconds: float) -> None:
     """against: the model, and the options by which verify reads it as it was converted, as arguments."""
     if result.dry_run:
         for tensor in result.tensors:
@@ -72,7 +74,9 @@ def print_conversion(result: Conversion, *, against: str) -> None:
     if result.dry_run:
         print(f"{result.output}: {result.size:,} bytes would be written")
     else:
-        _print_output(result.output, result.size, result.run, result.runner, f" --against {against}")
+        before = f" of {sum(part.stored_nbytes for part in result.parts):,}"
+        took = f", in {seconds:.0f} s" if seconds >= 1 else ""
+        _print_output(result.output, f"{result.size:,} bytes{before}{took}", result, f" --against {against}")
 
 
 def _print_parts(parts: tuple[ConvertedPart, ...]) -> None:
@@ -204,7 +208,7 @@ def print_repacking(result: Repacking) -> None:
     for tensor in result.dense:
         print(f"{tensor.name}: {tensor.from_type} to {tensor.type}")
     _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
-    _print_output(result.output, result.size, result.run, result.runner)
+    _print_output(result.output, f"{result.size:,} bytes", result)
 
 
 def print_export(result: Export) -> None:
@@ -256,69 +260,74 @@ def print_dummy(result: Dummy) -> None:
 
 
 def print_runner(runner: Runner) -> None:
-    print(f"{runner.name} ({runner.versions})")
-    graphs = ", ".join(f"{name} ({activation})" for name, activation in runner.activations.items())
-    print(f"  architectures: {graphs}")
-    print(f"  types:         {', '.join(runner.types)}")
+    print_wrapped("", f"{runner.name} ({runner.versions}; {runner.home})")
+    _print_told("architectures:", ", ".join(f"{name} ({does})" for name, does in runner.activations.items()))
+    _print_told("types:", ", ".join(runner.types))
     for type_name, columns in runner.min_columns.items():
-        print(f"  {type_name + ':':14} {columns} columns or more")
+        _print_told(f"{type_name}:", f"{columns} columns or more")
     for what, types in (("embedding:", runner.lookups), ("head:", runner.heads)):
-        print(f"  {what:14} {', '.join((*FLOATS, *types))}")
+        _print_told(what, ", ".join((*FLOATS, *types)))
     if runner.scale_tensors:
         from bitconv.layouts.registry import make_layout
 
         beside = [name for name in runner.type_ids if make_layout(name, (3072, 3072)).scale_beside]
-        print(f"  exact scales:  in float32 .scale tensors beside {', '.join(beside)}")
+        _print_told("exact scales:", f"in float32 .scale tensors beside {', '.join(beside)}")
     if runner.expert_types:
-        print(f"  experts:       stacked, in {', '.join(runner.expert_types)}")
+        _print_told("experts:", f"stacked, in {', '.join(runner.expert_types)}")
     for type_name, machines in runner.machines.items():
-        print(f"  {type_name + ':':14} for {machines}")
+        _print_told(f"{type_name}:", f"for {machines}")
     for note in (*runner.notes, *runner.type_notes.values()):
-        print(f"  note:          {note}")
+        _print_told("note:", note)
 
 
 def print_backends() -> None:
     from bitconv.backends import BACKENDS, sources, table_rows
 
-    print("what each has for a type on which processor (fast: a kernel for it; none on a GPU: the CPU computes it)")
+    print_wrapped(
+        "", "what each has for a type on which processor (fast: a kernel for it; none on a GPU: the CPU computes it)"
+    )
     for runner, name, *cells in (("", "", *BACKENDS), *table_rows()):
         print(f"  {runner:16} {name:6} {''.join(f'{cell:11}' for cell in cells)}".rstrip())
     for number, source in enumerate(sources(), 1):
-        print(f"  {number:2}  {source}")
+        print_wrapped(f"  {number:2}  ", source)
 
 
 def print_catalogue(listed: Catalogue) -> None:
     for family in listed.families:
-        print(f"{family.name} ({family.checkpoints})")
-        print(f"  recognised by:   {family.recognised}")
-        print(f"  weights:         {family.weights}")
-        print(f"  lab's codes:     {family.codes}")
-        print(f"  architecture:    {family.architecture}")
+        print_wrapped("", f"{family.name} ({family.checkpoints})")
+        _print_told("recognised by:", family.recognised)
+        _print_told("weights:", family.weights)
+        _print_told("lab's codes:", family.codes)
+        _print_told("architecture:", family.architecture)
         for runner, types in family.types.items():
-            print(f"  {runner + ':':16} {', '.join(types)}")
+            _print_told(f"{runner}:", ", ".join(types))
     for refusal in listed.refusals:
-        print(f"refused: {refusal.name}")
-        print(f"  recognised by:   {refusal.recognised}")
-        print(f"  because:         {refusal.reason}; {refusal.way_out}")
+        print_wrapped("", f"refused: {refusal.name}")
+        _print_told("recognised by:", refusal.recognised)
+        _print_told("because:", f"{refusal.reason}; {refusal.way_out}")
+
+
+def _print_told(what: str, text: str) -> None:
+    print_wrapped(f"  {what:16} ", text)
 
 
 def print_surroundings(result: Surroundings) -> None:
     print(f"bitconv {result.version}, Python {result.python}")
     print(f"{result.machine}, {result.threads} threads")
     others = ", ".join(name for name in result.instruction_sets if name != result.instruction_set)
-    print(f"kernels:  {result.instruction_set}{f'; also {others}' if others else ''}")
-    print(f"packages: {_versions(result.packages)}")
+    _print_told("kernels:", f"{result.instruction_set}{f'; also {others}' if others else ''}")
+    _print_told("packages:", _versions(result.packages))
     for extra in result.extras:
         missing = "" if extra.installed else f"; pip install 'bitconv[{extra.name}]'"
-        print(f"for {extra.needed_by}: {_versions(extra.versions)}{missing}")
+        _print_told(f"extra {extra.name}:", f"for {extra.needed_by}: {_versions(extra.versions)}{missing}")
     for found in result.runners:
         version = "" if found.version is None else f" {found.version}"
         where = "a Python package" if found.path is None else found.path
-        print(f"runner:   {found.runner or 'not known'}: {found.name}{version}, {where}")
+        _print_told("runner:", f"{found.runner or 'of a project not known'}: {found.name}{version}, {where}")
     if not result.runners:
-        print("runner:   none on PATH")
+        _print_told("runner:", "none on PATH, and no package")
     for what, directory in result.caches.items():
-        print(f"cache:    {what}: {directory}")
+        _print_told("cache:", f"{what}: {directory}")
 
 
 def _versions(packages: Mapping[str, str | None]) -> str:
@@ -343,7 +352,11 @@ def _rounded(worst: float) -> str:
     return f"scales: rounded to the type's own floats, off by {worst:.2g} at most" if worst else "scales: exact"
 
 
-def _print_output(output: str, size: int, run: str, runner: str, against: str = "") -> None:
-    print(f"{output}: {size:,} bytes")
+def _print_output(output: str, size: str, result: Conversion | Repacking, against: str = "") -> None:
+    from bitconv.runners import runner
+
+    print(f"{output}: {size}")
     print(f"check it:  bitconv verify {shlex.quote(output)}{against}")
-    print(f"run it:    {run}   ({runner})")
+    print(f"run it:    {result.run}")
+    program = result.run.partition(" ")[0]
+    print(f"           by {result.runner}'s own {program}: {runner(result.runner).home}")

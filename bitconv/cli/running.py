@@ -12,6 +12,7 @@ from bitconv.cli.options import (
     JsonOption,
     KernelConfigOption,
     ModelArgument,
+    QuietOption,
     RevisionOption,
     ThreadsOption,
     TokenOption,
@@ -95,6 +96,7 @@ def compare(
     kernel_config: KernelConfigOption = None,
     i2_s_order: I2SOrderOption = None,
     threads: ThreadsOption = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a GGUF file and its checkpoint on the same text.
@@ -103,5 +105,5 @@ def compare(
     """
     result = call("compare", locals(), doing="comparing", unit="tokens")
     render = partial(print_comparison, file=file, model=model)
-    show(result, as_json, render, disagreements=result.disagreements, agrees=result.agrees)
+    show(result, as_json, render, disagreements=result.disagreements, agrees=result.agrees, quiet=quiet)
     raise typer.Exit(RIGHT if result.agrees else WRONG)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 from typing import Any, TextIO
 
 # stdout itself, while what commands print is held back until they end.
@@ -36,6 +38,17 @@ def write_now(text: str) -> None:
     """To stdout, of a result that is read as it comes. What would steer the terminal is escaped."""
     shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
     write(sys.stdout if held_back_from is None else held_back_from, shown)
+
+
+def print_wrapped(head: str, text: str) -> None:
+    """A line that breaks between words where stdout is a terminal, its further lines below the first's text."""
+    stream = sys.stdout if held_back_from is None else held_back_from
+    if stream.isatty():
+        room = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, max(room, len(head) + 20), initial_indent=head, subsequent_indent=" " * len(head))
+        print(text)
+    else:
+        print(f"{head}{text}")
 
 
 def divert(stream: TextIO) -> None:

@@ -178,7 +178,8 @@ def convert(
         force: Overwrite output.
         dry_run: Write nothing, and return what would be written.
         attest: Write OUTPUT.intoto.json too, an in-toto statement of sources and options, and OUTPUT.sha256.
-        progress: Called with the bytes written so far and in all.
+        progress: Called with the bytes so far and in all of each pass: of float weights that are looked at, then of
+            the file.
 
     Returns:
         What was written, tensor by tensor.
@@ -221,7 +222,13 @@ def convert(
         loaded = load_model(checkpoint, convention)
         keep_floats = fallback in FLOATS
         model_with_scales = settle_scales(
-            checkpoint, loaded, rule_of(ternarize, group), threads, convention, keep_floats=keep_floats
+            checkpoint,
+            loaded,
+            rule_of(ternarize, group),
+            threads,
+            convention,
+            keep_floats=keep_floats,
+            progress=progress,
         )
         looked_at = find_ternary(checkpoint, model_with_scales, options.ternary_embeddings, threads)
         plan = make_plan(checkpoint, looked_at, options)

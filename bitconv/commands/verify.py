@@ -159,7 +159,8 @@ def verify(
         attestation: The .intoto.json that `convert` wrote. The file is made again of the checkpoint with its options,
             and must have the same bytes.
         threads: All cores where None.
-        progress: Called with the bytes checked so far and in all.
+        progress: Called with the bytes so far and in all of each pass: of float weights that are looked at, then of
+            the file.
 
     Returns:
         What was found; `right` is the verdict.
@@ -206,7 +207,9 @@ def verify(
         if inspection is None:
             assert unsupported is not None
             return _of_a_header(path, checkpoint, f"{unsupported}, nor asked for by the checkpoint", strict=strict)
-        model = settle_scales(checkpoint, loaded, rule_of(ternarize, group), threads, convention, keep_floats=True)
+        model = settle_scales(
+            checkpoint, loaded, rule_of(ternarize, group), threads, convention, keep_floats=True, progress=progress
+        )
         verifier = _Verifier(opened, inspection, checkpoint, model, strict=strict)
         verifier.compare_metadata(pre)
         result = verifier.run(threads, progress)

@@ -25,7 +25,7 @@ from bitconv.models.weights import DenseWeight, ExpertsWeight, Model, TernaryWei
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, option
-from bitconv.system.jobs import KeepGoing
+from bitconv.system.jobs import KeepGoing, Progress
 
 # So many rows of a tensor tell whether it is ternary but for outliers.
 _SAMPLE = 8
@@ -41,12 +41,13 @@ def settle_scales(
     convention: ScaleConvention | None = None,
     *,
     keep_floats: bool = False,
+    progress: Progress | None = None,
 ) -> Model:
     """The model with the scales of every float weight that is ternary already; the others are left to a rule.
 
     rule, convention: the user's choice; None for the checkpoint's own. keep_floats: what is not ternary, in a
     checkpoint of which most is, and has no rule, becomes a DenseWeight. The first row tells nearly always that a tensor
-    is not ternary; one that is is read whole.
+    is not ternary; one that is is read whole. progress: called with the bytes looked at so far and in all.
 
     BitconvError where a weight is not ternary and there is no rule for it, where there is a rule and no float weight,
     and where there is a convention and no packed weight. The rule of absmax makes scales too, reading all weights.
@@ -68,7 +69,12 @@ def settle_scales(
             )
         return model
     work = [partial(find_scale, checkpoint, weight) for weight in open_weights]
-    scales = dict(zip((weight.stored.name for weight in open_weights), jobs.run(work, threads), strict=True))
+    scales, done, total = {}, 0, sum(weight.stored.nbytes for weight in open_weights)
+    for weight, scale in zip(open_weights, jobs.run(work, threads), strict=True):
+        scales[weight.stored.name] = scale
+        done += weight.stored.nbytes
+        if progress is not None:
+            progress(done, total)
     kept = _keptin_floats(checkpoint, open_weights, scales, rule, keep=keep_floats)
 
     largest: dict[str, Scale] = {}
