@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bitconv.commands.dummy import Dummy, dummy
     from bitconv.commands.evaluate import Evaluation, evaluate
     from bitconv.commands.export import Export, ExportedTensor, export
+    from bitconv.commands.families import Catalogue, families
     from bitconv.commands.generate import generate
     from bitconv.commands.inspect import InspectedKind, InspectedPart, InspectedTensor, Overview, inspect
     from bitconv.commands.kernel_config import KernelConfig, kernel_config
@@ -31,6 +32,7 @@ __all__ = [
     "Audit",
     "AuditedTensor",
     "BitconvError",
+    "Catalogue",
     "ChangedTensor",
     "Comparison",
     "Conversion",
@@ -63,6 +65,7 @@ __all__ = [
     "dummy",
     "evaluate",
     "export",
+    "families",
     "generate",
     "inspect",
     "kernel_config",
@@ -74,6 +77,7 @@ __all__ = [
 _HOMES = {
     "Audit": "audit",
     "AuditedTensor": "audit",
+    "Catalogue": "families",
     "ChangedTensor": "diff",
     "Comparison": "compare",
     "Conversion": "convert",

@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitconv.cli.streams import print_json, print_wrapped
@@ -352,11 +353,11 @@ def _rounded(worst: float) -> str:
     return f"scales: rounded to the type's own floats, off by {worst:.2g} at most" if worst else "scales: exact"
 
 
-def _print_output(output: str, size: str, result: Conversion | Repacking, against: str = "") -> None:
+def _print_output(output: Path, size: str, result: Conversion | Repacking, against: str = "") -> None:
     from bitconv.runners import runner
 
     print(f"{output}: {size}")
-    print(f"check it:  bitconv verify {shlex.quote(output)}{against}")
+    print(f"check it:  bitconv verify {shlex.quote(str(output))}{against}")
     print(f"run it:    {result.run}")
     program = result.run.partition(" ")[0]
     print(f"           by {result.runner}'s own {program}: {runner(result.runner).home}")

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import textwrap
+from pathlib import PurePath
 from typing import Any, TextIO
 
 # stdout itself, while what commands print is held back until they end.
@@ -61,9 +62,11 @@ def print_json(value: object) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """With None, which is null, for the floats that JSON does not have."""
+    """With None, which is null, for the floats that JSON does not have, and text for paths."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -30,6 +30,7 @@ from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, Code, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
+from bitconv.system.results import Result
 
 # Of a latent's distance to its threshold, as a part of it: below it and above it.
 DISTANCES = (1 / 4, 1 / 16, 1 / 64, 1 / 256)
@@ -67,8 +68,8 @@ class AuditedTensor:
     against: dict[str, int] | None
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Result):
     """What was found, in all, as in AuditedTensor, and tensor by tensor.
 
     Attributes:

@@ -20,6 +20,7 @@ from bitconv.planning.agreement import compare_metadata
 from bitconv.system.errors import BitconvError, Code, check_number, first_lines, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
+from bitconv.system.results import Result
 from bitconv.tokenizer.vocabulary import TokenType
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ waves, and climbed the 199 stairs once more, for the lamp does not know what is 
 """
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
     """How far a file is from its checkpoint.
 
     Attributes:
@@ -176,7 +177,7 @@ def compare(
                     f"has {forward.sizes.vocab} tokens, {checkpoint.path} has {logits.shape[1]}: they are "
                     "different models",
                     code=Code.CONTRADICTION,
-                    file=opened.path,
+                    file=str(opened.path),
                 )
             windows.append(_compare_window(forward.logits(ids, forward.new_cache(len(ids))), logits, ids))
             if progress is not None:

@@ -34,6 +34,7 @@ from bitconv.system.errors import BitconvError, Code, option, reports_system_err
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import check_no_model_file, check_output, replacing
 from bitconv.system.rawio import write_at
+from bitconv.system.results import Result
 
 # A job converts this many values of a dense tensor, whole blocks of every type: large ones are split, for the threads
 # to share.
@@ -88,8 +89,8 @@ class ConvertedPart:
     bits: float
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Result):
     """What a conversion wrote, or with dry_run would write. Sizes and offsets are in bytes.
 
     Attributes:
@@ -100,7 +101,7 @@ class Conversion:
         notes: What else of the model directory the user should know, in words.
     """
 
-    output: str
+    output: Path
     family: str
     architecture: str
     type: str
@@ -259,7 +260,7 @@ def convert(
             attestation.attest(target, checkpoint, asked, threads)
     tensors = tuple(_report(plan, t, scales.get(t.weight.name, [])) for t in plan.tensors)
     return Conversion(
-        output=str(target),
+        output=target,
         family=plan.model.family.name,
         architecture=plan.model.family.architecture.name,
         type=plan.type_name,

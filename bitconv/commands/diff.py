@@ -23,6 +23,7 @@ from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
+from bitconv.system.results import Result
 
 # What follows from the types of the tensors.
 _OF_TYPES = ("general.architecture", "general.file_type", "general.alignment", "general.quantization_version")
@@ -57,8 +58,8 @@ class ChangedTensor:
         return self.shapes[0] == self.shapes[1] and not (self.trits or self.scale or self.others)
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass(frozen=True, repr=False)
+class Difference(Result):
     """What differs between two models.
 
     Attributes:

@@ -17,6 +17,7 @@ import bitconv
 from bitconv import _kernels
 from bitconv.system.errors import reports_system_errors
 from bitconv.system.jobs import default_threads
+from bitconv.system.results import Result
 
 # Programs of llama.cpp and its forks, which share their names.
 PROGRAMS = ("llama-cli", "llama-completion", "llama-server", "llama-perplexity", "llama-tokenize", "llama-embedding")
@@ -73,8 +74,8 @@ class Extra:
         return None not in self.versions.values()
 
 
-@dataclass(frozen=True)
-class Surroundings:
+@dataclass(frozen=True, repr=False)
+class Surroundings(Result):
     """What was found.
 
     Attributes:

@@ -19,10 +19,11 @@ from bitconv.packed.inspection import Inspection, inspect_file
 from bitconv.system.errors import BitconvError, Code, check_number, option, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress
+from bitconv.system.results import Result
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
     """What a text is worth under a model.
 
     Attributes:
@@ -32,7 +33,7 @@ class Evaluation:
         tokens_per_second: Of those put in, reading the file not counted.
     """
 
-    file: str
+    file: Path
     architecture: str
     activations: str
     window: int
@@ -131,7 +132,7 @@ def evaluate(
                     progress(number * window + cache.used, windows.size)
         seconds = time.perf_counter() - start
     return Evaluation(
-        file=str(opened.path),
+        file=opened.path,
         architecture=inspection.architecture_name,
         activations="float32" if float_activations else "int8",
         window=window,

@@ -37,6 +37,7 @@ from bitconv.system.errors import BitconvError, Code, one_line, option, reports_
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import replacing, replacing_directory, tidy_directory
 from bitconv.system.rawio import read_at, write_at
+from bitconv.system.results import Result
 from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
 
 # The names of the files that an export writes.
@@ -63,8 +64,8 @@ class ExportedTensor:
     scale: float | None
 
 
-@dataclass(frozen=True)
-class Export:
+@dataclass(frozen=True, repr=False)
+class Export(Result):
     """What an export wrote.
 
     Attributes:
@@ -79,7 +80,7 @@ class Export:
             names.
     """
 
-    directory: str
+    directory: Path
     architecture: str
     dtype: str
     scale_convention: str | None
@@ -158,7 +159,7 @@ def export(
     finally:
         os.close(descriptor)
     return Export(
-        directory=str(target),
+        directory=target,
         architecture=checkpoint.config["architectures"][0],
         dtype=checkpoint.dtype,
         scale_convention=None if checkpoint.storage is None else checkpoint.storage[0].value,

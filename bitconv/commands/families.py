@@ -13,6 +13,7 @@ from bitconv.checkpoint.refusals import REFUSALS
 from bitconv.models.families import FAMILIES, Family
 from bitconv.runners import FLOAT_FILE_TYPES, RUNNERS, Runner
 from bitconv.system.errors import Written, in_python, rendered
+from bitconv.system.results import Result
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,23 @@ class RefusalEntry:
     way_out: str
 
 
-@dataclass(frozen=True)
-class Catalogue:
+@dataclass(frozen=True, repr=False)
+class Catalogue(Result):
     families: tuple[FamilyEntry, ...]
     refusals: tuple[RefusalEntry, ...]
+
+
+def families() -> Catalogue:
+    """What is converted, and what is refused and why.
+
+    Returns:
+        Families and refusals; what each runner computes is in bitconv.runners.RUNNERS.
+
+    Example:
+        >>> [family.name for family in bitconv.families().families][0]
+        'Microsoft b1.58'
+    """
+    return catalogue()
 
 
 def catalogue(written: Written = in_python) -> Catalogue:

@@ -40,6 +40,7 @@ from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import BitconvError, one_line, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
+from bitconv.system.results import Result
 from bitconv.tokenizer.chat import chat_metadata
 from bitconv.tokenizer.files import read_files
 
@@ -95,8 +96,8 @@ class InspectedKind:
     plus: float
 
 
-@dataclass(frozen=True)
-class Overview:
+@dataclass(frozen=True, repr=False)
+class Overview(Result):
     """What there is in a model.
 
     Attributes:

@@ -18,6 +18,7 @@ from bitconv.runners import default_runner
 from bitconv.system.errors import BitconvError, Code, option, reports_system_errors
 from bitconv.system.output import check_no_model_file, check_output, replacing
 from bitconv.system.rawio import write_at
+from bitconv.system.results import Result
 
 # A name for a model in the code generator's list, where it stands in for shapes that no model there has.
 _CUSTOM = "custom"
@@ -32,8 +33,8 @@ class TiledShape:
     shipped: bool
 
 
-@dataclass(frozen=True)
-class KernelConfig:
+@dataclass(frozen=True, repr=False)
+class KernelConfig(Result):
     """A kernel_config.ini, and how to build a runner with kernels of its tiles.
 
     Attributes:
@@ -45,7 +46,7 @@ class KernelConfig:
         notes: What else to do, and what is known to go wrong, in words.
     """
 
-    output: str
+    output: Path
     type: str
     shapes: tuple[TiledShape, ...]
     left_out: dict[str, str]
@@ -105,7 +106,7 @@ def kernel_config(
     with replacing(target, len(text), force=force) as descriptor:
         write_at(descriptor, text, 0)
     return KernelConfig(
-        output=str(target),
+        output=target,
         type=type,
         shapes=tuple(TiledShape(shape, tile, rules.shipped_tile(*shape) is not None) for shape, tile in tiles.items()),
         left_out=left_out,

@@ -35,6 +35,7 @@ from bitconv.system.errors import BitconvError, Code, option, reports_system_err
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import check_output, replacing
 from bitconv.system.rawio import read_at, write_at
+from bitconv.system.results import Result
 from bitconv.tokenizer.pretokenizers import check_name
 
 # A job copies this many bytes of a tensor that stays as it is, in pieces that fit a core's cache.
@@ -74,8 +75,8 @@ class RepackedDense:
     type: str
 
 
-@dataclass(frozen=True)
-class Repacking:
+@dataclass(frozen=True, repr=False)
+class Repacking(Result):
     """What a repacking wrote.
 
     Attributes:
@@ -85,7 +86,7 @@ class Repacking:
         warnings: What verify calls wrong in the metadata, which is carried over.
     """
 
-    output: str
+    output: Path
     architecture: str
     type: str
     runner: str
@@ -208,7 +209,7 @@ def repack(
         RepackedDense(t.info.name, inspection.types[t.info.name], t.dense) for t in planned if t.dense is not None
     )
     return Repacking(
-        str(target), architecture, type, chosen.name, size, run, tensors, dense, warnings, chosen.notes_on(type)
+        target, architecture, type, chosen.name, size, run, tensors, dense, warnings, chosen.notes_on(type)
     )
 
 

@@ -43,6 +43,7 @@ from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import MAX_FAULTS, BitconvError, Code, first_lines, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.rawio import read_at
+from bitconv.system.results import Result
 
 NOT_COVERED = (
     "the graph: whether a runner computes this architecture and these types right",
@@ -88,8 +89,8 @@ class Digests:
     trits_and_scales: str
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Result):
     """What was found. docs/verification.schema.json describes its JSON.
 
     Attributes:
@@ -101,7 +102,7 @@ class Verification:
         strict: Warnings are faults.
     """
 
-    file: str
+    file: Path
     against: str | None
     architecture: str | None
     faults: tuple[str, ...]
@@ -221,7 +222,7 @@ def _with_attestation(
 ) -> Verification:
     from bitconv.commands.attest import made_again  # which itself verifies
 
-    faults = tuple(made_again(Path(result.file), attestation, checkpoint, threads))
+    faults = tuple(made_again(result.file, attestation, checkpoint, threads))
     checked = {**result.checked, "attestations: made again to the same bytes": Passed(0 if faults else 1, 1)}
     return replace(result, faults=(*result.faults, *faults), checked=checked)
 
@@ -229,7 +230,7 @@ def _with_attestation(
 def _of_a_header(path: Path, checkpoint: Checkpoint | None, fault: str, *, strict: bool) -> Verification:
     """The verdict on a file of which no more can be read."""
     against = None if checkpoint is None else str(checkpoint.path)
-    return Verification(str(path), against, None, (fault,), (), (), {}, NOT_COVERED, None, strict)
+    return Verification(path, against, None, (fault,), (), (), {}, NOT_COVERED, None, strict)
 
 
 class _Verifier:
@@ -291,7 +292,7 @@ class _Verifier:
             faults.insert(0, self._made_by() or f"this looks like another model: {differ}")
         complete = len(self.digests) == len(ternary)
         return Verification(
-            file=str(self.opened.path),
+            file=self.opened.path,
             against=None if self.checkpoint is None else str(self.checkpoint.path),
             architecture=self.inspection.architecture_name,
             faults=first_lines(faults),

@@ -22,13 +22,14 @@ from bitconv.models.quantization import ScaleConvention
 from bitconv.system.errors import BitconvError, Code, check_number, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.output import replacing_directory, tidy_directory
+from bitconv.system.results import Result
 from bitconv.tokenizer.rebuild import encode_json, token_ids, tokenizer_files
 
 _NORM_SPREAD = 0.1
 
 
-@dataclass(frozen=True)
-class Dummy:
+@dataclass(frozen=True, repr=False)
+class Dummy(Result):
     """What was written.
 
     Attributes:
@@ -36,7 +37,7 @@ class Dummy:
         size: Of all tensors, in bytes.
     """
 
-    directory: str
+    directory: Path
     family: str
     architecture: str
     stored: str
@@ -108,7 +109,7 @@ def dummy(
         written = tuple(sorted(path.name for path in temporary.iterdir()))
     slots = [slot for slot in made.family.architecture.slots(made.sizes) if _is_stored(slot, made)]
     return Dummy(
-        directory=str(target),
+        directory=target,
         family=made.family.name,
         architecture=made.family.hf_architecture,
         stored=stored,
