@@ -12,7 +12,7 @@ DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
 PYTEST := pytest -n auto --dist worksteal
 test test-quick test-lowest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo dev test test-quick test-lowest lint bench bench-quick fuzz test-aarch64 test-avx512 test-sanitize clean
+.PHONY: demo dev test test-quick test-lowest lint docs wheel bench bench-quick fuzz test-aarch64 test-avx512 test-sanitize clean
 
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
@@ -37,6 +37,22 @@ lint: .venv/dev
 	$(BIN)/ruff format --check bitconv tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The site of docs/, into build/site.
+docs: .venv/dev
+	$(EDITABLE) '.[docs]'
+	touch bitconv/_kernels.*.so .venv/installed .venv/dev
+	$(BIN)/zensical build --strict --config-file .mkdocs.yml
+
+# A wheel and an sdist in build/dist, and the wheel at work in an environment where nothing is built.
+wheel:
+	rm -rf build/dist
+	$(PYTHON) -m venv --clear build/wheel
+	build/wheel/bin/pip install --quiet build
+	build/wheel/bin/python -m build --outdir build/dist .
+	$(PYTHON) -m venv --clear build/wheel
+	build/wheel/bin/pip install --quiet --only-binary :all: build/dist/*.whl
+	PATH="$(CURDIR)/build/wheel/bin:$$PATH" tests/wheel.sh
 
 # In BITCONV_BENCH_DIR or the system's temporary directory: 14 GB and 20 minutes, or 3 GB and a minute.
 # bench writes docs/bench.md and its chart, bench-quick prints a smaller page.

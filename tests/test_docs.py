@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import bitconv
 import pytest
 from bitconv.cli import app
 from bitconv.system.errors import Code
@@ -16,8 +17,9 @@ ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "fixtures"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")]
+QUICK_START = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
 # The rows of the table that name a runner, and what is typed for it.
-ROWS = re.findall(r"^\| ([^|`]+) \| `(bitconv convert MODEL OUT\.gguf[^`]*)` \|$", README, re.MULTILINE)
+ROWS = re.findall(r"^\| ([^|`]+) \| `(bitconv convert MODEL OUT\.gguf[^`]*)` \|$", QUICK_START, re.MULTILINE)
 
 
 def run(line: str) -> str:
@@ -39,24 +41,25 @@ def test_the_readme_shows_what_the_demo_prints(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("runner", "line"), ROWS, ids=[runner for runner, _ in ROWS])
-def test_what_the_readme_says_to_type_is_for_the_runner_named(tmp_path: Path, runner: str, line: str) -> None:
+def test_what_the_quick_start_says_to_type_is_for_the_runner_named(tmp_path: Path, runner: str, line: str) -> None:
     line = line.replace("MODEL", str(FIXTURES / "Llama3-1.58-tiny")).replace("OUT.gguf", str(tmp_path / "out.gguf"))
     named = {"bitnet.cpp from July 2026": "bitnet.cpp-2026", "bitnet.cpp built for arm64": "bitnet.cpp-arm64"}
     assert f", for {named.get(runner.split(',')[0], runner)}\n" in run(line)
 
 
-def test_the_readme_has_a_row_for_every_runner() -> None:
+def test_the_quick_start_has_a_row_for_every_runner() -> None:
     from bitconv.runners import RUNNERS
 
     assert len(ROWS) == len(RUNNERS)
 
 
-def test_the_readme_s_python_runs(
+def test_the_python_page_s_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "model_dir").symlink_to(FIXTURES / "Llama3-1.58-tiny")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})
     conversion, verdict, tensors = capsys.readouterr().out.splitlines()
     assert conversion == "llama.cpp True []"
@@ -81,3 +84,24 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")} - {"README.md"}
     assert {page for page in pages if f"]({page})" not in index} == set()
+
+
+def test_the_site_has_every_page_once() -> None:
+    nav = re.findall(r": (\S+\.md)$", (ROOT / ".mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(nav) == sorted(str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md"))
+
+
+def test_the_python_page_has_all_of_the_api() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^::: bitconv\.(\w+)$", page, re.MULTILINE))
+    records = {name for name in bitconv.__all__ if re.fullmatch(r"(\w+Tensor|\w+Part|\w+Kind|Extra|FoundRunner)", name)}
+    assert named == {*bitconv.__all__} - records - {"__version__", "Catalogue"} | {"OpenTensor"}
+
+
+def test_what_the_table_of_types_says_is_taken(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "which-type.md").read_text(encoding="utf-8")
+    taken = re.findall(r"`(--type [\w-]+(?: --backend \w+)?|--runner [\w.-]+)`", page)
+    assert len(taken) >= 8
+    for options in taken:
+        if options != "--type tl1":  # of a tile that the bundled shapes have not
+            run(f"bitconv convert {FIXTURES / 'Llama3-1.58-tiny'} {tmp_path / 'out.gguf'} {options} --dry-run")
