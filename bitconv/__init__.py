@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bitconv.commands.kernel_config import KernelConfig, kernel_config
     from bitconv.commands.open import OpenModel, OpenTensor, open
     from bitconv.commands.repack import RepackedTensor, Repacking, repack
+    from bitconv.commands.report import Report, report
     from bitconv.commands.verify import Verification, VerifiedTensor, verify
     from bitconv.system.errors import BitconvError
 
@@ -53,6 +54,7 @@ __all__ = [
     "Overview",
     "RepackedTensor",
     "Repacking",
+    "Report",
     "Surroundings",
     "Verification",
     "VerifiedTensor",
@@ -71,6 +73,7 @@ __all__ = [
     "kernel_config",
     "open",
     "repack",
+    "report",
     "verify",
 ]
 
@@ -98,6 +101,7 @@ _HOMES = {
     "Overview": "inspect",
     "RepackedTensor": "repack",
     "Repacking": "repack",
+    "Report": "report",
     "Surroundings": "doctor",
     "Verification": "verify",
     "VerifiedTensor": "verify",

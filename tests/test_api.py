@@ -29,6 +29,7 @@ VERBS = [
     "kernel_config",
     "open",
     "repack",
+    "report",
     "verify",
 ]
 

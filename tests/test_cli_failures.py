@@ -37,6 +37,7 @@ COMMANDS = {
     "dummy": bitconv.dummy,
     "diff": bitconv.diff,
     "audit": bitconv.audit,
+    "report": bitconv.report,
 }
 
 

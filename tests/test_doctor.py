@@ -71,10 +71,10 @@ def test_it_tells_versions_and_what_extras_lack(monkeypatch: pytest.MonkeyPatch)
     extras = {extra.name: extra for extra in found.extras}
     assert extras["eval"].versions == {"tokenizers": None} and not extras["eval"].installed
     result = CliRunner().invoke(app, ["doctor"])
-    assert "for eval and generate: tokenizers missing; pip install 'bitconv[eval]'" in result.stdout.splitlines()
+    assert "for eval and generate: tokenizers missing; pip install 'bitconv[eval]'" in result.stdout
 
 
 def test_its_json_is_the_typed_result() -> None:
     told = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert told["version"] == bitconv.__version__ and told["instruction_set"] in told["instruction_sets"]
-    assert {extra["name"] for extra in told["extras"]} == {"eval", "torch"}
+    assert {extra["name"] for extra in told["extras"]} == {"eval", "report", "torch"}

@@ -12,7 +12,7 @@ import typer
 
 from bitconv.cli.converting import audit, convert, export, repack, verify
 from bitconv.cli.help import Command, Group
-from bitconv.cli.listing import diff, doctor, families, inspect, runners
+from bitconv.cli.listing import diff, doctor, families, inspect, report, runners
 from bitconv.cli.preparing import dummy, kernel_config
 from bitconv.cli.process import failures_end_in_one_line
 from bitconv.cli.running import compare, evaluate, generate
@@ -79,6 +79,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "convert": (convert, "bitconv convert microsoft/bitnet-b1.58-2B-4T-bf16 bitnet.gguf --type tq2_0"),
     "verify": (verify, "bitconv verify bitnet.gguf --against microsoft/bitnet-b1.58-2B-4T-bf16"),
     "inspect": (inspect, "bitconv inspect hf://microsoft/bitnet-b1.58-2B-4T-gguf/ggml-model-i2_s.gguf"),
+    "report": (report, "bitconv report bitnet.gguf -o bitnet.html"),
     "diff": (diff, "bitconv diff bitnet-i2_s.gguf bitnet-tq2_0.gguf"),
     "audit": (audit, "bitconv audit microsoft/bitnet-b1.58-2B-4T-bf16 --against microsoft/bitnet-b1.58-2B-4T"),
     "repack": (repack, "bitconv repack bitnet-i2_s.gguf bitnet-tq1_0.gguf --type tq1_0"),

@@ -11,6 +11,7 @@ import typer
 
 from bitconv import choices
 from bitconv.cli.options import (
+    AgainstOption,
     BackendOption,
     ConventionOption,
     FilePreOption,
@@ -144,9 +145,7 @@ def convert(
 
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to check.", show_default=False)],
-    against: Annotated[
-        str | None, option("--against", metavar="MODEL", help="Checkpoint that the file must equal.")
-    ] = None,
+    against: AgainstOption = None,
     revision: RevisionOption = None,
     token: TokenOption = None,
     kernel_config: KernelConfigOption = None,

@@ -1,11 +1,13 @@
 """The commands that list what there is: in a model, and what is known of runners and families."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitconv.cli.options import (
+    AgainstOption,
     I2SOrderOption,
     JsonOption,
     KernelConfigOption,
@@ -13,6 +15,7 @@ from bitconv.cli.options import (
     RevisionOption,
     ThreadsOption,
     TokenOption,
+    option,
 )
 from bitconv.cli.process import RIGHT, WRONG, as_option
 from bitconv.cli.rendering import (
@@ -20,6 +23,7 @@ from bitconv.cli.rendering import (
     print_catalogue,
     print_difference,
     print_overview,
+    print_report,
     print_runner,
     print_surroundings,
     show,
@@ -61,6 +65,28 @@ def inspect(
     given = {name: value for name, value in locals().items() if name not in ("tensors", "metadata")}
     result = call("inspect", given, doing="counting", unit="tensors")
     show(result, as_json, lambda overview: print_overview(overview, tensors=tensors, metadata=metadata))
+
+
+def report(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to report on.", show_default=False)],
+    output: Annotated[Path, option("--output", "-o", metavar="FILE.html", help="File to write.")],
+    against: AgainstOption = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite FILE.html.")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a page about a GGUF file, with verify's verdict and plots.
+
+    It is one HTML file, which loads nothing from anywhere. Exits with 1 where the file is wrong.
+    """
+    result = call("report", locals(), doing="reading", unit="")
+    show(result, as_json, print_report, quiet=quiet)
+    raise typer.Exit(WRONG if result.right is False else RIGHT)
 
 
 def diff(

@@ -33,6 +33,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="Hugging Face model: a directory, or an id on the Hub.", show_default=False),
 ]
+AgainstOption = Annotated[str | None, option("--against", metavar="MODEL", help="Checkpoint that the file must equal.")]
 RevisionOption = Annotated[
     str | None,
     option("--revision", metavar="NAME", help="Branch, tag or commit of MODEL on the Hub. Default: main."),

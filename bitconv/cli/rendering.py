@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bitconv.commands.inspect import Overview
     from bitconv.commands.kernel_config import KernelConfig
     from bitconv.commands.repack import Repacking
+    from bitconv.commands.report import Report
     from bitconv.commands.verify import Verification
     from bitconv.runners import Runner
 
@@ -210,6 +211,11 @@ def print_repacking(result: Repacking) -> None:
         print(f"{tensor.name}: {tensor.from_type} to {tensor.type}")
     _print_first("warning  ", [f"the input's {line}" for line in result.warnings])
     _print_output(result.output, f"{result.size:,} bytes", result)
+
+
+def print_report(result: Report) -> None:
+    verdict = {None: "cannot be judged", True: "is right", False: "is WRONG"}[result.right]
+    print(f"{result.output}: {result.size:,} bytes; the file {verdict}")
 
 
 def print_export(result: Export) -> None:

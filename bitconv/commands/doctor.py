@@ -33,7 +33,7 @@ _SIGNS = (("ik_llama.cpp", b"iq2_bn\0"), ("bitnet.cpp", b"i2_s\0"), ("llama.cpp"
 # Where builds put the libraries of a program, from its directory.
 _LIBRARIES = (".", "../lib", "../lib64", "../src", "../ggml/src", "../3rdparty/llama.cpp/src")
 # The extras for users, and what needs them.
-_EXTRAS = {"eval": "eval and generate", "torch": "compare"}
+_EXTRAS = {"eval": "eval and generate", "report": "report", "torch": "compare"}
 _SECONDS = 10
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -52,12 +52,16 @@ class InspectedTensor:
     Attributes:
         type: Of the file; "u8" and the like are a checkpoint's.
         nbytes: With what follows up to the next tensor, where the type is not known.
+        shares: Of -1, 0 and +1 among trits that were counted.
+        scale: What multiplies those, or the mean of several.
     """
 
     name: str
     type: str
     shape: tuple[int, ...]
     nbytes: int
+    shares: tuple[float, float, float] | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ def inspect(
         'llama'
     """
     asked = os.fspath(path)
-    count = None if headers else partial(_kinds, threads=threads, progress=progress)
+    count = None if headers else partial(_counted, threads=threads, progress=progress)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     with contextlib.ExitStack() as stack:
         if asked.startswith(URI) and asked.count("/") > URI.count("/") + 1:
@@ -191,14 +195,25 @@ def inspect(
 
 
 class _Trits(NamedTuple):
-    """How many are -1, 0 and +1, and the scales of their tensor in words."""
+    """How many are -1, 0 and +1, the scales of their tensor in words, and the sum and number of those above 0."""
 
     counts: npt.NDArray[np.int64]
     scales: str
+    total: float
+    several: int
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        minus, zero, plus = self.counts / max(self.counts.sum(), 1)
+        return float(minus), float(zero), float(plus)
+
+    def with_those_of(self, other: _Trits) -> _Trits:
+        scales = self.scales if other.scales in self.scales else f"{self.scales} or {other.scales}"
+        return _Trits(self.counts + other.counts, scales, self.total + other.total, self.several + other.several)
 
 
-# _kinds with all but the tensors, how each is counted, and notes.
-_Count: TypeAlias = Callable[[list[str], Sequence[Callable[[KeepGoing], _Trits]], list[str]], tuple[InspectedKind, ...]]
+# _counted with all but the tensors, how each is counted, and notes.
+_Count: TypeAlias = Callable[[list[str], Sequence[Callable[[KeepGoing], _Trits]], list[str]], dict[str, _Trits]]
 
 
 def _of_file(
@@ -212,7 +227,7 @@ def _of_file(
         notes.append(one_line(error.cause))
     tensors = tuple(InspectedTensor(*one) for one in _listed(opened, inspection))
     ternary = set() if inspection is None else set(inspection.layouts)
-    kinds: tuple[InspectedKind, ...] = ()
+    counted: dict[str, _Trits] = {}
     if inspection is not None:
         faults = [*inspection.faults, *(f"{n}: {text[0]}" for n, text in inspection.tensor_faults.items())]
         if faults:
@@ -222,7 +237,7 @@ def _of_file(
             try:
                 infos = {info.name: info for info in opened.tensors}
                 work = [partial(_count_file, descriptor, infos, inspection, name) for name in inspection.layouts]
-                kinds = count(list(inspection.layouts), work, notes)
+                counted = count(list(inspection.layouts), work, notes)
             finally:
                 os.close(descriptor)
             opened.check_unchanged()
@@ -243,7 +258,7 @@ def _of_file(
         tensors=tensors,
         ternary=ternary,
         part=lambda tensor: _part(tensor.name, roles.get(tensor.name), tensor.shape),
-        kinds=kinds,
+        counted=counted,
         metadata={key: shown(value) for key, value in metadata.items()},
         notes=notes,
     )
@@ -260,7 +275,7 @@ def _of_checkpoint(checkpoint: Checkpoint, count: _Count | None) -> Overview:
     known = [w for w in model.matrices if w.scale is not None]
     names = [weight.name for weight in known]
     work = [partial(_count_stored, checkpoint, weight) for weight in known]
-    kinds = count(names, work, notes) if count is not None and len(known) == len(model.matrices) else ()
+    counted = count(names, work, notes) if count is not None and len(known) == len(model.matrices) else {}
     checkpoint.check_unchanged()
     config = model.config
     return _overview(
@@ -278,7 +293,7 @@ def _of_checkpoint(checkpoint: Checkpoint, count: _Count | None) -> Overview:
         tensors=tuple(_stored(weight) for weight in model.weights),
         ternary={name for name, weight in weights.items() if isinstance(weight, TernaryWeight | ExpertsWeight)},
         part=lambda tensor: _part(tensor.name, _role(weights[tensor.name]), tensor.shape),
-        kinds=kinds,
+        counted=counted,
         metadata={key: shown(value) for key, value in config.items()},
         notes=notes,
     )
@@ -290,6 +305,7 @@ def _overview(
     tensors: tuple[InspectedTensor, ...],
     ternary: set[str],
     part: Callable[[InspectedTensor], str | None],
+    counted: Mapping[str, _Trits],
     notes: Iterable[str],
     **told: Any,
 ) -> Overview:
@@ -311,7 +327,8 @@ def _overview(
         context=None if sizes is None else sizes.context,
         rope=None if sizes is None else _rope(sizes),
         parts=parts,
-        tensors=tensors,
+        kinds=_kinds(counted),
+        tensors=tuple(_with_trits(tensor, counted.get(tensor.name)) for tensor in tensors),
         notes=tuple(notes),
         **told,
     )
@@ -397,40 +414,44 @@ def _stored(weight: Weight) -> InspectedTensor:
     return InspectedTensor(weight.name, stored[0].dtype, weight.shape, sum(tensor.file_nbytes for tensor in stored))
 
 
-def _kinds(
+def _counted(
     names: list[str],
     work: Sequence[Callable[[KeepGoing], _Trits]],
     notes: list[str],
     *,
     threads: int | None,
     progress: Progress | None,
-) -> tuple[InspectedKind, ...]:
-    """work: counts the trits of the tensor of each name. Where one is faulty there are none, and a note."""
-    counted: dict[str, list[_Trits]] = {}
+) -> dict[str, _Trits]:
+    """By name, of which experts have one. work: counts those of each. Where one is faulty nothing, and a note."""
+    counted: dict[str, _Trits] = {}
     try:
         for done, (name, found) in enumerate(zip(names, jobs.run(work, threads), strict=True), 1):
-            kind = name.removesuffix(".weight").split(".", 2)[-1] if name.startswith("blk.") else name
-            counted.setdefault(kind, []).append(found)
+            counted[name] = counted[name].with_those_of(found) if name in counted else found
             if progress is not None:
                 progress(done, len(names))
     except BitconvError as error:
         notes.append(one_line(str(error)))
-        return ()
-    return tuple(
-        InspectedKind(
-            kind,
-            len(found),
-            " or ".join(dict.fromkeys(one.scales for one in found)),
-            *(float(share) for share in _shares(found)),
-        )
-        for kind, found in counted.items()
-    )
+        return {}
+    return counted
 
 
-def _shares(found: list[_Trits]) -> npt.NDArray[np.float64]:
-    counts = np.array([one.counts for one in found], np.float64).sum(axis=0)
-    shares: npt.NDArray[np.float64] = counts / max(counts.sum(), 1)
-    return shares
+def _kinds(counted: Mapping[str, _Trits]) -> tuple[InspectedKind, ...]:
+    kinds: dict[str, list[_Trits]] = {}
+    for name, found in counted.items():
+        kinds.setdefault(kind_of(name), []).append(found)
+    summed = {kind: (len(found), reduce(_Trits.with_those_of, found)) for kind, found in kinds.items()}
+    return tuple(InspectedKind(kind, tensors, all_.scales, *all_.shares) for kind, (tensors, all_) in summed.items())
+
+
+def kind_of(name: str) -> str:
+    """A tensor's name without its layer's number: attn_q of blk.0.attn_q.weight."""
+    return name.removesuffix(".weight").split(".", 2)[-1] if name.startswith("blk.") else name
+
+
+def _with_trits(tensor: InspectedTensor, trits: _Trits | None) -> InspectedTensor:
+    if trits is None:
+        return tensor
+    return replace(tensor, shares=trits.shares, scale=trits.total / trits.several if trits.several else None)
 
 
 def _counts(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
@@ -442,15 +463,21 @@ def _count_file(
     descriptor: int, infos: dict[str, TensorInfo], inspection: Inspection, name: str, keep_going: KeepGoing
 ) -> _Trits:
     layout, group = inspection.layouts[name], inspection.groups.get(name)
-    counts = np.zeros(3, np.int64)
+    counts, total, several = np.zeros(3, np.int64), 0.0, 0
     try:
         for matrix in matrices(descriptor, infos[name], layout, infos.get(scale_name(name)), group):
             for first, last in row_blocks(matrix.rows, matrix.columns, layout.row_multiple):
                 keep_going()
-                counts += _counts(matrix.read(first, last).trits)
+                rows = matrix.read(first, last)
+                counts += _counts(rows.trits)
+                if rows.scales is not None:
+                    total += float(rows.scales.sum(dtype=np.float64))
+                    several += int(np.count_nonzero(rows.scales))
+            if matrix.scale is not None:
+                total, several = total + float(matrix.scale), several + 1
     except FaultyTensor as fault:
         raise fault.at(infos, name, "see bitconv verify") from None
-    return _Trits(counts, _scales(group, infos[name].shape[-1]))
+    return _Trits(counts, _scales(group, infos[name].shape[-1]), total, several)
 
 
 def _count_stored(checkpoint: Checkpoint, weight: TernaryWeight, keep_going: KeepGoing) -> _Trits:
@@ -459,7 +486,8 @@ def _count_stored(checkpoint: Checkpoint, weight: TernaryWeight, keep_going: Kee
     for first, last in row_blocks(reader.rows, reader.columns, reader.row_multiple):
         keep_going()
         counts += _counts(reader.stored_trits(first, last))
-    return _Trits(counts, _scales(group_of(reader.stored_scale, reader.columns), reader.columns))
+    scale, words = reader.stored_scale, _scales(group_of(reader.stored_scale, reader.columns), reader.columns)
+    return _Trits(counts, words, float(np.sum(scale, dtype=np.float64)), int(np.count_nonzero(scale)))
 
 
 def _scales(group: int | None, columns: int) -> str:
