@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from bitconv.commands.kernel_config import KernelConfig, kernel_config
     from bitconv.commands.open import OpenModel, OpenTensor, open
     from bitconv.commands.repack import RepackedTensor, Repacking, repack
-    from bitconv.commands.report import Report, report
+    from bitconv.commands.reporting import Report, report
+    from bitconv.commands.trial import Trial, Trials, try_runner
     from bitconv.commands.verify import Verification, VerifiedTensor, verify
     from bitconv.system.errors import BitconvError
 
@@ -56,6 +57,8 @@ __all__ = [
     "Repacking",
     "Report",
     "Surroundings",
+    "Trial",
+    "Trials",
     "Verification",
     "VerifiedTensor",
     "__version__",
@@ -74,6 +77,7 @@ __all__ = [
     "open",
     "repack",
     "report",
+    "try_runner",
     "verify",
 ]
 
@@ -101,10 +105,14 @@ _HOMES = {
     "Overview": "inspect",
     "RepackedTensor": "repack",
     "Repacking": "repack",
-    "Report": "report",
+    "Report": "reporting",
     "Surroundings": "doctor",
+    "Trial": "trial",
+    "Trials": "trial",
     "Verification": "verify",
     "VerifiedTensor": "verify",
+    "report": "reporting",
+    "try_runner": "trial",
 }
 
 

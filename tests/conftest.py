@@ -22,6 +22,12 @@ def checkpoint(request: pytest.FixtureRequest) -> Path:
     return FIXTURES / request.param
 
 
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine prints none to the stderr that tests compare."""
+    monkeypatch.setattr("bitconv.cli.progress.SECONDS", float("inf"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     extension = Path(_kernels.__file__)
     if any(file.stat().st_mtime > extension.stat().st_mtime for file in KERNELS.rglob("*.?pp")):

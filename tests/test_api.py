@@ -30,6 +30,7 @@ VERBS = [
     "open",
     "repack",
     "report",
+    "try_runner",
     "verify",
 ]
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "diff": bitconv.diff,
     "audit": bitconv.audit,
     "report": bitconv.report,
+    "try": bitconv.try_runner,
 }
 
 

@@ -8,7 +8,8 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.cli import app
-from bitconv.commands.generate import _choice, _pieces
+from bitconv.commands.generate import _choice
+from bitconv.commands.generate import pieces as pieces_of
 from bitconv.gguf import read_gguf
 from bitconv.inference.tokenizer import load_tokenizer
 from typer.testing import CliRunner
@@ -62,7 +63,7 @@ def test_a_character_of_several_tokens_comes_whole(file: Path) -> None:
     tokenizer = load_tokenizer(read_gguf(file).metadata, file)
     ids = tokenizer.encode("a \u6f22\u5b57 \U0001f600!", add_special_tokens=False).ids
     before = len(tokenizer.encode("a", add_special_tokens=False).ids)
-    pieces = list(_pieces(tokenizer, ids[:before], iter(ids[before:])))
+    pieces = list(pieces_of(tokenizer, ids[:before], iter(ids[before:])))
     assert "".join(pieces) == " \u6f22\u5b57 \U0001f600!"
     assert len(pieces) < len(ids) - before
 

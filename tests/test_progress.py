@@ -81,6 +81,7 @@ def test_without_color_none_is_written() -> None:
 def test_where_there_is_no_terminal_a_line_comes_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 10.0)
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with progress_bar("verifying") as report:

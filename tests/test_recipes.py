@@ -32,6 +32,7 @@ def test_a_runner_that_is_listed_is_written_for(tmp_path: Path, monkeypatch: pyt
         types={"q2_0": 41},
         type_ids={"q2_0": 42},
         run="made-up {}",
+        home="https://example.org/made-up",
         scale_tensors=True,
         preferred=True,
     )

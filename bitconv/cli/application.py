@@ -15,7 +15,7 @@ from bitconv.cli.help import Command, Group
 from bitconv.cli.listing import diff, doctor, families, inspect, report, runners
 from bitconv.cli.preparing import dummy, kernel_config
 from bitconv.cli.process import failures_end_in_one_line
-from bitconv.cli.running import compare, evaluate, generate
+from bitconv.cli.running import compare, evaluate, generate, try_runner
 from bitconv.system.errors import BitconvError, Code
 
 # Of a command line that does not parse; typer exports no name for it.
@@ -87,6 +87,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "eval": (evaluate, "bitconv eval bitnet.gguf --text wiki.test.raw --max-tokens 4096"),
     "compare": (compare, "bitconv compare bitnet.gguf microsoft/bitnet-b1.58-2B-4T-bf16"),
     "generate": (generate, "bitconv generate bitnet.gguf -p 'The capital of France is' -n 16"),
+    "try": (try_runner, "bitconv try bitnet.gguf --runner llama.cpp/build/bin/llama-server"),
     "kernel-config": (kernel_config, "bitconv kernel-config microsoft/bitnet-b1.58-2B-4T-bf16 --type tl2"),
     "dummy": (dummy, "bitconv dummy model_dir --shape 2b-4t --stored packed"),
     "runners": (runners, "bitconv runners"),

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from bitconv.commands.inspect import Overview
     from bitconv.commands.kernel_config import KernelConfig
     from bitconv.commands.repack import Repacking
-    from bitconv.commands.report import Report
+    from bitconv.commands.reporting import Report
+    from bitconv.commands.trial import Trials
     from bitconv.commands.verify import Verification
     from bitconv.runners import Runner
 
@@ -243,6 +244,18 @@ def print_comparison(result: Comparison, file: object, model: str) -> None:
     for disagreement in result.disagreements:
         print(f"WRONG  {disagreement}")
     print(f"{file}: {'agrees with' if result.agrees else 'DISAGREES with'} {model}")
+
+
+def print_trials(result: Trials) -> None:
+    for trial in result.trials:
+        named = " ".join(filter(None, [trial.project, trial.version]))
+        about = f" ({named})" if named else ""
+        for cause in trial.causes:
+            print_wrapped("  ", cause)
+        measured = ""
+        if trial.measured is not None:
+            measured = f"; {trial.measured} off by {trial.difference:.3g}, {trial.limit:g} is the limit"
+        print(f"{result.file} in {trial.runner}{about}: {trial.verdict}{measured}")
 
 
 def print_kernel_config(result: KernelConfig) -> None:

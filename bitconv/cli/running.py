@@ -20,7 +20,7 @@ from bitconv.cli.options import (
     option,
 )
 from bitconv.cli.process import RIGHT, WRONG
-from bitconv.cli.rendering import print_comparison, print_evaluation, show
+from bitconv.cli.rendering import print_comparison, print_evaluation, print_trials, show
 from bitconv.cli.streams import write_now
 from bitconv.cli.verbs import call
 
@@ -107,3 +107,38 @@ def compare(
     render = partial(print_comparison, file=file, model=model)
     show(result, as_json, render, disagreements=result.disagreements, agrees=result.agrees, quiet=quiet)
     raise typer.Exit(RIGHT if result.agrees else WRONG)
+
+
+def try_runner(
+    file: FileArgument,
+    runner: Annotated[
+        str | None,
+        option(
+            "--runner",
+            metavar="PATH|URL",
+            help="llama-server, llama-cli, llama-completion, llama-perplexity or llama-tokenize of any fork, or a "
+            "running server's address. Default: those that bitconv doctor finds.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, option("--model", metavar="NAME", help="The file's name at a server of several models.")
+    ] = None,
+    text: Annotated[
+        Path | None, option("--text", metavar="TEXT.txt", help="Text to start with, UTF-8. Default: a short one.")
+    ] = None,
+    timeout: Annotated[
+        int, typer.Option("--timeout", metavar="SECONDS", min=1, help="For each question, and to load the file.")
+    ] = 300,
+    kernel_config: KernelConfigOption = None,
+    i2_s_order: I2SOrderOption = None,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a GGUF file in your own runner, and tell whether it computes the model.
+
+    Where it does not, the known fault that has its numbers is named. Exits with 0 where it is right, 1 where not.
+    """
+    result = call("try_runner", locals(), doing="looking for the fault", unit="runs")
+    show(result, as_json, print_trials, quiet=quiet, right=result.right)
+    raise typer.Exit(RIGHT if result.right else WRONG)

@@ -31,7 +31,15 @@ _WHEELS = {
 # the others lack.
 _SIGNS = (("ik_llama.cpp", b"iq2_bn\0"), ("bitnet.cpp", b"i2_s\0"), ("llama.cpp", b"tq2_0\0"))
 # Where builds put the libraries of a program, from its directory.
-_LIBRARIES = (".", "../lib", "../lib64", "../src", "../ggml/src", "../3rdparty/llama.cpp/src")
+_LIBRARIES = (
+    ".",
+    "../lib",
+    "../lib64",
+    "../src",
+    "../ggml/src",
+    "../3rdparty/llama.cpp/src",
+    "../3rdparty/llama.cpp/ggml/src",
+)
 # The extras for users, and what needs them.
 _EXTRAS = {"eval": "eval and generate", "report": "report", "torch": "compare"}
 _SECONDS = 10
@@ -131,7 +139,7 @@ def doctor() -> Surroundings:
         instruction_sets=tuple(_kernels.isas()),
         packages=needed.get(None, {}),
         extras=tuple(Extra(name, commands, needed.get(name, {})) for name, commands in _EXTRAS.items()),
-        runners=(*find_programs(), *_wheels()),
+        runners=(*find_programs(), *find_wheels()),
         caches={"models of the Hub": HF_HUB_CACHE},
     )
 
@@ -190,7 +198,8 @@ def _version(path: Path) -> str | None:
     return found[1] if found else None
 
 
-def _wheels() -> Iterator[FoundRunner]:
+def find_wheels() -> Iterator[FoundRunner]:
+    """The installed packages that hold a runner."""
     for package, runner in _WHEELS.items():
         version = _installed(package)
         if version is not None:

@@ -72,7 +72,7 @@ def generate(
         )
     model = ForwardPass(opened, inspection, threads=threads)
     tokens = _tokens(model, ids, min(max_tokens, context - len(ids)), _ends(opened.metadata), temperature, seed)
-    return _pieces(tokenizer, ids, tokens)
+    return pieces(tokenizer, ids, tokens)
 
 
 def _ends(metadata: Metadata) -> set[int]:
@@ -105,7 +105,7 @@ def _choice(logits: Floats, temperature: float, random: np.random.Generator) -> 
     return int(np.searchsorted(shares, random.random() * shares[-1], side="right"))
 
 
-def _pieces(tokenizer: Any, ids: list[int], tokens: Iterator[int]) -> Iterator[str]:
+def pieces(tokenizer: Any, ids: list[int], tokens: Iterator[int]) -> Iterator[str]:
     """The texts of tokens that follow ids; a character of several tokens comes with its last."""
     from tokenizers.decoders import DecodeStream
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from types import TracebackType
@@ -206,7 +206,7 @@ class ForwardPass:
     """The model in a GGUF file without structural faults; a context manager, since it keeps threads.
 
     Opening it reads every ternary tensor once and checks its codes and scales. float_activations: what a runner
-    computes that does not round them. BitconvError where the file is faulty.
+    computes that does not round them. projections: by name in the file. BitconvError where the file is faulty.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class ForwardPass:
         self.file = opened.path
         self.architecture = inspection.architecture
         self.sizes = inspection.sizes
-        self._float_activations = float_activations
+        self.float_activations = float_activations
         self._threads = jobs.thread_count(threads)
         self._data = _read_file(opened)
         infos = {tensor.name: tensor for tensor in opened.tensors}
@@ -233,10 +233,8 @@ class ForwardPass:
         }
         scales = self._checked_scales(infos, inspection)
         self._embedding, self._head = self._read_embeddings(infos, inspection, scales)
-        self._projections = dict(self._read_projections(infos, inspection, scales))
-        long = self.sizes.rope_long
-        self._frequencies = self._rope_frequencies(ROPE_FREQS if long is None else ROPE_SHORT)
-        self._long_frequencies = None if long is None else self._rope_frequencies(ROPE_LONG)
+        self.projections = dict(self._read_projections(infos, inspection, scales))
+        self.set_rope_base(self.sizes.rope_base)
         self._pool = ThreadPoolExecutor(self._threads)
 
     def __enter__(self) -> ForwardPass:
@@ -246,6 +244,13 @@ class ForwardPass:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown()
+
+    def set_rope_base(self, base: float) -> None:
+        """That of the rotary embedding, in place of the file's."""
+        self.sizes = replace(self.sizes, rope_base=base)
+        long = self.sizes.rope_long
+        self._frequencies = self._rope_frequencies(ROPE_FREQS if long is None else ROPE_SHORT)
+        self._long_frequencies = None if long is None else self._rope_frequencies(ROPE_LONG)
 
     def new_cache(self, capacity: int) -> Cache:
         shape = (self.sizes.layers, self.sizes.kv_heads, capacity, self.sizes.head_dim)
@@ -351,10 +356,10 @@ class ForwardPass:
             inputs = [Activations(self._norm(x, f"{name}_norm_in")) for name in names]
         else:
             inputs = [Activations(x)] * len(names)
-        work = [(self._projections[f"{name}.weight"], x) for name, x in zip(names, inputs, strict=True)]
+        work = [(self.projections[f"{name}.weight"], x) for name, x in zip(names, inputs, strict=True)]
 
         def products(part: int) -> list[Floats]:
-            if self._float_activations:
+            if self.float_activations:
                 return [projection.float_product(part, activations) for projection, activations in work]
             return [projection.product(part, activations) for projection, activations in work]
 

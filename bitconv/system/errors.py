@@ -62,6 +62,7 @@ class Code(Enum):
     LAYOUT = ("BC060", "a tensor that the type cannot hold")
     RUNNER = ("BC061", "a model or a type that the runner does not compute")
     TILES = ("BC062", "a tile that is missing or is not legal")
+    ASKED = ("BC063", "a runner that cannot be asked")
 
     GGUF_UNSUPPORTED = ("BC070", "a model that this command does not work on")
     FAULTY = ("BC071", "a GGUF file that is wrong; verify lists all faults")

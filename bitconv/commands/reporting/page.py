@@ -76,7 +76,7 @@ def report(
     try:
         from jinja2 import Environment
 
-        from bitconv.commands.report import plots
+        from bitconv.commands.reporting import plots
     except ImportError as error:
         raise BitconvError(
             f"{error.name} is missing, which report needs", code=Code.PACKAGE, way_out="pip install 'bitconv[report]'"
@@ -107,7 +107,7 @@ def report(
             "Scales by layer": plots.scales_by_layer(counted),
         }
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        resources.files("bitconv.commands.report").joinpath("page.html").read_text("utf-8")
+        resources.files("bitconv.commands.reporting").joinpath("page.html").read_text("utf-8")
     )
     text = page.render(
         overview=overview, verdict=verdict, obstacle=obstacle, plots=drawn, rows=_rows(overview, verdict)
