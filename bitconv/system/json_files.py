@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bitconv.system.errors import BitconvError, Code
 from bitconv.system.files import decode, read_whole
 
-# Digits of an integer, and values within values: far more than any model's files have, far less than Python takes.
-_MAX_DIGITS = 1000
+# What Python converts to no number, and values within values: far more than any model's files have.
+_HUGE = re.compile(r"\d{4301,}")
 _MAX_DEPTH = 100
 
 
@@ -29,12 +30,14 @@ def read_json_value(path: Path, within: Path | None = None) -> Any:
     except FileNotFoundError:
         raise BitconvError("missing", code=Code.NOT_FOUND, file=path) from None
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
         _check_depth(value)
     except RecursionError:
         raise BitconvError("not valid JSON: its values are nested too deep", code=Code.MALFORMED, file=path) from None
     except ValueError as error:
-        raise BitconvError(f"not valid JSON: {error}", code=Code.MALFORMED, file=path) from None
+        digits = _HUGE.search(text)  # Python's own words for it tell how to lift its limit
+        cause = f"a number of {len(digits[0])} digits" if digits else error
+        raise BitconvError(f"not valid JSON: {cause}", code=Code.MALFORMED, file=path) from None
     return value
 
 
@@ -51,17 +54,15 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
-
-
 def _check_depth(value: Any) -> None:
-    level = [value]
+    level = [value] if type(value) in (dict, list) else []
     for _ in range(_MAX_DEPTH):
-        nodes = [node for node in level if isinstance(node, dict | list)]
-        if not nodes:
+        if not level:
             return
-        level = [child for node in nodes for child in (node.values() if isinstance(node, dict) else node)]
+        level = [
+            child
+            for node in level
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) is dict or type(child) is list
+        ]
     raise RecursionError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def byte_level_vocabulary(files: TokenizerFiles, json: Mapping[str, Any], pre: s
         name = recognise(path, json, ignore_merges=bpe.ignore_merges, cleans=cleans)
     else:
         name = check_name(pre)
-    tokens, types = assemble(path, files.vocab_size, _entries(files, bpe))
+    tokens, types = assemble(path, files.vocab_size, *_entries(files, bpe))
     # The byte alphabet has no space: a merge with one never applies, and as a GGUF string it would be another one.
     merges = [f"{left} {right}" for left, right in bpe.pairs() if " " not in left and " " not in right]
     return Vocabulary("gpt2", tokens, types, {"tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges})
@@ -55,22 +55,21 @@ def refuse_rebuilt(path: Path, json: Mapping[str, Any]) -> None:
     )
 
 
-def _entries(files: TokenizerFiles, bpe: BPE) -> Iterator[tuple[int, str, TokenType]]:
-    for text, token_id in bpe.vocab.items():
-        added = files.added.get(token_id)
-        if added is None:
-            yield token_id, text, TokenType.NORMAL
-        elif added.content != text:
+def _entries(files: TokenizerFiles, bpe: BPE) -> tuple[dict[int, str], dict[int, TokenType]]:
+    """Texts by id, and the types of those that are no normal ones."""
+    texts, types = dict(zip(bpe.vocab.values(), bpe.vocab, strict=True)), dict[int, TokenType]()
+    for token_id, added in files.added.items():
+        text = texts.get(token_id, added.content)
+        if added.content != text:
             raise BitconvError(
                 f"id {token_id} is {text!r} and the added token {added.content!r}",
                 code=Code.TOKENIZER,
                 file=files.json_path,
             )
-    for token_id, added in files.added.items():
         # Falcon3 lists the line break as an added token in the byte alphabet. The text never holds that spelling,
         # so it is a token like any other, for BPE to make.
         spelled = not added.content.isascii() and BYTE_CHARACTERS.issuperset(added.content)
-        if spelled and bpe.vocab.get(added.content) == token_id:
-            yield token_id, added.content, TokenType.NORMAL
-        else:
-            yield token_id, added.content, added_type(added)
+        if not (spelled and bpe.vocab.get(added.content) == token_id):
+            types[token_id] = added_type(added)
+        texts[token_id] = added.content
+    return texts, types

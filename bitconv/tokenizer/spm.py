@@ -70,10 +70,11 @@ def spm_vocabulary(
         path,
         files.vocab_size,
         # User-defined tokens are found in the text before its spaces are replaced.
-        (
-            (token_id, p.text.replace(SPACE, " ") if p.type == TokenType.USER_DEFINED else p.text, p.type)
+        {
+            token_id: p.text.replace(SPACE, " ") if p.type == TokenType.USER_DEFINED else p.text
             for token_id, p in pieces.items()
-        ),
+        },
+        {token_id: p.type for token_id, p in pieces.items()},
     )
     scores = np.full(files.vocab_size, _UNUSED_SCORE, np.float32)
     scores[list(pieces)] = [piece.score for piece in pieces.values()]

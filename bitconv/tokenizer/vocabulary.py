@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -55,30 +55,29 @@ def added_type(token: AddedToken) -> TokenType:
 
 
 def assemble(
-    path: Path, vocab_size: int, entries: Iterable[tuple[int, str, TokenType]]
+    path: Path, vocab_size: int, texts: Mapping[int, str], types: Mapping[int, TokenType]
 ) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """Order (id, text, type) entries from `path`, no id twice, into texts and types, both of length vocab_size.
+    """Texts from `path` by id, and the types of those that are no normal tokens, both of length vocab_size.
 
-    Ids without an entry (rows of the embedding that only pad it) become unused tokens [PAD<id>], as in
-    llama.cpp's converters. Raises BitconvError for an id beyond vocab_size and for a text that stands twice.
+    Ids without a text (rows of the embedding that only pad it) become unused tokens [PAD<id>], as in
+    llama.cpp's converters. BitconvError for an id beyond vocab_size and for a text that stands twice.
     """
-    tokens: list[str | None] = [None] * vocab_size
-    types = [TokenType.UNUSED] * vocab_size
-    for token_id, text, kind in entries:
-        if token_id >= vocab_size:
-            raise BitconvError(
-                f"token {text!r} has id {token_id}, but config.json's vocab_size is {vocab_size}",
-                code=Code.CONTRADICTION,
-                file=path,
-                way_out="use the tokenizer files that belong to this checkpoint",
-            )
-        tokens[token_id] = text
-        types[token_id] = kind
-    texts = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(tokens)]
-    if len(set(texts)) < vocab_size:
-        ((text, _),) = Counter(texts).most_common(1)
-        first, second, *_ = (token_id for token_id, other in enumerate(texts) if other == text)
+    beyond = next((token_id for token_id in texts if token_id >= vocab_size), None)
+    if beyond is not None:
+        raise BitconvError(
+            f"token {texts[beyond]!r} has id {beyond}, but config.json's vocab_size is {vocab_size}",
+            code=Code.CONTRADICTION,
+            file=path,
+            way_out="use the tokenizer files that belong to this checkpoint",
+        )
+    numbers = np.full(vocab_size, TokenType.UNUSED, np.int32)
+    numbers[list(texts)] = TokenType.NORMAL
+    numbers[list(types)] = list(types.values())
+    tokens = [texts.get(token_id, f"[PAD{token_id}]") for token_id in range(vocab_size)]
+    if len(set(tokens)) < vocab_size:
+        ((text, _),) = Counter(tokens).most_common(1)
+        first, second, *_ = (token_id for token_id, other in enumerate(tokens) if other == text)
         raise BitconvError(
             f"token {text!r} stands twice, with the ids {first} and {second}", code=Code.TOKENIZER, file=path
         )
-    return texts, np.array(types, np.int32)
+    return tokens, numbers
