@@ -12,6 +12,8 @@ from pathlib import Path
 import bitconv
 import pytest
 from bitconv.cli import app
+from bitconv.commands.inspect import InspectedTensor
+from bitconv.commands.reporting import plots
 from bitconv.gguf import TensorEntry, encode_header
 from typer.testing import CliRunner
 
@@ -123,6 +125,13 @@ def test_of_a_file_of_another_tool_s_the_page_says_why_it_cannot_be_judged(tmp_p
     assert "{{ 7 * 7 }}" in elements.texts and "{% x %}" in elements.texts
 
 
+def test_a_name_in_a_plot_is_text() -> None:
+    tensor = InspectedTensor("blk.0.</svg><b>$x$-->&.weight", "tq2_0", (4, 256), 264, (0.2, 0.3, 0.5), 1.0)
+    for plot in (plots.heat_map([tensor], lambda _: 1.0, "viridis"), plots.scales_by_layer([tensor])):
+        elements = Elements(plot)
+        assert "</svg><b>$x$-->&" in "".join(elements.texts) and "b" not in [tag for tag, _ in elements.tags]
+
+
 def test_the_same_file_gives_the_same_page(file: Path, tmp_path: Path) -> None:
     assert written(file, tmp_path / "a.html") == written(file, tmp_path / "b.html", threads=1)
 
@@ -136,20 +145,43 @@ def test_what_is_there_is_not_overwritten_and_the_file_itself_never(file: Path, 
         bitconv.report(file, file, force=True)
 
 
+def in_browser(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """The document after its scripts, and what the console says."""
+    assert BROWSER is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--enable-logging=stderr", f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom"]
+    shown = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    return shown.stdout, [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+def test_on_a_phone_no_name_or_value_of_a_file_widens_the_page(tmp_path: Path) -> None:
+    entries = [TensorEntry("blk.0." + "x" * 57, (4, 256), 2, 0)]
+    metadata = {"general.architecture": "gpt", "general.name": "n" * 300, "k" * 200: "v" * 500}
+    (tmp_path / "in.gguf").write_bytes(encode_header(metadata, entries) + bytes(4096))
+    page = written(tmp_path / "in.gguf", tmp_path / "out.html")
+    width = "<script>top.postMessage(document.documentElement.scrollWidth, '*')</script>"
+    (tmp_path / "out.html").write_text(page.replace("</body>", f"{width}</body>"))
+    # In a frame: a window of Chromium has a least width of its own.
+    (tmp_path / "phone.html").write_text(
+        "<script>onmessage = event => document.body.dataset.told = event.data</script>"
+        '<iframe src="out.html" width="400" height="800"></iframe>'
+    )
+    document, said = in_browser(tmp_path / "phone.html", tmp_path / "profile")
+    told = re.search(r'data-told="(\d+)"', document)
+    assert not said and told and int(told[1]) <= 400
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 def test_in_a_browser_it_sorts_and_filters_without_an_error(file: Path, tmp_path: Path) -> None:
     page = written(file, tmp_path / "out.html")
     (tmp_path / "used.html").write_text(page.replace("</body>", f"{USE}</body>"))
-    assert BROWSER is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    shown = subprocess.run(
-        [BROWSER, *options, (tmp_path / "used.html").as_uri()], capture_output=True, text=True, timeout=120
-    )
-    assert not [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
+    document, said = in_browser(tmp_path / "used.html", tmp_path / "profile")
+    assert not said
     tensors = len(bitconv.inspect(file, headers=True).tensors)
-    told = re.search(r'data-told="([^"]*)"', shown.stdout)
+    told = re.search(r'data-told="([^"]*)"', document)
     assert told and told[1].replace("&quot;", '"') == (
         f'[true,{tensors},["blk.0.ffn_up.scale","blk.0.ffn_up.weight","blk.1.ffn_up.scale","blk.1.ffn_up.weight"],4]'
     )

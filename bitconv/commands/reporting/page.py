@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import resources
+from math import prod
 from pathlib import Path
 
+from bitconv import __version__
 from bitconv.commands.inspect import InspectedTensor, Overview, inspect
 from bitconv.commands.verify import Verification, verify
 from bitconv.system.errors import BitconvError, Code, one_line, reports_system_errors
@@ -110,7 +112,12 @@ def report(
         resources.files("bitconv.commands.reporting").joinpath("page.html").read_text("utf-8")
     )
     text = page.render(
-        overview=overview, verdict=verdict, obstacle=obstacle, plots=drawn, rows=_rows(overview, verdict)
+        overview=overview,
+        verdict=verdict,
+        obstacle=obstacle,
+        plots=drawn,
+        rows=_rows(overview, verdict),
+        version=__version__,
     ).encode("utf-8", "replace")
     with replacing(target, len(text), force=force) as descriptor:
         write_at(descriptor, text, 0)
@@ -129,7 +136,7 @@ def _balance(tensor: InspectedTensor) -> float:
     return 100 * (plus - minus) / max(plus + minus, 1e-9)
 
 
-def _rows(overview: Overview, verdict: Verification | None) -> list[tuple[InspectedTensor, tuple[str, ...]]]:
-    """Tensors and their faults."""
+def _rows(overview: Overview, verdict: Verification | None) -> list[tuple[InspectedTensor, int, tuple[str, ...]]]:
+    """Tensors, how many weights they have, and their faults."""
     faults = {} if verdict is None else {tensor.name: tensor.faults for tensor in verdict.tensors}
-    return [(tensor, faults.get(tensor.name, ())) for tensor in overview.tensors]
+    return [(tensor, prod(tensor.shape), faults.get(tensor.name, ())) for tensor in overview.tensors]

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from textwrap import shorten
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -28,7 +29,7 @@ _STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _TEXT),
 }
 _MOST_LABELS = 16
-_WIDTH = 7.0  # inches, of all alike: the page scales them to one width
+_WIDTH = 4.5  # inches, of all alike: the page scales them to one width, and a phone has not more
 P = ParamSpec("P")
 
 
@@ -53,12 +54,13 @@ def size_by_part(parts: Sequence[InspectedPart]) -> Figure:
     """A bar a part, in MB."""
     figure = Figure((_WIDTH, 0.4 + 0.3 * len(parts)))
     axes = figure.subplots()
-    names = [f"{part.name} ({', '.join(part.types)})" for part in reversed(parts)]
+    names = [f"{part.name} ({shorten(', '.join(part.types), 24, placeholder=' …')})" for part in reversed(parts)]
+    size = max(sum(part.nbytes for part in parts), 1)
     bars = axes.barh(range(len(names)), [part.nbytes / 1e6 for part in reversed(parts)], color="#4c78a8")
     axes.set_yticks(range(len(names)), names)
-    axes.bar_label(bars, [f" {part.nbytes / 1e6:,.3g}" for part in reversed(parts)])
+    axes.bar_label(bars, [f" {part.nbytes / 1e6:,.2f} ({part.nbytes / size:.1%})" for part in reversed(parts)])
     axes.set_xlabel("MB")
-    axes.margins(x=0.15)
+    axes.margins(x=0.3)
     return figure
 
 
@@ -78,7 +80,7 @@ def heat_map(
     limits: dict[str, Any] = {"vmin": -far, "vmax": far} if centred else {}
     image = axes.imshow(values, colours, aspect="auto", interpolation="nearest", **limits)
     axes.set_yticks(range(len(kinds)), kinds)
-    axes.set_xticks(range(0, layers, max(1, layers // _MOST_LABELS)))
+    axes.set_xticks(range(0, layers, -(-layers // _MOST_LABELS)))
     axes.set_xlabel("layer")
     figure.colorbar(image, format="%.3g %%", pad=0.02)
     return figure
@@ -95,7 +97,7 @@ def scales_by_layer(tensors: Sequence[InspectedTensor]) -> Figure:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_minor_formatter("{x:.3g}")
-    axes.set_xticks(range(0, layers, max(1, layers // _MOST_LABELS)))
+    axes.set_xticks(range(0, layers, -(-layers // _MOST_LABELS)))
     axes.set_xlabel("layer")
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
