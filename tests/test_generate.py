@@ -8,7 +8,7 @@ import bitconv
 import numpy as np
 import pytest
 from bitconv.cli import app
-from bitconv.commands.generate import _choice
+from bitconv.commands.generate import _choice, _in_template
 from bitconv.commands.generate import pieces as pieces_of
 from bitconv.gguf import read_gguf
 from bitconv.inference.tokenizer import load_tokenizer
@@ -109,3 +109,46 @@ def test_the_command_prints_the_prompt_and_the_text(file: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(PROMPT + "\\x1b[2J") and result.stdout.endswith("\n")
     assert "\x1b" not in result.stdout
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["Llama3-1.58-tiny", "bitnet-b1.58-2B-4T-tiny"])
+def test_a_chat_is_what_transformers_makes_of_the_template(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    bitconv.convert(FIXTURES / name, tmp_path / "chat.gguf")
+    metadata = read_gguf(tmp_path / "chat.gguf").metadata
+    reference = transformers.AutoTokenizer.from_pretrained(FIXTURES / name)
+    said = "Who art thou?\n {{ bos_token }}"
+    messages = [{"role": "user", "content": said}]
+    expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert _in_template(metadata, tmp_path, said) == expected
+    ids = reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    tokenizer = load_tokenizer(metadata, tmp_path)
+    assert tokenizer.encode(expected, add_special_tokens=False).ids == list(ids)
+    shown = CliRunner().invoke(app, ["generate", str(tmp_path / "chat.gguf"), "-p", said, "--chat", "-n", "8"])
+    answer = "".join(bitconv.generate(tmp_path / "chat.gguf", said, chat=True, max_tokens=8))
+    assert shown.stdout == f"{answer}\n" and answer
+
+
+@pytest.mark.parametrize(
+    ("template", "cause"),
+    [
+        (None, "has no chat template"),
+        ("{% for", "its chat template fails: TemplateSyntaxError"),
+        ("{{ raise_exception('no system') }}", "its chat template fails: TemplateError: no system"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "its chat template fails: SecurityError"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "its chat template fails: SecurityError"),
+        ("{{ messages.append(1) }}", "its chat template fails: SecurityError"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "its chat template fails: OverflowError"),
+        ("{% include '/etc/passwd' %}", "its chat template fails: TypeError: no loader"),
+    ],
+)
+def test_a_template_that_fails_or_reaches_out_is_refused(template: str | None, cause: str, tmp_path: Path) -> None:
+    bitconv.convert(FIXTURES / "Llama3-1.58-tiny", tmp_path / "good.gguf")
+    rebuilt = Rebuilt(tmp_path / "good.gguf")
+    if template is None:
+        del rebuilt.metadata["tokenizer.chat_template"]
+    else:
+        rebuilt.metadata["tokenizer.chat_template"] = template
+    with pytest.raises(bitconv.BitconvError, match=cause):
+        bitconv.generate(rebuilt.write(tmp_path / "bad.gguf"), "hello", chat=True)

@@ -64,6 +64,9 @@ def evaluate(
 def generate(
     file: FileArgument,
     prompt: Annotated[str, option("--prompt", "-p", metavar="TEXT", help="Text to continue, as it stands.")],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="TEXT is what a user says: the file's chat template is put around it.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", min=1, help="Tokens to generate.")] = 64,
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="X", help="0 takes the likeliest token each time.")
@@ -75,12 +78,9 @@ def generate(
     i2_s_order: I2SOrderOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Continue a text by the model in a GGUF file, without a runner.
-
-    As a text, not as a chat: no template is applied.
-    """
+    """Continue a text, or answer it, by the model in a GGUF file, without a runner."""
     pieces = call("generate", locals())
-    for piece in itertools.chain([prompt], pieces, ["\n"]):
+    for piece in itertools.chain([] if chat else [prompt], pieces, ["\n"]):
         write_now(piece)
 
 
