@@ -23,6 +23,7 @@ import bitconv
 import huggingface_hub
 import pytest
 from bitconv.checkpoint.hub import local_model
+from bitconv.checkpoint.hub_ranges import PartialFiles
 from bitconv.cli import app
 from typer.testing import CliRunner
 
@@ -655,6 +656,8 @@ def test_of_a_gguf_file_on_the_hub_the_header_is_read(hub: Hub, run: Run, tmp_pa
         (f"hf://{ID}/none.gguf", "has no file none.gguf"),
         ("hf://someone/nothing/x.gguf", "no such model on the Hub"),
         (f"hf://{ID}/../x.gguf", "expected hf://OWNER/NAME/FILE"),
+        (f"hf://{ID}//tmp/x.gguf", "expected hf://OWNER/NAME/FILE"),
+        (f"hf://{ID}/x/", "expected hf://OWNER/NAME/FILE"),
         (f"hf://{ID}/README.md", "not a GGUF file"),
         (f"hf://{ID}@none/README.md", "has no revision none"),
         ("someone/nothing", "no such model on the Hub"),
@@ -686,3 +689,18 @@ def test_a_server_without_ranges_is_one_line(hub: Hub, run: Run, tmp_path: Path)
     hub.repositories[ID] = Repository({"main": make_checkpoint(tmp_path / NAME, "llama", vocab=20_000).path})
     hub.whole = True
     assert_refused(run("inspect", ID), "bytes came of 65536 that were asked for; download the model")
+
+
+@pytest.mark.parametrize("name", ["/x", "../x", "a/../../x", "a//x", "./x", "a\\..\\x", ""])
+def test_no_name_of_a_listing_leads_out_of_the_temporary_directory(name: str, tmp_path: Path) -> None:
+    class Nothing:
+        def cat_file(self, path: str, start: int, end: int, *, cache_type: str) -> bytes:
+            return b""
+
+    (tmp_path / "source").write_text("text")
+    (tmp_path / "inside").mkdir()
+    files = PartialFiles(tmp_path / "inside", Nothing(), "OWNER/NAME@COMMIT/")
+    for put in (lambda: files.add(name, 5), lambda: files.copy(tmp_path / "source", name)):
+        with pytest.raises(bitconv.BitconvError, match="is no name of a file in it"):
+            put()
+    assert {path.name for path in tmp_path.rglob("*")} == {"source", "inside"}

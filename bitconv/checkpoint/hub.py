@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -93,10 +92,9 @@ def sampled_model(
     with tempfile.TemporaryDirectory(prefix="bitconv-") as temporary, _quiet():
         # By the names that the cache has, which tell the model and its commit.
         directory = Path(temporary, *snapshot.parts[-3:])
-        for name in there:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(snapshot / name, directory / name)
         files = PartialFiles(directory, _filesystem(token), f"{model_id}@{snapshot.name}/")
+        for name in there:
+            files.copy(snapshot / name, name)
         for name, size in left.items():
             files.add(name, size)
         with _named_as_on_the_hub(directory, f"{URI}{model_id}"):
@@ -111,7 +109,7 @@ def sampled_file(uri: str, revision: str | None = None, token: str | None = None
     named, _, name = rest.partition("/")
     repository, _, stated = named.partition("@")
     model_id = f"{owner}/{repository}"
-    if not _ID.fullmatch(model_id) or not name or ".." in name.split("/") or (revision and stated):
+    if not _ID.fullmatch(model_id) or not {"", ".", ".."}.isdisjoint(name.split("/")) or (revision and stated):
         raise BitconvError(f"{uri}: expected {URI}OWNER/NAME/FILE", code=Code.USAGE)
     revision = revision or stated or None
     with tempfile.TemporaryDirectory(prefix="bitconv-") as temporary, _quiet():

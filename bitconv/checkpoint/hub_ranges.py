@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +24,12 @@ class FileSystem(Protocol):
 class PartialFiles:
     """Files of a directory that have the size of those on the Hub, and of their bytes those that were asked for.
 
-    The rest are holes, which take no room on a disk. Any number of threads may fetch. `fetched`: bytes so far.
+    The rest are holes, which take no room on a disk. Any number of threads may fetch.
     """
 
     def __init__(self, directory: Path, filesystem: FileSystem, prefix: str) -> None:
         """prefix: before a file's name, such as OWNER/NAME@COMMIT/."""
         self.directory = directory
-        self.fetched = 0
         self._filesystem = filesystem
         self._prefix = prefix
         self._sizes: dict[Path, int] = {}
@@ -38,11 +38,22 @@ class PartialFiles:
 
     def add(self, name: str, size: int) -> Path:
         """Make a file of that size without any of its bytes."""
-        file = self.directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = self._path(name)
         with file.open("wb") as stream:
             stream.truncate(size)
         self._sizes[file] = size
+        return file
+
+    def copy(self, source: Path, name: str) -> None:
+        """A small file that is there already."""
+        shutil.copyfile(source, self._path(name))
+
+    def _path(self, name: str) -> Path:
+        """Where a file goes. A listing from elsewhere must not put one anywhere else."""
+        if "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise BitconvError(f"{name!r} is no name of a file in it", code=Code.UNSAFE, file=self._prefix.rstrip("/"))
+        file = self.directory / name
+        file.parent.mkdir(parents=True, exist_ok=True)
         return file
 
     def fetch(self, file: Path, start: int, end: int) -> None:
@@ -57,7 +68,6 @@ class PartialFiles:
                 stream.seek(first)
                 stream.write(data)
             with self._lock:
-                self.fetched += len(data)
                 self._there.update((file, at) for at in range(first, last, _BLOCK))
 
     def _missing(self, file: Path, start: int, end: int) -> Iterator[tuple[int, int]]:
