@@ -255,7 +255,27 @@ def test_llama_cpp_computes_its_types_and_loads_no_other(type_name: str, verdict
         assert trial.difference is not None and trial.limit is not None and trial.difference < trial.limit / 2
         assert trial.tokens and not trial.causes
     else:
-        assert "failed to load model" in trial.causes[0] and trial.measured is None
+        assert trial.causes[0].startswith("llama.cpp does not compute i2_s") and "failed to load" in trial.causes[1]
+
+
+@pytest.mark.runners
+@pytest.mark.parametrize(
+    ("name", "type_name", "verdict"),
+    [
+        (LLAMA, "iq2_bn", "right"),
+        (MICROSOFT, "iq1_bn", "right"),
+        (LLAMA, "tq2_0", "cannot load"),
+        (LLAMA, "i2_s", "cannot load"),
+        (MICROSOFT, "i2_s", "wrong"),
+    ],
+)
+def test_ik_llama_cpp_computes_its_types_and_no_other(name: str, type_name: str, verdict: str, tmp_path: Path) -> None:
+    pytest.importorskip("ik_llama_cpp")
+    bitconv.convert(FIXTURES / name, tmp_path / "out.gguf", type=type_name)
+    (trial,) = bitconv.try_runner(tmp_path / "out.gguf", "ik-llama-cpp-python", threads=1).trials
+    assert trial.verdict == verdict, trial
+    says = f"ik_llama.cpp does not compute {type_name}: bitconv repack makes a file for it"
+    assert trial.causes[:1] == (() if verdict == "right" else (says,))
 
 
 @pytest.mark.runners
@@ -281,7 +301,7 @@ def fake(path: Path, help: str, code: str) -> Path:
         ("--no-display-prompt", "echo 'error: unknown model architecture' >&2; exit 1", "unknown model architecture"),
         ("--ppl-stride", "echo 'llama_model_load: error: bad type'; exit 0", "bad type"),
         ("--slots", "echo 'error: no such thing'; exit 3", "no such thing"),
-        ("--show-count", "kill -SEGV $$", "it ended with code -11"),
+        ("--show-count", "kill -SEGV $$", "it crashes, with signal 11"),
     ],
 )
 def test_a_program_that_does_not_load_the_file_is_said_to(
@@ -319,6 +339,7 @@ def test_a_server_that_does_not_get_ready_is_ended_with_all_that_it_started(
         (["--runner", "http://127.0.0.1:1"], "gives no answer"),
         (["--runner", "/nowhere/llama-cli"], "no such program; name a program or a URL"),
         (["--runner", "xllamacpp"], "xllamacpp is not installed; pip install xllamacpp"),
+        (["--runner", "ik-llama-cpp-python"], "ik-llama-cpp-python is not installed"),
         (["--runner", "/bin/true"], "is no program that can be asked"),
         (["--runner", "/etc/passwd"], "does not run: Permission denied"),
     ],

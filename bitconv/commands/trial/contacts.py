@@ -28,6 +28,12 @@ WINDOW = 128
 # The most likely next tokens that are asked for.
 TOP = 40
 _LOG_LINES = 3
+_SERVED = "serve_llama_cpp.py"
+# Packages that hold a runner: their module, and the script beside this file that runs it.
+PACKAGES = {
+    "xllamacpp": ("xllamacpp", _SERVED),
+    "ik-llama-cpp-python": ("ik_llama_cpp", "answer_ik_llama_cpp.py"),
+}
 
 
 class CannotLoad(Exception):  # noqa: N818 - no error of bitconv's: it is what is told of the runner
@@ -71,14 +77,18 @@ def contact(runner: str, asked: Asked, model: str | None) -> Iterator[Contact]:
     """
     if runner.startswith(("http://", "https://")):
         yield _served(runner.rstrip("/"), model, asked.seconds)
-    elif runner == "xllamacpp":
-        if importlib.util.find_spec(runner) is None:
+    elif runner in PACKAGES:
+        module, script = PACKAGES[runner]
+        if importlib.util.find_spec(module) is None:
             cause = f"{runner} is not installed"
             raise BitconvError(cause, code=Code.PACKAGE, way_out=f"pip install {runner}, or name a program or a URL")
-        with _running([sys.executable, "-c", _XLLAMACPP, str(asked.file), str(CONTEXT), str(asked.threads)]) as process:
-            yield _Server(
-                process.wait_for(re.compile(r"^listening at (\S+)$", re.MULTILINE), asked.seconds), asked.seconds
-            )
+        command = [sys.executable, str(Path(__file__).with_name(script)), str(asked.file), str(CONTEXT)]
+        with _running([*command, str(asked.threads)]) as process:
+            if script == _SERVED:
+                url = process.wait_for(re.compile(r"^listening at (\S+)$", re.MULTILINE), asked.seconds)
+                yield _Server(url, asked.seconds)
+            else:
+                yield _Lines(process, asked.seconds)
     else:
         path = Path(runner)
         if not path.is_file():
@@ -141,8 +151,8 @@ class _Process:
 
     def wait_for(self, pattern: re.Pattern[str], seconds: float) -> str:
         """What the pattern's group finds in the log."""
-        self.wait_until(lambda: pattern.search(self._text()), seconds)
-        found = pattern.search(self._text())
+        self.wait_until(lambda: pattern.search(self.text()), seconds)
+        found = pattern.search(self.text())
         assert found
         return found[1]
 
@@ -150,12 +160,13 @@ class _Process:
         end = time.monotonic() + seconds
         while not ready():
             if self.process.poll() is not None:
-                raise CannotLoad(last_lines(self._text()) or f"it ended with code {self.process.returncode}")
+                raise CannotLoad(_end(self.process.returncode, self.text()))
             if time.monotonic() > end:
                 raise CannotLoad(f"it was not ready after {seconds:g} seconds")
             time.sleep(0.05)
 
-    def _text(self) -> str:
+    def text(self) -> str:
+        """All that it has printed."""
         return self.log.read_text("utf-8", "replace")
 
 
@@ -181,11 +192,58 @@ def _running(command: list[str]) -> Iterator[_Process]:
                     break
 
 
+def _end(code: int, log: str) -> str:
+    """How a program ended, by its exit code and its log."""
+    if code < 0:
+        return ": ".join(filter(None, [f"it crashes, with signal {-code}", _last(_errors(log))]))
+    return last_lines(log) or f"it ended with code {code}"
+
+
 def last_lines(log: str) -> str:
     """The end of a log, in one line; errors where there are any."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"error|unknown|invalid|failed|assert|abort", line, re.IGNORECASE)]
-    return one_line("; ".join((errors or lines)[-_LOG_LINES:]))[:500]
+    return _last(_errors(log) or [line.strip() for line in log.splitlines() if line.strip()])
+
+
+def _errors(log: str) -> list[str]:
+    wrong = re.compile(r"error|unknown|invalid|failed|assert|abort", re.IGNORECASE)
+    return [line.strip() for line in log.splitlines() if wrong.search(line)]
+
+
+def _last(lines: list[str]) -> str:
+    return one_line("; ".join(lines[-_LOG_LINES:]))[:500]
+
+
+class _Lines(Contact):
+    """answer_ik_llama_cpp.py, whose answers stand below each other in its log, among what the runner says."""
+
+    def __init__(self, process: _Process, seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+        self._answered = 0
+        self._answer()
+
+    def tokens(self, text: str) -> list[int] | None:
+        return [int(token) for token in self._ask(text=text)]
+
+    def next_tokens(self, ids: Sequence[int]) -> dict[int, float] | None:
+        return {int(token): float(value) for token, value in self._ask(ids=list(ids), top=TOP)}
+
+    def _ask(self, **question: Any) -> Any:
+        stdin = self._process.process.stdin
+        assert stdin
+        with contextlib.suppress(BrokenPipeError):  # then it has ended, and its log says why
+            stdin.write(json.dumps(question).encode() + b"\n")
+            stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        """The next line that starts as an answer does."""
+        self._process.wait_until(lambda: len(self._answers()) > self._answered, self._seconds)
+        self._answered += 1
+        return json.loads(self._answers()[self._answered - 1])
+
+    def _answers(self) -> list[str]:
+        return re.findall(r"^answer: (.*)\n", self._process.text(), re.MULTILINE)
 
 
 class _Server(Contact):
@@ -324,18 +382,5 @@ def _output(command: list[str], seconds: float, *, errors: bool) -> str:
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode:
         log = text if errors else done.stderr.decode("utf-8", "replace")
-        raise CannotLoad(last_lines(log) or f"it ended with code {done.returncode}")
+        raise CannotLoad(_end(done.returncode, log))
     return text
-
-
-# llama.cpp as the xllamacpp package has it: serves until its input closes.
-_XLLAMACPP = """
-import sys, xllamacpp
-file, context, threads = sys.argv[1:]
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.warmup = file, int(context), 1, False
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
-server = xllamacpp.Server(params)
-print("listening at " + server.listening_address, flush=True)
-sys.stdin.read()
-"""

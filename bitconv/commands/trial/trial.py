@@ -17,13 +17,15 @@ from bitconv.commands.doctor import find_programs, find_wheels, program
 from bitconv.commands.evaluate import log_probabilities, opened_to_run
 from bitconv.commands.evaluate import perplexity as perplexity_of
 from bitconv.commands.generate import pieces
-from bitconv.commands.trial.contacts import WINDOW, Asked, CannotLoad, Contact, contact
+from bitconv.commands.trial.contacts import PACKAGES, WINDOW, Asked, CannotLoad, Contact, contact
 from bitconv.commands.trial.faults import known_faults, put
 from bitconv.gguf import GGUFFile
 from bitconv.inference.forward import ForwardPass
 from bitconv.inference.tokenizer import load_tokenizer
+from bitconv.layouts import FLOATS
 from bitconv.layouts.registry import max_batch
 from bitconv.packed.inspection import Inspection
+from bitconv.runners import RUNNERS
 from bitconv.system.errors import BitconvError, Code, check_number, reports_system_errors
 from bitconv.system.files import MAX_TEXT, read_text
 from bitconv.system.jobs import Progress, thread_count
@@ -118,7 +120,7 @@ def try_runner(
         file: The GGUF file.
         runner: The path of llama-server, llama-cli, llama-completion, llama-perplexity or llama-tokenize of any fork of
             llama.cpp; the URL of a running llama-server, or of what serves OpenAI's completions with this file loaded;
-            "xllamacpp" for that package. None for all that `doctor` finds.
+            "xllamacpp" or "ik-llama-cpp-python" for these packages. None for all that `doctor` finds.
         model: The file's name at a server of several models.
         text: A text file in UTF-8, whose start is used. None for a short one in several scripts.
         timeout: Seconds for each question, and to load the file.
@@ -154,7 +156,7 @@ def _found() -> list[str]:
     programs = {found.name: found.path for found in find_programs()}
     preferred = ("llama-server", "llama-perplexity", "llama-completion", "llama-cli")
     chosen = [path for name in preferred if (path := programs.get(name))][:1]
-    chosen += [found.name for found in find_wheels() if found.name == "xllamacpp"]
+    chosen += [found.name for found in find_wheels() if found.name in PACKAGES]
     if not chosen:
         raise BitconvError(
             "no runner is on PATH", code=Code.NOT_FOUND, way_out="name a program or the URL of a running server"
@@ -269,14 +271,16 @@ def _finite(value: float) -> float:
 
 
 def _try(runner: str, asked: Asked, model: str | None, known: _Known, progress: Progress | None) -> Trial:
-    about = program(Path(runner)) if Path(runner).is_file() else None
+    packages = {found.name: found for found in find_wheels()}
+    about = program(Path(runner)) if Path(runner).is_file() else packages.get(runner)
     told = (runner, None, None) if about is None else (runner, about.runner, about.version)
+    not_its = list(_not_its_types(told[1], known))
     try:
         with contact(runner, asked, model) as asking:
             split = _tokens(asking)
             observed = list(_observe(asking, known))
     except CannotLoad as refusal:
-        return Trial(*told, "cannot load", None, None, None, None, (str(refusal),))
+        return Trial(*told, "cannot load", None, None, None, None, (*not_its, str(refusal)))
     split_so = list(_tokenizes_otherwise(split, known))
     causes, first = [*split_so], observed[0] if observed else None
     difference = None if first is None else first.difference(known.forward)
@@ -284,7 +288,7 @@ def _try(runner: str, asked: Asked, model: str | None, known: _Known, progress: 
         if any(other.difference(known.forward) < difference - _NEARER for other in observed[1:]):
             causes.append("it does not put the begin token in front of a prompt, which the file asks for")
         elif difference > first.limit:
-            causes += _cause(first, known, asked, progress)
+            causes += not_its or _cause(first, known, asked, progress)
     return Trial(
         *told,
         "wrong" if causes else "right",
@@ -294,6 +298,14 @@ def _try(runner: str, asked: Asked, model: str | None, known: _Known, progress: 
         None if split is None else not split_so,
         tuple(causes),
     )
+
+
+def _not_its_types(project: str | None, known: _Known) -> Iterator[str]:
+    """That no release of a project computes the file's types, where it is known."""
+    releases = [runner for runner in RUNNERS if project and runner.name.startswith(project)]
+    types = sorted(known.types - {*FLOATS})
+    if releases and not any({*types} <= runner.computes for runner in releases):
+        yield f"{project} does not compute {' and '.join(types)}: bitconv repack makes a file for it"
 
 
 def _tokens(asking: Contact) -> dict[str, list[int]] | None:
