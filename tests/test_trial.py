@@ -352,6 +352,45 @@ def test_a_runner_that_cannot_be_asked_is_one_line(
     assert result.exit_code == 2 and result.stderr.count("\n") == 1 and cause in result.stderr, result.stderr
 
 
+class Stranger(Runner):
+    """Answers something else at one path."""
+
+    def __init__(self, file: Path, path: str, instead: Any, *, openai: bool = False) -> None:
+        super().__init__(file, plain, openai=openai)
+        self.path, self.instead = path, instead
+
+    def answer(self, path: str, body: Any) -> Any:
+        return self.instead if path == self.path else super().answer(path, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "instead", "openai"),
+    [
+        ("/tokenize", {"tokens": None}, False),
+        ("/tokenize", {"tokens": ["x"]}, False),
+        ("/tokenize", [], False),
+        ("/completion", {"completion_probabilities": 5}, False),
+        ("/completion", {"completion_probabilities": [{"top_logprobs": [{"id": 1e400, "logprob": 0}]}]}, False),
+        ("/completion", "text", False),
+        ("/v1/models", {"data": [{"name": "x"}]}, True),
+        ("/v1/completions", {"choices": []}, True),
+    ],
+)
+def test_answers_of_another_form_are_one_line(path: str, instead: Any, openai: bool, files: dict[str, Path]) -> None:
+    with serving(Stranger(files[LLAMA], path, instead, openai=openai)) as url:
+        result = CliRunner().invoke(app, ["try", str(files[LLAMA]), "--runner", url])
+    assert result.exit_code == 2 and "gives answers of another form" in result.stderr, result.output
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("told", [[{"id": 5, "logprob": "NaN"}], [{"id": 1 << 40, "logprob": 0.0}], []])
+def test_numbers_that_make_no_sense_are_wrong_and_no_fault_of_bitconv(told: Any, files: dict[str, Path]) -> None:
+    runner = Stranger(files[LLAMA], "/completion", {"completion_probabilities": [{"top_logprobs": told}]})
+    with serving(runner) as url:
+        (trial,) = bitconv.try_runner(files[LLAMA], url, threads=1).trials
+    assert trial.verdict == "wrong" and trial.difference == float("inf")
+
+
 def test_without_a_runner_anywhere_it_is_one_line(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("bitconv.commands.trial.trial.find_wheels", lambda: iter(()))

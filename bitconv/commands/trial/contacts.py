@@ -15,9 +15,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bitconv.system.errors import BitconvError, Code, one_line, option
 
@@ -34,6 +34,9 @@ PACKAGES = {
     "xllamacpp": ("xllamacpp", _SERVED),
     "ik-llama-cpp-python": ("ik_llama_cpp", "answer_ik_llama_cpp.py"),
 }
+
+
+Parsed = TypeVar("Parsed")
 
 
 class CannotLoad(Exception):  # noqa: N818 - no error of bitconv's: it is what is told of the runner
@@ -254,17 +257,23 @@ class _Server(Contact):
         self._seconds = seconds
 
     def tokens(self, text: str) -> list[int] | None:
-        return [int(token) for token in self._post("/tokenize", content=text, add_special=False)["tokens"]]
+        told = self._post("/tokenize", content=text, add_special=False)
+        return _understood(self._url, lambda: [int(token) for token in told["tokens"]])
 
     def next_tokens(self, ids: Sequence[int]) -> dict[int, float] | None:
         # Of a sampler that changes nothing: older servers tell the probabilities that it leaves.
         plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0, "seed": 1}
         answer = self._post("/completion", prompt=list(ids), n_predict=1, n_probs=TOP, cache_prompt=True, **plain)
-        told = (answer.get("completion_probabilities") or [{}])[0].get("top_logprobs")
-        return None if told is None else {int(token["id"]): float(token["logprob"]) for token in told}
+
+        def likeliest() -> dict[int, float] | None:
+            told = (answer.get("completion_probabilities") or [{}])[0].get("top_logprobs")
+            return None if told is None else {int(token["id"]): float(token["logprob"]) for token in told}
+
+        return _understood(self._url, likeliest)
 
     def continuation(self, prompt: str, count: int) -> str | None:
-        return str(self._post("/completion", prompt=prompt, n_predict=count, temperature=0)["content"])
+        answer = self._post("/completion", prompt=prompt, n_predict=count, temperature=0)
+        return _understood(self._url, lambda: str(answer["content"]))
 
     def _post(self, path: str, **body: Any) -> Any:
         return _ask(self._url + path, body, self._seconds)
@@ -280,7 +289,8 @@ class _OpenAI(Contact):
 
     def continuation(self, prompt: str, count: int) -> str | None:
         body = {"model": self._model, "prompt": prompt, "max_tokens": count, "temperature": 0, "seed": 1}
-        return str(_ask(f"{self._url}/completions", body, self._seconds)["choices"][0]["text"])
+        answer = _ask(f"{self._url}/completions", body, self._seconds)
+        return _understood(self._url, lambda: str(answer["choices"][0]["text"]))
 
 
 def _served(url: str, model: str | None, seconds: float) -> Contact:
@@ -290,7 +300,8 @@ def _served(url: str, model: str | None, seconds: float) -> Contact:
         if isinstance(props, dict) and "default_generation_settings" in props:
             return _Server(url, seconds)
     root = url if url.endswith("/v1") else f"{url}/v1"
-    names = [str(one["id"]) for one in _ask(f"{root}/models", None, seconds)["data"]]
+    models = _ask(f"{root}/models", None, seconds)
+    names = _understood(url, lambda: [str(one["id"]) for one in models["data"]])
     if model is None and len(names) != 1:
         raise BitconvError(
             f"serves {len(names)} models: {one_line(', '.join(names))[:200]}",
@@ -299,6 +310,15 @@ def _served(url: str, model: str | None, seconds: float) -> Contact:
             way_out=f"name one with {option('model')}",
         )
     return _OpenAI(root, model or names[0], seconds)
+
+
+def _understood(url: str, parse: Callable[[], Parsed]) -> Parsed:
+    """What an answer holds. BitconvError where it is of another form."""
+    try:
+        return parse()
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        cause = one_line(f"gives answers of another form than llama-server's and OpenAI's: {error!r}")
+        raise BitconvError(f"{cause:.200}", code=Code.ASKED, file=url) from None
 
 
 def _ask(url: str, body: Any, seconds: float) -> Any:

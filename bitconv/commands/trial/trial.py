@@ -209,6 +209,8 @@ class _NextTokens(_Observed):
         logits = forward.logits(np.array(self._ids), forward.new_cache(len(self._ids)))
         found = []
         for position, told in self._at.items():
+            if not told:
+                return math.inf
             tokens, theirs = np.array(list(told)), np.array(list(told.values()))
             ours = log_probabilities(logits[position])[tokens]
             weights = np.exp(theirs - theirs.max())
