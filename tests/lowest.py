@@ -17,5 +17,6 @@ else:
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
 extras = project["project"]["optional-dependencies"]
 needed = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-needed += [line for line in extras["test-core"] + extras["eval"] if not line.startswith("bitconv[")]
-print("\n".join(re.sub(">=", "==", line, count=1) if ";" not in line else line for line in needed))
+needed += [line for line in extras["test-core"] + extras["eval"] + extras["report"] if not line.startswith("bitconv[")]
+pinned = (re.sub(">=", "==", line, count=1) if ";" not in line else line for line in needed)
+print("\n".join(dict.fromkeys(pinned)))

@@ -209,7 +209,11 @@ def find_wheels() -> Iterator[FoundRunner]:
 def _requirements() -> Iterator[tuple[str | None, dict[str, str | None]]]:
     """By extra, None for what is always needed, the packages that bitconv declares, with the installed versions."""
     declared: dict[str | None, list[str]] = {}
-    for text in metadata.requires("bitconv") or ():
+    try:
+        stated = metadata.requires("bitconv") or ()
+    except metadata.PackageNotFoundError:  # run from its sources alone
+        stated = ()
+    for text in stated:
         name = re.match(r"[\w.-]+", text)
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", text)
         if name and name[0] != "bitconv":
