@@ -40,13 +40,16 @@ def decoding(file: Path, model: str, threads: int, repeats: int) -> list[Decodin
         for _ in range(repeats):
             options = {"window": window, "batch": batch, "max-tokens": tokens, "threads": threads}
             words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
-            speeds.append(
-                float(json.loads(bitconv("eval", file, "--text", TEXT, *words, "--json").output)["tokens_per_second"])
-            )
+            speeds.append(_tokens_per_second(bitconv("eval", file, "--text", TEXT, *words, "--json").output))
             if binary is not None:
                 others.append(_bitnet_cpp(binary, file, batch, window, tokens, threads))
         found.append(Decoding(model, batch, threads, tuple(speeds), tuple(others)))
     return found
+
+
+def _tokens_per_second(output: str) -> float:
+    """Of a result behind lines of progress."""
+    return float(json.loads(output[output.index("{") :])["tokens_per_second"])
 
 
 def _bitnet_cpp(binary: str, file: Path, batch: int, window: int, tokens: int, threads: int) -> float:
