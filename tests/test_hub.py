@@ -658,6 +658,8 @@ def test_of_a_gguf_file_on_the_hub_the_header_is_read(hub: Hub, run: Run, tmp_pa
         (f"hf://{ID}/../x.gguf", "expected hf://OWNER/NAME/FILE"),
         (f"hf://{ID}//tmp/x.gguf", "expected hf://OWNER/NAME/FILE"),
         (f"hf://{ID}/x/", "expected hf://OWNER/NAME/FILE"),
+        ("hf://", "expected hf://OWNER/NAME/FILE"),
+        ("hf://x", "expected hf://OWNER/NAME/FILE"),
         (f"hf://{ID}/README.md", "not a GGUF file"),
         (f"hf://{ID}@none/README.md", "has no revision none"),
         ("someone/nothing", "no such model on the Hub"),

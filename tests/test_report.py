@@ -145,6 +145,12 @@ def test_what_is_there_is_not_overwritten_and_the_file_itself_never(file: Path, 
         bitconv.report(file, file, force=True)
 
 
+def test_of_a_checkpoint_there_is_no_report(model: Synthetic, tmp_path: Path) -> None:
+    with pytest.raises(bitconv.BitconvError, match="is a directory, expected a file"):
+        bitconv.report(model.path, tmp_path / "out.html")
+    assert not (tmp_path / "out.html").exists()
+
+
 def in_browser(page: Path, profile: Path) -> tuple[str, list[str]]:
     """The document after its scripts, and what the console says."""
     assert BROWSER is not None

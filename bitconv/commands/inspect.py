@@ -184,7 +184,7 @@ def inspect(
     count = None if headers else partial(_counted, threads=threads, progress=progress)
     tiles = None if kernel_config is None else read_kernel_config(Path(kernel_config))
     with contextlib.ExitStack() as stack:
-        if asked.startswith(URI) and asked.count("/") > URI.count("/") + 1:
+        if asked.startswith(URI) and not on_the_hub(asked.removeprefix(URI)):
             file, fetch = stack.enter_context(sampled_file(asked, revision, token))
             return replace(_of_file(read_gguf(file, fetch), tiles, i2_s_order, None), path=asked)
         model = asked.removeprefix(URI)

@@ -11,6 +11,7 @@ from pathlib import Path
 from bitconv import __version__
 from bitconv.commands.inspect import InspectedTensor, Overview, inspect
 from bitconv.commands.verify import Verification, verify
+from bitconv.gguf import read_gguf
 from bitconv.system.errors import BitconvError, Code, one_line, reports_system_errors
 from bitconv.system.jobs import Progress
 from bitconv.system.output import check_output, replacing
@@ -75,6 +76,7 @@ def report(
     """
     target = Path(output)
     check_output(target, force=force, inputs=(file, kernel_config))
+    read_gguf(Path(file))  # of no model directory is there a verdict
     try:
         from jinja2 import Environment
 
