@@ -12,7 +12,7 @@ DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
 PYTEST := pytest -n auto --dist worksteal
 test test-quick test-lowest: export OMP_NUM_THREADS := 1
 
-.PHONY: demo dev test test-quick test-lowest lint docs wheel bench bench-quick fuzz test-aarch64 test-avx512 test-sanitize clean
+.PHONY: demo dev test test-quick test-lowest lint docs wheel wheel-aarch64 bench bench-quick fuzz test-aarch64 test-avx512 test-sanitize clean
 
 demo: .venv/installed
 	$(BIN)/bitconv convert --force $(DEMO_MODEL) demo.gguf
@@ -53,6 +53,24 @@ wheel:
 	$(PYTHON) -m venv --clear build/wheel
 	build/wheel/bin/pip install --quiet --only-binary :all: build/dist/*.whl
 	PATH="$(CURDIR)/build/wheel/bin:$$PATH" tests/wheel.sh
+
+# A wheel for arm64, built here and at work under qemu-user. On Debian, whose Python must be of PYTHON's version.
+ARM64 := $(CURDIR)/build/wheel-aarch64
+QEMU_ARM64_PYTHON := qemu-aarch64 -L $(ARM64)/root $(ARM64)/root/usr/bin/python3
+wheel-aarch64:
+	rm -rf $(ARM64)
+	mkdir -p $(ARM64)/bin
+	. /etc/os-release && mmdebstrap --quiet --architectures=arm64 --variant=extract --include=python3,libstdc++6 \
+		$$VERSION_CODENAME $(ARM64)/root
+	SETUPTOOLS_EXT_SUFFIX=$$($(QEMU_ARM64_PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))') \
+		_PYTHON_HOST_PLATFORM=linux-aarch64 CXX=$(CXX_AARCH64) \
+		CMAKE_ARGS='-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64' \
+		$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(ARM64) .
+	$(PYTHON) -m pip install --quiet --only-binary :all: --target $(ARM64)/site --platform linux_aarch64 \
+		--platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 $(ARM64)/*.whl
+	printf '#!/bin/sh\nPYTHONPATH=%s exec %s -m bitconv "$$@"\n' '$(ARM64)/site' '$(QEMU_ARM64_PYTHON)' >$(ARM64)/bin/bitconv
+	chmod +x $(ARM64)/bin/bitconv
+	PATH="$(ARM64)/bin:$$PATH" tests/wheel.sh
 
 # In BITCONV_BENCH_DIR or the system's temporary directory: 14 GB and 20 minutes, or 3 GB and a minute.
 # bench writes docs/bench.md and its chart, bench-quick prints a smaller page.
