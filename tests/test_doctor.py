@@ -69,7 +69,7 @@ def test_it_tells_versions_and_what_extras_lack(monkeypatch: pytest.MonkeyPatch)
     assert (found.version, found.instruction_set) == (bitconv.__version__, _kernels.isa())
     assert found.packages["numpy"] == known("numpy") and "tokenizers" not in found.packages
     extras = {extra.name: extra for extra in found.extras}
-    assert extras["eval"].versions == {"tokenizers": None} and not extras["eval"].installed
+    assert extras["eval"].versions == {"jinja2": known("jinja2"), "tokenizers": None} and not extras["eval"].installed
     result = CliRunner().invoke(app, ["doctor"])
     assert "for eval and generate: tokenizers missing; pip install 'bitconv[eval]'" in result.stdout
 
