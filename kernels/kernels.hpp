@@ -25,8 +25,27 @@ enum class Float { f32, f16, bf16 };
 /// ggml's quantized blocks of dense weights.
 enum class Quant { q8_0, q6_k, q4_k };
 
+/// What a feed-forward network applies to its gate: x / (1 + exp(-x)), or the square of x where that is positive.
+enum class Activation { silu, relu2 };
+
 /// Where a layout stores scales.
 enum class Scale { none, row, block };
+
+/// Vectors that products take together: where vectors are ordered in parts, each starts at a multiple of it.
+constexpr size_t vectors_at_once = 4;
+
+/// Zeroed scratch memory, aligned to 64 bytes.
+class Buffer {
+public:
+    explicit Buffer(size_t bytes);
+    ~Buffer();
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    uint8_t* data() { return data_; }
+
+private:
+    uint8_t* data_;
+};
 
 /// Sizes of a layout that stores row after row. A row is `row_header` bytes and cols / block blocks.
 struct Geometry {
@@ -50,9 +69,24 @@ struct RowLayout {
     /// Returns the lowest index in trits that an invalid code stands for, or -1.
     int64_t (*unpack)(const uint8_t* packed, size_t rows, size_t cols, int8_t* trits, float* scales);
 
-    /// out[v, r] = sum over k of trit[r, k] * x[v, k], straight from the packed codes, which must be valid.
-    /// Scales play no part. Null for a layout that is read only.
-    void (*matmul)(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n);
+    /// Bytes of a vector in the order in which multiply takes it. Null, like the next two, for a layout that is read
+    /// only.
+    size_t (*ordered_bytes)(size_t cols);
+
+    /// x [n, cols] -> vectors in that order.
+    void (*order)(const int8_t* x, size_t cols, size_t n, uint8_t* ordered);
+
+    /// out[v * stride + r] = sum over k of trit[r, k] * x[v, k], straight from the packed codes, which must be valid.
+    /// Scales play no part.
+    void (*multiply)(const uint8_t* packed, size_t rows, size_t cols, const uint8_t* ordered, size_t n, int32_t* out,
+                     size_t stride);
+
+    /// Both: out [n, rows] from x [n, cols].
+    void matmul(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n) const {
+        Buffer ordered(n * ordered_bytes(cols));
+        order(x, cols, n, ordered.data());
+        multiply(packed, rows, cols, ordered.data(), n, out, rows);
+    }
 
     constexpr size_t bytes(size_t rows, size_t cols) const {
         return rows * geometry.row_header + rows * cols / geometry.block * geometry.block_bytes;
@@ -79,13 +113,24 @@ struct Tiles {
     size_t bm, bk, bmm;
 };
 
-/// Pack, unpack and matmul as in RowLayout.
-struct Tl1 {
-    void (*pack)(const int8_t* trits, size_t rows, size_t cols, const Tiles& tiles, uint8_t* out);
-    int64_t (*unpack)(const uint8_t* packed, size_t rows, size_t cols, const Tiles& tiles, int8_t* trits);
-    void (*matmul)(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n,
-                   const Tiles& tiles);
+/// A layout in tiles; functions as in RowLayout.
+template <class In, class Out>
+struct TiledLayout {
+    void (*pack)(const int8_t* trits, size_t rows, size_t cols, const Tiles& tiles, Out out);
+    int64_t (*unpack)(In packed, size_t rows, size_t cols, const Tiles& tiles, int8_t* trits);
+    size_t (*ordered_bytes)(size_t cols);
+    void (*order)(const int8_t* x, size_t cols, size_t n, const Tiles& tiles, uint8_t* ordered);
+    void (*multiply)(In packed, size_t rows, size_t cols, const Tiles& tiles, const uint8_t* ordered, size_t n,
+                     int32_t* out, size_t stride);
+
+    void matmul(In packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n, const Tiles& tiles) const {
+        Buffer ordered(n * ordered_bytes(cols));
+        order(x, cols, n, tiles, ordered.data());
+        multiply(packed, rows, cols, tiles, ordered.data(), n, out, rows);
+    }
 };
+
+using Tl1 = TiledLayout<const uint8_t*, uint8_t*>;
 
 /// The parts of TL2, each contiguous for any number of blocks of bm rows. With three = cols - cols % bk and
 /// two = cols % bk, a row has three / 6 bytes of values, three / 24 of signs and two / 4 of pairs.
@@ -96,12 +141,54 @@ struct Tl2Parts {
 using Tl2In = Tl2Parts<const uint8_t>;
 using Tl2Out = Tl2Parts<uint8_t>;
 
-struct Tl2 {
-    void (*pack)(const int8_t* trits, size_t rows, size_t cols, const Tiles& tiles, const Tl2Out& out);
-    int64_t (*unpack)(const Tl2In& packed, size_t rows, size_t cols, const Tiles& tiles, int8_t* trits);
-    void (*matmul)(const Tl2In& packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n,
-                   const Tiles& tiles);
+using Tl2 = TiledLayout<const Tl2In&, const Tl2Out&>;
+
+/// What a layer of a model computes beside its products, in float32, each operation rounded. Sums have 16 partial
+/// sums, folded as in abs_sum; exp is 2^n times a polynomial of degree 7, 0 below -87 and infinite above 88.
+struct Steps {
+    /// out[i] = x[i] * (1 / sqrt(mean of squares + eps)) * weight[i].
+    void (*norm)(const float* x, const float* weight, size_t n, float eps, float* out);
+
+    /// out[i] = x[i] * divisor, rounded half to even, -128 to 127; returns divisor = 1 / the largest magnitude, 1e-5 at
+    /// least, * 127.
+    float (*round_activations)(const float* x, size_t n, int8_t* out);
+
+    /// out[r] = sums[r] * (scale / divisor) + bias[r], the scale of row r being scales[r * stride]. bias may be null.
+    void (*scale_sums)(const int32_t* sums, size_t rows, const float* scales, size_t stride, float divisor,
+                       const float* bias, float* out);
+
+    /// totals[r] += sums[r] * scales[r * stride], in float64.
+    void (*add_group)(const int32_t* sums, size_t rows, const float* scales, size_t stride, double* totals);
+
+    /// Rotates a head in place, by the angles whose cos and sin these are, [dims / 2]: neighbouring pairs, or i with
+    /// i + dims / 2.
+    void (*rotate)(float* head, size_t dims, const float* cos, const float* sin, bool neighbours);
+
+    /// out[i] = activation(gate[i]) * up[i]; limit: gate is at most this, up between plus and minus it.
+    void (*gate)(const float* gate, const float* up, size_t n, Activation activation, float limit, float* out);
+
+    /// x[i] += y[i] * scale.
+    void (*add_scaled)(const float* y, size_t n, float scale, float* x);
+
+    /// scores[first to end - 1] -> exp(score * scale - the largest); returns their sum.
+    float (*soften)(float* scores, size_t first, size_t end, float scale);
+
+    /// What `count` queries [count, dims] make of the tokens first to end - 1: the values, weighted by
+    /// softmax(query . key / sqrt(dims)). keys and values: as KeysAndValues says, of one head. scratch:
+    /// attend_scratch() floats.
+    void (*attend)(const float* queries, size_t count, size_t dims, const float* keys, const float* values,
+                   size_t capacity, size_t first, size_t end, float* scratch, float* out);
+
+    /// The natural logarithm of softmax(logits)[token], in float64, with an exp of degree 13.
+    double (*log_probability)(const float* logits, size_t n, size_t token);
 };
+
+/// Tokens whose keys stand together, element by element, and elements of a value that do.
+constexpr size_t attention_block = 32;
+
+constexpr size_t in_blocks(size_t n) { return (n + attention_block - 1) / attention_block * attention_block; }
+
+constexpr size_t attend_scratch(size_t count, size_t end) { return count * (in_blocks(end) + 1) + attention_block; }
 
 struct Kernels {
     const char* name;
@@ -150,9 +237,10 @@ struct Kernels {
     /// out[v, r] = sum over k of trits[r, k] * x[v, k]. With fewer than 2^17 columns, trits may hold any int8.
     void (*matmul)(const int8_t* trits, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n);
 
-    /// out[v, r] = sum over k of w[r, k] * x[v, k] in float32, in an order that is the same on every instruction set:
-    /// 16 partial sums, folded as in abs_sum.
-    void (*float_matmul)(const uint8_t* w, Float type, const float* x, float* out, size_t rows, size_t cols, size_t n);
+    /// out[v * stride + r] = sum over k of w[r, k] * x[v, k] in float32, in an order that is the same on every
+    /// instruction set: 16 partial sums, folded as in abs_sum.
+    void (*float_matmul)(const uint8_t* w, Float type, const float* x, float* out, size_t stride, size_t rows,
+                         size_t cols, size_t n);
 
     /// Quantizes n floats, whole blocks, as ggml does. Returns the index of a NaN or an infinity, or of the largest
     /// magnitude in blocks whose scales the type cannot hold, or -1. The bytes after such an index are undefined.
@@ -164,6 +252,7 @@ struct Kernels {
     RowLayouts layouts;
     Tl1 tl1;
     Tl2 tl2;
+    Steps steps;
 };
 
 /// The tables that this CPU can run, the portable one first, the fastest last.
@@ -174,18 +263,5 @@ const Kernels& active();
 
 /// Makes `name` the table in use; false if this CPU or this build has none of that name.
 bool use(const std::string& name);
-
-/// Zeroed scratch memory, aligned to 64 bytes.
-class Buffer {
-public:
-    explicit Buffer(size_t bytes);
-    ~Buffer();
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    uint8_t* data() { return data_; }
-
-private:
-    uint8_t* data_;
-};
 
 }  // namespace bitconv

@@ -2,6 +2,7 @@
 // vectors if it has any, and includes this. All code below lives in the namespace BITCONV_ISA, so that the linker
 // cannot mix what was compiled for different instruction sets.
 #include "float_matmul.hpp"
+#include "layer.hpp"
 #include "layouts/list.hpp"
 #include "layouts/tl1.hpp"
 #include "layouts/tl2.hpp"
@@ -33,8 +34,9 @@ const Kernels table = {
     quantize,
     dequantize_blocks,
     row_layouts,
-    {tl1_pack, tl1_unpack, tl1_matmul},
-    {tl2_pack, tl2_unpack, tl2_matmul},
+    {tl1_pack, tl1_unpack, lookup_ordered_bytes, tl1_order, tl1_multiply},
+    {tl2_pack, tl2_unpack, lookup_ordered_bytes, tl2_order, tl2_multiply},
+    {norm, round_activations, scale_sums, add_group, rotate, gate, add_scaled, soften, attend, log_probability},
 };
 
 }  // namespace bitconv::BITCONV_ISA

@@ -162,6 +162,24 @@ void test_sources(const Kernels& kernels, const Kernels& portable) {
 
 constexpr size_t vector_counts[] = {0, 1, 2, 3, 4, 5, 8, 13};
 
+/// Vectors ordered in two parts, and products with room between the vectors, which must stay as it is.
+template <class Order, class Multiply>
+Int32s product_in_parts(Int8s& x, size_t rows, size_t cols, size_t n, size_t bytes, Order order, Multiply multiply) {
+    constexpr int32_t untouched = 77;
+    const size_t first = n < vectors_at_once ? n : vectors_at_once, stride = rows + 3;
+    Buffer ordered(n * bytes);
+    order(x.data() + first * cols, n - first, ordered.data() + first * bytes);
+    order(x.data(), first, ordered.data());
+    Int32s wide(n * stride, untouched), out;
+    multiply(ordered.data(), wide.data(), stride);
+    for (size_t v = 0; v < n; ++v) {
+        out.insert(out.end(), wide.begin() + static_cast<ptrdiff_t>(v * stride),
+                   wide.begin() + static_cast<ptrdiff_t>(v * stride + rows));
+        for (size_t r = rows; r < stride; ++r) check(wide[v * stride + r] == untouched, "what lies between vectors");
+    }
+    return out;
+}
+
 void test_row_layout(const std::string& isa, const RowLayout& layout, const RowLayout& truth) {
     const std::string what = isa + " " + layout.name;
     const size_t unit = layout.row_group > 1 ? 5 : layout.geometry.block;
@@ -201,6 +219,14 @@ void test_row_layout(const std::string& isa, const RowLayout& layout, const RowL
                 Int32s out(n * rows);
                 layout.matmul(packed.data(), x.data(), out.data(), rows, cols, n);
                 check(out == product_of(trits, x, rows, cols, n), what + " matmul " + std::to_string(cols));
+                const auto order = [&](const int8_t* from, size_t count, uint8_t* to) {
+                    layout.order(from, cols, count, to);
+                };
+                const auto multiply = [&](const uint8_t* ordered, int32_t* to, size_t stride) {
+                    layout.multiply(packed.data(), rows, cols, ordered, n, to, stride);
+                };
+                check(product_in_parts(x, rows, cols, n, layout.ordered_bytes(cols), order, multiply) == out,
+                      what + " order and multiply");
             }
             for (int i = 0; i < 20 && size > 0; ++i) {
                 packed.data()[random_bits() % size] = static_cast<uint8_t>(random_bits());
@@ -231,6 +257,14 @@ void test_tl1(const Kernels& kernels, const Kernels& portable) {
                 Int32s out(n * rows);
                 kernels.tl1.matmul(packed.data(), x.data(), out.data(), rows, cols, n, tiles);
                 check(out == product_of(trits, x, rows, cols, n), what + " matmul");
+                const auto order = [&](const int8_t* from, size_t count, uint8_t* to) {
+                    kernels.tl1.order(from, cols, count, tiles, to);
+                };
+                const auto multiply = [&](const uint8_t* ordered, int32_t* to, size_t stride) {
+                    kernels.tl1.multiply(packed.data(), rows, cols, tiles, ordered, n, to, stride);
+                };
+                check(product_in_parts(x, rows, cols, n, kernels.tl1.ordered_bytes(cols), order, multiply) == out,
+                      what + " order and multiply");
                 std::fill(out.begin(), out.end(), 77);
                 portable.tl1.matmul(packed.data(), x.data(), out.data(), rows, cols, n, tiles);
                 check(out == product_of(trits, x, rows, cols, n), "portable tl1 matmul");
@@ -269,6 +303,14 @@ void test_tl2(const Kernels& kernels, const Kernels& portable) {
             Int32s out(n * rows);
             kernels.tl2.matmul(packed, x.data(), out.data(), rows, cols, n, tiles);
             check(out == product_of(trits, x, rows, cols, n), what + " matmul");
+            const auto order = [&](const int8_t* from, size_t count, uint8_t* to) {
+                kernels.tl2.order(from, cols, count, tiles, to);
+            };
+            const auto multiply = [&](const uint8_t* ordered, int32_t* to, size_t stride) {
+                kernels.tl2.multiply(packed, rows, cols, tiles, ordered, n, to, stride);
+            };
+            check(product_in_parts(x, rows, cols, n, kernels.tl2.ordered_bytes(cols), order, multiply) == out,
+                  what + " order and multiply");
             std::fill(out.begin(), out.end(), 77);
             portable.tl2.matmul(packed, x.data(), out.data(), rows, cols, n, tiles);
             check(out == product_of(trits, x, rows, cols, n), "portable tl2 matmul");
@@ -305,8 +347,8 @@ void test_float_matmul(const Kernels& kernels, const Kernels& portable) {
                 Bytes w = random_floats(rows * cols, type, true);
                 std::vector<float> x(n * cols), out(n * rows), expected(n * rows);
                 for (float& value : x) value = static_cast<float>(random_bits() % 2001) / 1000 - 1;
-                kernels.float_matmul(w.data(), type, x.data(), out.data(), rows, cols, n);
-                portable.float_matmul(w.data(), type, x.data(), expected.data(), rows, cols, n);
+                kernels.float_matmul(w.data(), type, x.data(), out.data(), rows, rows, cols, n);
+                portable.float_matmul(w.data(), type, x.data(), expected.data(), rows, rows, cols, n);
                 check(n == 0 || std::memcmp(out.data(), expected.data(), n * rows * sizeof(float)) == 0,
                       std::string(kernels.name) + " float_matmul");
             }
@@ -353,6 +395,105 @@ void test_quantize(const Kernels& kernels, const Kernels& portable) {
     }
 }
 
+std::vector<float> random_floats32(size_t n, float size) {
+    std::vector<float> values(n);
+    for (float& value : values) value = (static_cast<float>(random_bits() % 20001) / 10000 - 1) * size;
+    return values;
+}
+
+template <class T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+/// What a layer computes beside its products, of both tables: run(steps) returns bits.
+template <class Run>
+void test_step(const Kernels& kernels, const Kernels& portable, const std::string& name, Run run) {
+    check(same(run(kernels.steps), run(portable.steps)), std::string(kernels.name) + " " + name);
+}
+
+void test_steps(const Kernels& kernels, const Kernels& portable) {
+    using Floats = std::vector<float>;
+    for (size_t n : {2, 15, 16, 17, 128, 1000}) {
+        for (float size : {0.0f, 1e-7f, 1.0f, 100.0f}) {
+            const Floats x = random_floats32(n, size), y = random_floats32(n, 3.0f);
+            test_step(kernels, portable, "norm", [&](const Steps& steps) {
+                Floats out(n);
+                steps.norm(x.data(), y.data(), n, 1e-5f, out.data());
+                return out;
+            });
+            test_step(kernels, portable, "round_activations", [&](const Steps& steps) {
+                std::vector<int8_t> codes(n);
+                Floats out{steps.round_activations(x.data(), n, codes.data())};
+                for (int8_t code : codes) out.push_back(code);
+                return out;
+            });
+            for (bool neighbours : {false, true}) {
+                test_step(kernels, portable, "rotate", [&](const Steps& steps) {
+                    Floats head(x.begin(), x.begin() + static_cast<ptrdiff_t>(n / 2 * 2));
+                    steps.rotate(head.data(), head.size(), y.data(), y.data() + n / 2, neighbours);
+                    return head;
+                });
+            }
+            for (Activation activation : {Activation::silu, Activation::relu2}) {
+                for (float limit : {INFINITY, 0.5f}) {
+                    test_step(kernels, portable, "gate", [&](const Steps& steps) {
+                        Floats out(n);
+                        steps.gate(x.data(), y.data(), n, activation, limit, out.data());
+                        return out;
+                    });
+                }
+            }
+            test_step(kernels, portable, "add_scaled", [&](const Steps& steps) {
+                Floats out = y;
+                steps.add_scaled(x.data(), n, 0.3f, out.data());
+                return out;
+            });
+            test_step(kernels, portable, "soften", [&](const Steps& steps) {
+                Floats out = x;
+                out.push_back(steps.soften(out.data(), n / 3, n, 0.7f));
+                return out;
+            });
+            test_step(kernels, portable, "log_probability", [&](const Steps& steps) {
+                return std::vector<double>{steps.log_probability(x.data(), n, n / 2)};
+            });
+        }
+        std::vector<int32_t> sums(n);
+        for (int32_t& sum : sums) sum = static_cast<int32_t>(random_bits() % 200001) - 100000;
+        const Floats scales = random_floats32(2 * n, 1.0f), bias = random_floats32(n, 9.0f);
+        for (size_t stride : {0, 1, 2}) {
+            for (const float* added : {bias.data(), static_cast<const float*>(nullptr)}) {
+                test_step(kernels, portable, "scale_sums", [&](const Steps& steps) {
+                    Floats out(n);
+                    steps.scale_sums(sums.data(), n, scales.data(), stride, 37.5f, added, out.data());
+                    return out;
+                });
+            }
+            test_step(kernels, portable, "add_group", [&](const Steps& steps) {
+                std::vector<double> totals(n, 0.1);
+                steps.add_group(sums.data(), n, scales.data(), stride, totals.data());
+                return totals;
+            });
+        }
+    }
+    struct {
+        size_t dims, capacity, first, end;
+    } const views[] = {{16, 1, 0, 1}, {40, 33, 0, 33}, {128, 70, 5, 66}, {128, 200, 100, 101}, {64, 300, 3, 300}};
+    for (const auto& [dims, capacity, first, end] : views) {
+        const Floats keys = random_floats32(in_blocks(capacity) * dims, 1.0f);
+        const Floats values = random_floats32(in_blocks(dims) * capacity, 1.0f);
+        for (size_t count : {1, 3}) {
+            const Floats queries = random_floats32(count * dims, 2.0f);
+            test_step(kernels, portable, "attend", [&](const Steps& steps) {
+                Floats scratch(attend_scratch(count, end)), out(count * dims);
+                steps.attend(queries.data(), count, dims, keys.data(), values.data(), capacity, first, end, scratch.data(),
+                             out.data());
+                return out;
+            });
+        }
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -364,6 +505,7 @@ int main(int argc, char** argv) {
         test_matmul(*kernels);
         test_float_matmul(*kernels, portable);
         test_quantize(*kernels, portable);
+        test_steps(*kernels, portable);
         const RowLayout* truth = portable.layouts.begin();
         for (const RowLayout& layout : kernels->layouts) test_row_layout(kernels->name, layout, *truth++);
         test_tl1(*kernels, portable);

@@ -71,7 +71,8 @@ def test_it_tells_versions_and_what_extras_lack(monkeypatch: pytest.MonkeyPatch)
     extras = {extra.name: extra for extra in found.extras}
     assert extras["eval"].versions == {"jinja2": known("jinja2"), "tokenizers": None} and not extras["eval"].installed
     result = CliRunner().invoke(app, ["doctor"])
-    assert "for eval and generate: tokenizers missing; pip install 'bitconv[eval]'" in result.stdout
+    needed = f"for eval and generate: jinja2 {known('jinja2')}, tokenizers missing; pip install 'bitconv[eval]'"
+    assert needed in result.stdout
 
 
 def test_its_json_is_the_typed_result() -> None:

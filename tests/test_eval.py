@@ -51,9 +51,9 @@ def convert(model: Path, path: Path, type_name: str, **options: object) -> Path:
 
 def logits_of(file: Path, tokens: np.ndarray, batch: int = 1000, **options: object) -> np.ndarray:
     gguf = read_gguf(file)
-    with ForwardPass(gguf, inspect_file(gguf), **options) as model:
-        cache = model.new_cache(len(tokens))
-        parts = [model.logits(tokens[at : at + batch], cache) for at in range(0, len(tokens), batch)]
+    model = ForwardPass(gguf, inspect_file(gguf), **options)
+    cache = model.new_cache(len(tokens))
+    parts = [model.logits(tokens[at : at + batch], cache) for at in range(0, len(tokens), batch)]
     return np.concatenate(parts)
 
 

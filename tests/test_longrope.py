@@ -231,8 +231,8 @@ def test_the_forward_pass_computes_what_transformers_computes(
     bitconv.convert(model, tmp_path / "out.gguf", type="f32", embed_type="f32")
     tokens = np.random.default_rng(0).integers(0, 1280, length)
     gguf = read_gguf(tmp_path / "out.gguf")
-    with ForwardPass(gguf, inspect_file(gguf), float_activations=True) as forward:
-        logits = forward.logits(tokens, forward.new_cache(length))
+    forward = ForwardPass(gguf, inspect_file(gguf), float_activations=True)
+    logits = forward.logits(tokens, forward.new_cache(length))
     np.testing.assert_allclose(logits, expected(model, tokens), rtol=0, atol=1e-3)
 
 

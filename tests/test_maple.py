@@ -125,8 +125,8 @@ def test_eval_computes_the_graph(model: Synthetic, tmp_path: Path) -> None:
     opened, inspection = opened_to_run(tmp_path / "out.gguf", None, None)
     tokens = np.random.default_rng(0).integers(0, 1270, 80)
     for float_activations in (True, False):
-        with ForwardPass(opened, inspection, float_activations=float_activations) as forward:
-            logits = torch.from_numpy(forward.logits(tokens, forward.new_cache(80)))
+        forward = ForwardPass(opened, inspection, float_activations=float_activations)
+        logits = torch.from_numpy(forward.logits(tokens, forward.new_cache(80)))
         expected = reference(model, tokens, float_activations=float_activations)
         predicted = torch.log_softmax(logits.double(), -1).numpy()
         assert (np.exp(expected) * (expected - predicted)).sum(axis=1).mean() < (1e-6 if float_activations else 1e-3)

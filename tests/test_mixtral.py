@@ -109,11 +109,11 @@ def test_eval_computes_what_transformers_does(tmp_path: Path, in_transformers: t
     model, expected = in_transformers
     bitconv.convert(model.path, tmp_path / "out.gguf", type="q2_0", embed_type="f32")
     tokens = real_runners.llama_cpp(tmp_path / "out.gguf", [0]).tokens[:251].astype(np.int64)
-    with ForwardPass(*opened_to_run(tmp_path / "out.gguf", None, None), float_activations=True) as forward:
-        logits = torch.from_numpy(forward.logits(tokens, forward.new_cache(251))[POSITIONS])
-        one_by_one = forward.new_cache(251)
-        alone = np.concatenate([forward.logits(tokens[i : i + 1], one_by_one) for i in range(60)])
-        together = forward.logits(tokens[:60], forward.new_cache(251))
+    forward = ForwardPass(*opened_to_run(tmp_path / "out.gguf", None, None), float_activations=True)
+    logits = torch.from_numpy(forward.logits(tokens, forward.new_cache(251))[POSITIONS])
+    one_by_one = forward.new_cache(251)
+    alone = np.concatenate([forward.logits(tokens[i : i + 1], one_by_one) for i in range(60)])
+    together = forward.logits(tokens[:60], forward.new_cache(251))
     predicted = torch.log_softmax(logits.double(), -1).numpy()
     assert abs((np.exp(expected) * (expected - predicted)).sum(axis=1).mean()) < 1e-5
     assert np.abs(alone - together).max() < 1e-3

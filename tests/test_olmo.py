@@ -147,8 +147,8 @@ def test_eval_computes_what_its_own_code_does(model: Path, tmp_path: Path) -> No
 
     opened, inspection = opened_to_run(tmp_path / "out.gguf", None, None)
     tokens = np.random.default_rng(0).integers(0, 1270, 64)
-    with ForwardPass(opened, inspection) as forward:
-        logits = torch.from_numpy(forward.logits(tokens, forward.new_cache(64)))
+    forward = ForwardPass(opened, inspection)
+    logits = torch.from_numpy(forward.logits(tokens, forward.new_cache(64)))
     predicted = torch.log_softmax(logits.double(), -1).numpy()
     expected = predicted_by_olmo(model, tokens)
     assert (np.exp(expected) * (expected - predicted)).sum(axis=1).mean() < 1e-3

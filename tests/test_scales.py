@@ -15,7 +15,7 @@ from bitconv.checkpoint.stored_tensor import StoredTensor
 from bitconv.cli import app
 from bitconv.commands.verify import Passed
 from bitconv.gguf import read_gguf
-from bitconv.inference.forward import Activations, ForwardPass
+from bitconv.inference.forward import ForwardPass
 from bitconv.layouts.scales import simplest
 from bitconv.models.model import load_model
 from bitconv.models.ternary_floats import settle_scales
@@ -542,16 +542,14 @@ def test_a_projection_with_several_scales_is_the_unpacked_matrix(
     bitconv.convert(model.path, tmp_path / "out.gguf", type=type_name)
     gguf = read_gguf(tmp_path / "out.gguf")
     x = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32)
-    with ForwardPass(gguf, inspect_file(gguf), float_activations=float_activations, threads=3) as forward:
-        for name, trits in model.trits.items():
-            weights = trits * np.repeat(model.scales[name], 512 // model.scales[name].shape[1], axis=1).astype(
-                np.float64
-            )
-            activations = Activations(x)
-            values = x if float_activations else activations.rounded / activations.divisor.astype(np.float64)
-            (product,) = forward._project(x, name.removesuffix(".weight"))
-            wanted = values @ weights.T
-            assert np.abs(product - wanted).max() < 1e-6 * np.abs(wanted).max(), name
+    forward = ForwardPass(gguf, inspect_file(gguf), float_activations=float_activations, threads=3)
+    for name, trits in model.trits.items():
+        weights = trits * np.repeat(model.scales[name], 512 // model.scales[name].shape[1], axis=1).astype(np.float64)
+        divisor = 1 / np.abs(x).max(axis=1, keepdims=True) * np.float32(127)
+        values = x if float_activations else np.rint(x * divisor) / divisor.astype(np.float64)
+        product = forward.product(x, name.removesuffix(".weight"))
+        wanted = values @ weights.T
+        assert np.abs(product - wanted).max() < 1e-6 * np.abs(wanted).max(), name
 
 
 def test_logits_do_not_depend_on_the_layout(groups: Synthetic, tmp_path: Path) -> None:
@@ -560,6 +558,6 @@ def test_logits_do_not_depend_on_the_layout(groups: Synthetic, tmp_path: Path) -
         path = tmp_path / f"{type_name}.gguf"
         bitconv.convert(groups.path, path, type=type_name)
         gguf = read_gguf(path)
-        with ForwardPass(gguf, inspect_file(gguf)) as forward:
-            logits.append(forward.logits(np.arange(20), forward.new_cache(20)))
+        forward = ForwardPass(gguf, inspect_file(gguf))
+        logits.append(forward.logits(np.arange(20), forward.new_cache(20)))
     assert np.array_equal(logits[0], logits[1]) and np.array_equal(logits[0], logits[2])

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import bitconv
 import numpy as np
@@ -19,16 +19,17 @@ import pytest
 from bitconv.cli import app
 from bitconv.commands.evaluate import log_probabilities
 from bitconv.gguf import read_gguf
-from bitconv.inference import forward as forward_pass
 from bitconv.inference.forward import Floats, ForwardPass
 from bitconv.inference.tokenizer import load_tokenizer
 from bitconv.packed.inspection import inspect_file
 from typer.testing import CliRunner
 
+from forward_reference import Reference
 from synthetic import FIXTURES
 from test_doctor import make_program
 from test_verify import Rebuilt
 
+Model: TypeAlias = ForwardPass | Reference
 MICROSOFT, LLAMA = "bitnet-b1.58-2B-4T-tiny", "Llama3-1.58-tiny"
 
 
@@ -46,9 +47,7 @@ class Runner:
     model: computes; tokenizer: splits; bos: puts the tokens around a prompt that the file asks for.
     """
 
-    def __init__(
-        self, file: Path, model: Callable[[Path], ForwardPass], *, openai: bool = False, bos: bool = True
-    ) -> None:
+    def __init__(self, file: Path, model: Callable[[Path], Model], *, openai: bool = False, bos: bool = True) -> None:
         self.model = model(file)
         self.tokenizer = load_tokenizer(read_gguf(file).metadata, file)
         self.openai = openai
@@ -111,21 +110,19 @@ def serving(runner: Runner) -> Iterator[str]:
         server.server_close()
 
 
-def plain(file: Path, kind: type[ForwardPass] = ForwardPass, order: str | None = None, **options: Any) -> ForwardPass:
+def plain(file: Path, order: str | None = None, **options: Any) -> ForwardPass:
     opened = read_gguf(file)
-    return kind(opened, inspect_file(opened, None, order), threads=1, **options)
+    return ForwardPass(opened, inspect_file(opened, None, order), threads=1, **options)
 
 
-class WithSilu(ForwardPass):
-    def _feed_forward(self, block: str, x: Floats) -> Floats:
-        gate, up = self._project(x, f"{block}.ffn_gate", f"{block}.ffn_up")
-        gated = self._norm(gate / (1 + np.exp(-gate)) * up, f"{block}.ffn_sub_norm")
-        return self._project(gated, f"{block}.ffn_down")[0]
+class WithSilu(Reference):
+    def activation(self, x: Floats) -> Floats:
+        return x / (1 + np.exp(-x))
 
 
-class WithoutSubNorms(ForwardPass):
-    def _norm(self, x: Floats, name: str) -> Floats:
-        return x if "sub_norm" in name else super()._norm(x, name)
+class WithoutSubNorms(Reference):
+    def norm(self, x: Floats, name: str) -> Floats:
+        return x if "sub_norm" in name else super().norm(x, name)
 
 
 def changed(change: Callable[[Rebuilt], None]) -> Callable[[Path], ForwardPass]:
@@ -164,9 +161,9 @@ def other_pairs(heads: dict[str, int], rebuilt: Rebuilt) -> None:
             tensor[3] = codes.swapaxes(1, 2).tobytes() + tensor[3][size:]
 
 
-FAULTS: dict[str, tuple[str, Callable[[Path], ForwardPass], str]] = {
-    "silu for relu2": (MICROSOFT, partial(plain, kind=WithSilu), "it applies silu where the model has relu2"),
-    "no sub-norms": (MICROSOFT, partial(plain, kind=WithoutSubNorms), "it leaves out the sub-norms"),
+FAULTS: dict[str, tuple[str, Callable[[Path], Model], str]] = {
+    "silu for relu2": (MICROSOFT, WithSilu, "it applies silu where the model has relu2"),
+    "no sub-norms": (MICROSOFT, WithoutSubNorms, "it leaves out the sub-norms"),
     "another rope base": (LLAMA, changed(rope_base), "it rotates by the base 10000, and the file says 500000"),
     "inverted scales": (LLAMA, changed(inverted), "it divides by the scales of the weights"),
     "other pairs": (
@@ -231,17 +228,16 @@ def test_where_only_text_comes_back_it_is_compared(bos: bool, files: dict[str, P
 
 
 def test_the_forward_pass_is_as_before_when_a_fault_has_been_tried(files: dict[str, Path]) -> None:
-    from bitconv.commands.trial.faults import known_faults, put
+    from bitconv.commands.trial.faults import known_faults
 
     model, ids = plain(files[MICROSOFT]), np.arange(10, 20)
     expected = model.logits(ids, model.new_cache(10))
     faults = list(known_faults(model))
     assert len(faults) >= 8
     for fault in faults:
-        with put(fault, model) as faulty:
-            assert not np.array_equal(faulty.logits(ids, faulty.new_cache(10)), expected), fault.says
+        faulty = fault.put()
+        assert not np.array_equal(faulty.logits(ids, faulty.new_cache(10)), expected), fault.says
         np.testing.assert_array_equal(model.logits(ids, model.new_cache(10)), expected)
-    assert forward_pass.ForwardPass is type(model)
 
 
 @pytest.mark.runners

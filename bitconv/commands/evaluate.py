@@ -115,22 +115,23 @@ def evaluate(
             way_out=f"pass {option('window', len(tokens))}" if len(tokens) > 1 else "take a longer text",
         )
     windows = np.lib.stride_tricks.sliding_window_view(tokens, window)[::stride]
-    with ForwardPass(opened, inspection, float_activations=float_activations, threads=threads) as model:
-        start = time.perf_counter()
-        total, scored = 0.0, 0
-        for number, ids in enumerate(windows):
-            cache = model.new_cache(window)
-            scored_before = 1 if number == 0 else max(1, window - stride)  # the window's first tokens
-            for first in range(0, window, batch):
-                logits = model.logits(ids[first : first + batch], cache)
-                # A row at a time: those of a whole batch do not fit a core's cache. Nothing follows the last token.
-                for position, row in enumerate(logits[: window - 1 - first], first + 1):
-                    if position >= scored_before:
-                        total -= float(log_probabilities(row)[ids[position]])
-                        scored += 1
-                if progress is not None:
-                    progress(number * window + cache.used, windows.size)
-        seconds = time.perf_counter() - start
+    model = ForwardPass(opened, inspection, float_activations=float_activations, threads=threads)
+    start = time.perf_counter()
+    total, scored = 0.0, 0
+    for number, ids in enumerate(windows):
+        cache = model.new_cache(window)
+        scored_before = 1 if number == 0 else max(1, window - stride)  # the window's first tokens
+        for first in range(0, window, batch):
+            states = model.states(ids[first : first + batch], cache)
+            # Nothing follows the last token, and what an earlier window scored is not scored again.
+            left_out = min(max(scored_before - 1 - first, 0), batch)
+            following = ids[first + left_out + 1 : first + batch + 1]
+            for value in model.log_probabilities(states[left_out : left_out + len(following)], following):
+                total -= float(value)
+            scored += len(following)
+            if progress is not None:
+                progress(number * window + cache.used, windows.size)
+    seconds = time.perf_counter() - start
     return Evaluation(
         file=opened.path,
         architecture=inspection.architecture_name,

@@ -124,16 +124,15 @@ def _tokens(
     model: ForwardPass, ids: list[int], count: int, ends: set[int], temperature: float, seed: int
 ) -> Iterator[int]:
     random = np.random.Generator(np.random.PCG64(seed))
-    with model:
-        cache = model.new_cache(len(ids) + count)
-        logits = model.logits(np.array(ids), cache)[-1]
-        for left in reversed(range(count)):
-            token = _choice(logits, temperature, random)
-            if token in ends:
-                return
-            yield token
-            if left:
-                logits = model.logits(np.array([token]), cache)[-1]
+    cache = model.new_cache(len(ids) + count)
+    logits = model.logits(np.array(ids), cache, len(ids) - 1)[0]
+    for left in reversed(range(count)):
+        token = _choice(logits, temperature, random)
+        if token in ends:
+            return
+        yield token
+        if left:
+            logits = model.logits(np.array([token]), cache)[0]
 
 
 def _choice(logits: Floats, temperature: float, random: np.random.Generator) -> int:

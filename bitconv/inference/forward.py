@@ -3,19 +3,19 @@
 Before a projection the activations of a token are rounded to int8 by their largest magnitude, the products with the
 trits are summed in int32, and the sum is multiplied once in float32 (activation_quant and BitLinear in transformers'
 integrations/bitnet.py). Where groups of columns have scales of their own, the sums of the groups are scaled and added.
-Embedding, norms, rotation, attention and output head are float32.
+Embedding, norms, rotation, attention and output head are float32, in an order of additions that is the same for any
+number of tokens and threads and on every processor. The layers are computed in kernels/forward/.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from types import TracebackType
-from typing import TypeAlias, TypeVar
+from math import inf
+from typing import TypeAlias
 
 import gguf as gguf_package
 import numpy as np
@@ -23,12 +23,11 @@ import numpy.typing as npt
 
 from bitconv import _kernels
 from bitconv.gguf import GGUFFile, MalformedGGUF, TensorInfo, type_by_name
-from bitconv.layouts import FLOATS
 from bitconv.layouts.dense import decode
-from bitconv.layouts.layout import Bytes, Layout, Scales
+from bitconv.layouts.layout import Bytes, Layout, trits_operand
 from bitconv.layouts.scaled_rows import ScaledRows
 from bitconv.layouts.scales import Scale
-from bitconv.models.architectures import Role, expert_name, scale_name
+from bitconv.models.architectures import Architecture, Role, expert_name, scale_name
 from bitconv.models.hyperparameters import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from bitconv.packed.inspection import Inspection
 from bitconv.packed.ternary_tensor import FaultyTensor, dequantized, matrices, stacked
@@ -41,115 +40,61 @@ from bitconv.system.rawio import read_at
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Tokens: TypeAlias = npt.NDArray[np.int64]
-Result = TypeVar("Result")
 
-MAX_INT8 = np.float32(127)
-# The least magnitude that activations are divided by (clamp_(min=1e-5) in every implementation).
-MIN_MAGNITUDE = np.float32(1e-5)
-# Bytes of weights times vectors: a smaller product is done about when another thread has woken up.
-WORTH_WAKING = 8 << 20
+# Tokens whose logits are in memory at a time where only their probabilities are asked for: so many vectors pass while
+# weights of the head stay close, and the memory is small enough to be used again.
+_LOGITS_AT_ONCE = 32
 
 
 @dataclass
 class Cache:
-    """The keys and values of the `used` tokens seen so far, float32 (layers, kv_heads, capacity, head_dim)."""
+    """The keys and values of the `used` tokens seen so far, in the shapes that the kernels' Pass takes, by layer."""
 
     keys: Floats
     values: Floats
+    capacity: int
     used: int = 0
 
 
-class Activations:
-    """Float32 (n, columns), and rounded: int8 of the same shape, and float32 (n, 1) that the int8 are divided by."""
-
-    def __init__(self, x: Floats) -> None:
-        self.x = x
-        # 127 times the inverse, as PyTorch divides a number by a tensor: activations at ties are common, since
-        # embeddings in bfloat16 are few different values, and 127 / magnitude would round some of them the other way.
-        self.divisor = 1 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), MIN_MAGNITUDE) * MAX_INT8
-        self.rounded = np.clip(np.rint(x * self.divisor), -128, 127).astype(np.int8)
-
-
+@dataclass(frozen=True)
 class Projection:
-    """A ternary matrix as the file holds it, in parts of whole rows, one for each thread."""
+    """A ternary matrix as the file holds it: the bytes of each region of its layout."""
 
-    def __init__(self, data: Bytes, tensor: TensorInfo, layout: Layout, scale: Scale, parts: int) -> None:
-        rows, self.columns = tensor.shape
-        self.nbytes = layout.nbytes(rows, self.columns)
-        self.layout = layout
-        regions = [(tensor.offset + region.offset, region.row_bytes) for region in layout.regions(rows, self.columns)]
-        shares = _shares(rows, layout.row_multiple, parts)
-        self.parts = [
-            [data[start + first * row_bytes : start + last * row_bytes] for start, row_bytes in regions]
-            for first, last in shares
-        ]
-        self.scales = [scale[first:last] if isinstance(scale, np.ndarray) else scale for first, last in shares]
-        groups = scale.shape[1] if isinstance(scale, np.ndarray) else 1
-        self.groups = [self._in_groups(part, groups) for part in self.parts] if groups > 1 else []
+    packed: list[Bytes]
+    shape: tuple[int, int]
+    layout: Layout
+    scale: Scale
 
-    def product(self, part: int, activations: Activations) -> Floats:
-        """Of the rows of one part with int8 activations, float32 (n, rows)."""
-        scale = self.scales[part]
-        if isinstance(scale, np.ndarray) and scale.shape[1] > 1:
-            return self._grouped_product(self.groups[part], scale, activations)
-        sums = self.layout.matmul_rows(self.parts[part], activations.rounded)
-        product: Floats = sums.astype(np.float32) * (scale.T / activations.divisor)
-        return product
+    def matrix(self, *, rounding: bool) -> _kernels.Matrix:
+        """rounding: activations are rounded to int8."""
+        scales = np.asarray(self.scale)
+        groups = scales.shape[1] if scales.ndim else 1
+        operands = [self.layout.operand(self.packed, self.shape[1])] if groups == 1 else self._in_groups(groups)
+        return _kernels.Matrix.ternary(operands, np.ascontiguousarray(scales), rounding)
 
-    def _in_groups(self, packed: list[Bytes], groups: int) -> list[Bytes]:
-        """The bytes of rows as groups of columns have them, a group after the other; of a layout whose groups are not
-        whole blocks in one piece, the trits as bytes."""
-        layout = self.layout
-        if isinstance(layout, ScaledRows) and self.columns // groups % layout.block == 0 and not layout.row_header:
-            (rows,) = packed
-            blocks = rows.reshape(-1, groups, layout.row_bytes(self.columns) // groups)
-        else:
-            trits, _ = layout.unpack_rows(packed, self.columns)
-            blocks = trits.view(np.uint8).reshape(len(trits), groups, -1)
-        return [np.ascontiguousarray(blocks[:, group]).reshape(-1) for group in range(groups)]
-
-    def _grouped_product(self, groups: list[Bytes], scales: Scales, activations: Activations) -> Floats:
-        """The sums of each group of columns, scaled and added in float64 in their order."""
-        rows, columns = len(scales), self.columns // len(groups)
-        total = np.zeros((len(activations.x), rows))
-        for number, (packed, scale) in enumerate(zip(groups, scales.T, strict=True)):
-            x = np.ascontiguousarray(activations.rounded[:, number * columns : (number + 1) * columns])
-            if packed.size == rows * columns:
-                sums = np.empty(total.shape, np.int32)
-                _kernels.matmul(packed.view(np.int8).reshape(rows, columns), x, sums)
-            else:
-                sums = self.layout.matmul_rows([packed], x)
-            total += sums * scale.astype(np.float64)
-        product: Floats = total.astype(np.float32) / activations.divisor
-        return product
-
-    def float_product(self, part: int, activations: Activations) -> Floats:
-        """The same with activations that are not rounded."""
-        trits, _ = self.layout.unpack_rows(self.parts[part], self.columns)
-        scale = self.scales[part]
-        weights = trits.astype(np.float32)
-        if not isinstance(scale, np.ndarray):
-            return activations.x @ weights.T * scale
-        product: Floats = activations.x @ (weights * np.repeat(scale, self.columns // scale.shape[1], axis=1)).T
-        return product
+    def _in_groups(self, groups: int) -> list[_kernels.Operand]:
+        """Of the bytes of rows as groups of columns have them; of a layout whose groups are not whole blocks in one
+        piece, of the trits."""
+        layout, columns = self.layout, self.shape[1] // groups
+        if isinstance(layout, ScaledRows) and columns % layout.block == 0 and not layout.row_header:
+            (rows,) = self.packed
+            blocks = rows.reshape(-1, groups, layout.row_bytes(columns))
+            return [layout.operand([np.ascontiguousarray(blocks[:, i]).reshape(-1)], columns) for i in range(groups)]
+        trits, _ = layout.unpack_rows(self.packed, self.shape[1])
+        parts = trits.reshape(-1, groups, columns)
+        return [trits_operand(np.ascontiguousarray(parts[:, i])) for i in range(groups)]
 
 
+@dataclass(frozen=True)
 class FloatProjection:
-    """A projection of floats that are not ternary, in the same parts. Its activations are not rounded."""
+    """A projection of floats that are not ternary: its activations are not rounded."""
 
-    def __init__(self, data: Bytes, tensor: TensorInfo, type_name: str, nbytes: int, parts: int) -> None:
-        self.nbytes, self.dtype = nbytes, type_name
-        rows = data[tensor.offset : tensor.offset + nbytes].reshape(tensor.shape[0], -1)
-        self.parts = [rows[first:last] for first, last in _shares(len(rows), 1, parts)]
+    data: Bytes
+    shape: tuple[int, int]
+    dtype: str
 
-    def product(self, part: int, activations: Activations) -> Floats:
-        """Of the rows of one part, float32 (n, rows)."""
-        rows = self.parts[part]
-        product = np.empty((len(activations.x), len(rows)), np.float32)
-        _kernels.float_matmul(rows.reshape(-1), self.dtype, activations.x, product)
-        return product
-
-    float_product = product
+    def matrix(self, *, rounding: bool) -> _kernels.Matrix:
+        return _kernels.Matrix.dense(self.data, self.dtype, *self.shape)
 
 
 class Embedding:
@@ -159,7 +104,7 @@ class Embedding:
     """
 
     def __init__(
-        self, data: Bytes, tensor: TensorInfo, type_name: str, layout: Layout | None, scale: Scale | None, parts: int
+        self, data: Bytes, tensor: TensorInfo, type_name: str, layout: Layout | None, scale: Scale | None
     ) -> None:
         self.tokens, self.hidden = tensor.shape
         self.dtype = type_name
@@ -167,43 +112,32 @@ class Embedding:
         self.scale = scale
         row_bytes = type_by_name(type_name).nbytes((self.hidden,)) if layout is None else _row_bytes(layout, tensor)
         self.rows = data[tensor.offset : tensor.offset + self.tokens * row_bytes].reshape(self.tokens, -1)
-        self.parts = _shares(self.tokens, 1, parts)
 
     def of(self, tokens: Tokens) -> Floats:
         """Their rows, float32 (n, hidden)."""
-        values, bad = self._values(tokens)
+        raw = np.ascontiguousarray(self.rows[tokens]).reshape(-1)
+        if self.layout is not None:
+            trits, _ = self.layout.unpack_rows([raw], self.hidden)
+            assert self.scale is not None
+            return dequantized(trits, self.scale[tokens] if isinstance(self.scale, np.ndarray) else self.scale)
+        values, bad = decode(raw, self.dtype)
         if bad >= 0:
             raise MalformedGGUF(
                 f"the embedding of token {tokens[bad // self.hidden]} holds NaN or infinity", code=Code.FAULTY
             )
-        return values
+        return values.reshape(-1, self.hidden)
 
-    def product(self, part: int, x: Floats) -> Floats:
-        """Of the rows of one part with x (n, hidden), float32 (n, rows)."""
-        first, last = self.parts[part]
-        if self.dtype in FLOATS:
-            product = np.empty((len(x), last - first), np.float32)
-            _kernels.float_matmul(self.rows[first:last].reshape(-1), self.dtype, x, product)
-            return product
-        products = [np.empty((len(x), 0), np.float32)]
-        for at, end in row_blocks(last - first, self.hidden, 1):
-            values, _ = self._values(slice(first + at, first + end))
-            products.append(_float_product(values, x))
-        return np.concatenate(products, axis=1)
-
-    def _values(self, which: Tokens | slice) -> tuple[Floats, int]:
-        """The values of rows, float32 (n, hidden), and the index of the first that is not finite, or -1."""
-        raw = np.ascontiguousarray(self.rows[which]).reshape(-1)
+    def matrix(self) -> _kernels.Matrix:
+        """As an output head."""
+        data = self.rows.reshape(-1)
         if self.layout is None:
-            values, bad = decode(raw, self.dtype)
-            return values.reshape(-1, self.hidden), bad
-        trits, _ = self.layout.unpack_rows([raw], self.hidden)
+            return _kernels.Matrix.dense(data, self.dtype, self.tokens, self.hidden)
         assert self.scale is not None
-        return dequantized(trits, self.scale[which] if isinstance(self.scale, np.ndarray) else self.scale), -1
+        return Projection([data], (self.tokens, self.hidden), self.layout, self.scale).matrix(rounding=False)
 
 
 class ForwardPass:
-    """The model in a GGUF file without structural faults; a context manager, since it keeps threads.
+    """The model in a GGUF file without structural faults, and the threads that compute it.
 
     Opening it reads every ternary tensor once and checks its codes and scales. float_activations: what a runner
     computes that does not round them. projections: by name in the file. BitconvError where the file is faulty.
@@ -224,170 +158,148 @@ class ForwardPass:
         self.sizes = inspection.sizes
         self.float_activations = float_activations
         self._threads = jobs.thread_count(threads)
-        self._data = _read_file(opened)
+        data = _read_file(opened)
         infos = {tensor.name: tensor for tensor in opened.tensors}
         self._vectors = {
-            name: _dense(self._data, infos[name], inspection.nbytes[name])
+            name: _dense(data, infos[name], inspection.nbytes[name])
             for name, role in inspection.roles.items()
             if role not in (Role.TERNARY, Role.SCALE, Role.EMBEDDING)
         }
         scales = self._checked_scales(infos, inspection)
-        self._embedding, self._head = self._read_embeddings(infos, inspection, scales)
-        self.projections = dict(self._read_projections(infos, inspection, scales))
-        self.set_rope_base(self.sizes.rope_base)
-        self._pool = ThreadPoolExecutor(self._threads)
+        self._embedding, self._head = self._read_embeddings(data, infos, inspection, scales)
+        self.projections = dict(_read_projections(data, infos, inspection, scales))
+        self._output = _kernels.Linear(self._head.matrix())
+        self._pass = _kernels.Pass(self._threads)
+        self._build()
 
-    def __enter__(self) -> ForwardPass:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown()
-
-    def set_rope_base(self, base: float) -> None:
-        """That of the rotary embedding, in place of the file's."""
-        self.sizes = replace(self.sizes, rope_base=base)
-        long = self.sizes.rope_long
-        self._frequencies = self._rope_frequencies(ROPE_FREQS if long is None else ROPE_SHORT)
-        self._long_frequencies = None if long is None else self._rope_frequencies(ROPE_LONG)
+    def changed(
+        self,
+        *,
+        architecture: Architecture | None = None,
+        rope_base: float | None = None,
+        projections: Mapping[str, Projection | FloatProjection] | None = None,
+        float_activations: bool | None = None,
+    ) -> ForwardPass:
+        """Another model of the same file, in which these are other than the file's."""
+        other = copy.copy(self)
+        other.architecture = architecture or self.architecture
+        other.sizes = self.sizes if rope_base is None else replace(self.sizes, rope_base=rope_base)
+        other.projections = self.projections if projections is None else dict(projections)
+        other.float_activations = self.float_activations if float_activations is None else float_activations
+        other._build()
+        return other
 
     def new_cache(self, capacity: int) -> Cache:
-        shape = (self.sizes.layers, self.sizes.kv_heads, capacity, self.sizes.head_dim)
-        return Cache(np.empty(shape, np.float32), np.empty(shape, np.float32))
+        sizes = self.sizes
+        block, dims = _kernels.BLOCK, sizes.head_dim
+        keys = np.empty((sizes.layers, sizes.kv_heads, -(-capacity // block), dims, block), np.float32)
+        values = np.zeros((sizes.layers, sizes.kv_heads, -(-dims // block), capacity, block), np.float32)
+        return Cache(keys, values, capacity)
+
+    def logits(self, tokens: Tokens, cache: Cache, first: int = 0) -> Floats:
+        """Of the token after each of `tokens` but the `first` of them, float32 (n, vocabulary). tokens: (n,), following
+        those in the cache."""
+        return self._head_product(self.states(tokens, cache)[first:])
 
     @np.errstate(over="ignore", invalid="ignore")  # a damaged file may compute anything, and its results show it
-    def logits(self, tokens: Tokens, cache: Cache) -> Floats:
-        """Of the token after each of `tokens`, float32 (n, vocabulary). tokens: (n,), following those in the cache."""
+    def states(self, tokens: Tokens, cache: Cache) -> Floats:
+        """What the last layer makes of each token, float32 (n, hidden)."""
         x = self._embedding.of(tokens) * np.float32(self.sizes.embedding_scale)
-        positions = np.arange(cache.used, cache.used + len(tokens))
+        cos, sin = self._rotation(np.arange(cache.used, cache.used + len(tokens)), cache.capacity)
+        for number, layer in enumerate(self._layers):
+            keys, values = cache.keys[number], cache.values[number]
+            self._pass.layer(self._graph, layer, x, cos, sin, keys, values, cache.capacity, cache.used)
+        cache.used += len(tokens)
+        return x
+
+    def log_probabilities(self, states: Floats, tokens: Tokens) -> npt.NDArray[np.float64]:
+        """The natural logarithm of the probability of each token (n,) behind its state, float64 (n,)."""
+        found = np.empty(len(tokens))
+        for at in range(0, len(tokens), _LOGITS_AT_ONCE):
+            logits = self._head_product(states[at : at + _LOGITS_AT_ONCE])
+            following = np.ascontiguousarray(tokens[at : at + _LOGITS_AT_ONCE], np.int64)
+            self._pass.log_probabilities(logits, following, found[at : at + _LOGITS_AT_ONCE])
+        return found
+
+    def _head_product(self, states: Floats) -> Floats:
+        product = np.empty((len(states), self._head.tokens), np.float32)
+        norm = self._vectors["output_norm.weight"]
+        self._pass.project(self._output, states, product, norm, self.sizes.rms_eps, self.sizes.logit_divisor)
+        return product
+
+    def product(self, x: Floats, name: str) -> Floats:
+        """That of one projection, by its name in the file without `.weight`: float32 (n, rows) of x (n, columns)."""
+        product = np.empty((len(x), self.projections[f"{name}.weight"].shape[0]), np.float32)
+        self._pass.project(self._linear(name), x, product)
+        return product
+
+    def _build(self) -> None:
+        sizes, architecture = self.sizes, self.architecture
+        factors = ROPE_FREQS if sizes.rope_long is None else ROPE_SHORT
+        self._frequencies = self._rope_frequencies(factors)
+        self._long_frequencies = None if sizes.rope_long is None else self._rope_frequencies(ROPE_LONG)
+        self._graph = _kernels.Graph(
+            hidden=sizes.hidden,
+            heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
+            experts_used=sizes.experts_used,
+            rms_eps=sizes.rms_eps,
+            residual_scale=sizes.residual_scale,
+            clamp=inf if sizes.expert_clamp is None else sizes.expert_clamp,
+            activation=architecture.activation,
+            neighbours=architecture.interleaved_rope,
+            late_qk_norms=architecture.late_qk_norms,
+        )
+        self._layers = [self._layer(number) for number in range(sizes.layers)]
+
+    def _layer(self, number: int) -> _kernels.Layer:
+        block, sizes, architecture = f"blk.{number}", self.sizes, self.architecture
+
+        def norm(name: str, present: bool = True) -> Floats | None:
+            return self._vectors[f"{block}.{name}.weight"] if present else None
+
+        slots = [f"{block}.{slot}" for slot in ("ffn_gate", "ffn_up", "ffn_down")]
+        stems = [[expert_name(f"{slot}_exps", i) for slot in slots] for i in range(sizes.experts)] or [slots]
+        gate, up, down = zip(*([self._linear(name) for name in names] for names in stems), strict=True)
+        routed = self._vectors.get(f"{block}.ffn_gate_inp.weight")
+        router = None
+        if routed is not None:
+            router = _kernels.Matrix.dense(routed.reshape(-1).view(np.uint8), "f32", *routed.shape)
+        windowed = bool(sizes.windowed) and sizes.windowed[number]
+        return _kernels.Layer(
+            self._graph,
+            q=self._linear(f"{block}.attn_q"),
+            k=self._linear(f"{block}.attn_k"),
+            v=self._linear(f"{block}.attn_v"),
+            output=self._linear(f"{block}.attn_output"),
+            networks=list(zip(gate, up, down, strict=True)),
+            attention_norm=self._vectors[f"{block}.attn_norm.weight"],
+            ffn_norm=self._vectors[f"{block}.ffn_norm.weight"],
+            q_norm=norm("attn_q_norm", architecture.qk_norms),
+            k_norm=norm("attn_k_norm", architecture.qk_norms),
+            attention_sub_norm=norm("attn_sub_norm", architecture.sub_norms),
+            ffn_sub_norm=norm("ffn_sub_norm", architecture.sub_norms),
+            router=router,
+            rotated=windowed or not sizes.windowed,
+            window=sizes.window if windowed else 0,
+        )
+
+    def _linear(self, name: str) -> _kernels.Linear:
+        """A projection with what stands around it in the file."""
+        matrix = self.projections[f"{name}.weight"].matrix(rounding=not self.float_activations)
+        norm = self._vectors[f"{name}_norm_in.weight"] if self.architecture.input_norms else None
+        return _kernels.Linear(matrix, self._vectors.get(f"{name}.bias"), norm)
+
+    def _rotation(self, positions: Tokens, capacity: int) -> tuple[Floats, Floats]:
+        """cos and sin of each position's angles, float32 (n, head_dim / 2)."""
         frequencies, long = self._frequencies, self.sizes.rope_long
         # As llama.cpp chooses: by the room for tokens, so that all of a text are rotated alike.
-        if long is not None and self._long_frequencies is not None and cache.keys.shape[2] > long.original_context:
+        if long is not None and self._long_frequencies is not None and capacity > long.original_context:
             frequencies = self._long_frequencies
         angles = np.outer(positions, frequencies)
         magnitude = self.sizes.rope_magnitude * (self.sizes.rope_yarn.magnitude if self.sizes.rope_yarn else 1.0)
-        rotation = (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
-        residual_scale = np.float32(self.sizes.residual_scale)
-        for layer in range(self.sizes.layers):
-            block = f"blk.{layer}"
-            attended = self._attention(block, layer, self._norm(x, f"{block}.attn_norm"), rotation, cache)
-            x = x + attended * residual_scale
-            x = x + self._feed_forward(block, self._norm(x, f"{block}.ffn_norm")) * residual_scale
-        cache.used += len(tokens)
-        normed = self._norm(x, "output_norm") / np.float32(self.sizes.logit_divisor)
-        parts = self._on_all_threads(lambda part: self._head.product(part, normed), self._head.rows.size * len(x))
-        return np.concatenate(parts, axis=1)
-
-    def _attention(self, block: str, layer: int, x: Floats, rotation: tuple[Floats, Floats], cache: Cache) -> Floats:
-        count, sizes = len(x), self.sizes
-        windowed = bool(sizes.windowed) and sizes.windowed[layer]
-        q, k, v = (
-            y.reshape(count, -1, sizes.head_dim).swapaxes(0, 1)
-            for y in self._project(x, f"{block}.attn_q", f"{block}.attn_k", f"{block}.attn_v")
-        )
-        if not self.architecture.late_qk_norms:
-            q, k = self._normed_heads(block, q, k)
-        if windowed or not sizes.windowed:
-            q, k = self._rotate(q, rotation), self._rotate(k, rotation)
-        if self.architecture.late_qk_norms:
-            q, k = self._normed_heads(block, q, k)
-        end = cache.used + count
-        cache.keys[layer, :, cache.used : end] = k
-        cache.values[layer, :, cache.used : end] = v
-        # The heads that share keys and values stand together: (kv_heads, heads / kv_heads * n, head_dim).
-        queries = q.reshape(sizes.kv_heads, -1, sizes.head_dim)
-        distance = np.arange(cache.used, end)[:, None] - np.arange(end)
-        unseen = (distance < 0) | (distance >= sizes.window) if windowed else distance < 0
-        unseen = np.tile(unseen, (sizes.heads // sizes.kv_heads, 1))
-
-        def attend(head: int) -> Floats:
-            scores = _float_product(cache.keys[layer, head, :end], queries[head]) * np.float32(sizes.head_dim**-0.5)
-            scores = np.where(unseen, np.float32(-np.inf), scores)
-            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            total = _float_product(np.ones((1, end), np.float32), weights)
-            return _float_product(np.ascontiguousarray(cache.values[layer, head, :end].T), weights) / total
-
-        worth_waking = queries.nbytes * end >= WORTH_WAKING
-        mixed = np.stack(list((self._pool.map if worth_waking else map)(attend, range(sizes.kv_heads))))
-        joined = mixed.reshape(sizes.heads, count, -1).swapaxes(0, 1).reshape(count, -1)
-        if self.architecture.sub_norms:
-            joined = self._norm(joined, f"{block}.attn_sub_norm")
-        return self._project(joined, f"{block}.attn_output")[0]
-
-    def _normed_heads(self, block: str, q: Floats, k: Floats) -> tuple[Floats, Floats]:
-        if not self.architecture.qk_norms:
-            return q, k
-        return self._norm(q, f"{block}.attn_q_norm"), self._norm(k, f"{block}.attn_k_norm")
-
-    def _feed_forward(self, block: str, x: Floats) -> Floats:
-        if self.sizes.experts:
-            return self._mixture(block, x)
-        gate, up = self._project(x, f"{block}.ffn_gate", f"{block}.ffn_up")
-        gated = _ACTIVATIONS[self.architecture.activation](gate) * up
-        if self.architecture.sub_norms:
-            gated = self._norm(gated, f"{block}.ffn_sub_norm")
-        return self._project(gated, f"{block}.ffn_down")[0]
-
-    def _mixture(self, block: str, x: Floats) -> Floats:
-        """The experts of the largest router logits, by the softmax of those. Added in the order of their numbers, so
-        that a token computes the same bits in every batch."""
-        routed = _float_product(self._vectors[f"{block}.ffn_gate_inp.weight"], x)
-        chosen = np.argsort(-routed, axis=1, kind="stable")[:, : self.sizes.experts_used]
-        logits = np.take_along_axis(routed, chosen, axis=1)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
-        mixed = np.zeros_like(x)
-        for expert in np.unique(chosen):
-            tokens, place = np.nonzero(chosen == expert)
-            names = (expert_name(f"{block}.{slot}_exps", expert) for slot in ("ffn_gate", "ffn_up", "ffn_down"))
-            gate_name, up_name, down_name = names
-            gate, up = self._project(x[tokens], gate_name, up_name)
-            if self.sizes.expert_clamp is not None:
-                limit = np.float32(self.sizes.expert_clamp)
-                gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
-            gated = _ACTIVATIONS[self.architecture.activation](gate) * up
-            mixed[tokens] += self._project(gated, down_name)[0] * weights[tokens, place][:, None]
-        return mixed
-
-    def _project(self, x: Floats, *names: str) -> list[Floats]:
-        """The products of each of these projections with the same activations."""
-        if self.architecture.input_norms:
-            inputs = [Activations(self._norm(x, f"{name}_norm_in")) for name in names]
-        else:
-            inputs = [Activations(x)] * len(names)
-        work = [(self.projections[f"{name}.weight"], x) for name, x in zip(names, inputs, strict=True)]
-
-        def products(part: int) -> list[Floats]:
-            if self.float_activations:
-                return [projection.float_product(part, activations) for projection, activations in work]
-            return [projection.product(part, activations) for projection, activations in work]
-
-        size = sum(projection.nbytes for projection, _ in work) * len(x)
-        parts = zip(*self._on_all_threads(products, size), strict=True)
-        joined = [np.concatenate(of_one, axis=1) for of_one in parts]
-        biases = [self._vectors.get(f"{name}.bias") for name in names]
-        return [y if bias is None else y + bias for y, bias in zip(joined, biases, strict=True)]
-
-    def _on_all_threads(self, job: Callable[[int], Result], size: int) -> list[Result]:
-        """job(part) of every part, one of them in this thread. size: bytes of weights times vectors."""
-        if size < WORTH_WAKING:
-            return [job(part) for part in range(self._threads)]
-        others = [self._pool.submit(job, part) for part in range(1, self._threads)]
-        return [job(0), *(other.result() for other in others)]
-
-    def _norm(self, x: Floats, name: str) -> Floats:
-        variance = np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.sizes.rms_eps)
-        normed: Floats = x * (1 / np.sqrt(variance)) * self._vectors[f"{name}.weight"]
-        return normed
-
-    def _rotate(self, x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
-        """Rotary embedding of (heads, n, head_dim): of neighbouring pairs, or of i with i + head_dim / 2."""
-        pairs = x.reshape(*x.shape[:2], -1, 2) if self.architecture.interleaved_rope else _halves(x)
-        cos, sin = rotation
-        a, b = pairs[..., 0], pairs[..., 1]
-        rotated = np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
-        return (rotated if self.architecture.interleaved_rope else rotated.swapaxes(-1, -2)).reshape(x.shape)
+        return (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
 
     def _rope_frequencies(self, factor_tensor: str) -> npt.NDArray[np.float64]:
         """Radians a position, float64 (head_dim / 2,). factor_tensor: whose factors they are divided by."""
@@ -399,34 +311,17 @@ class ForwardPass:
         return frequencies / factors / (self.sizes.rope_linear_factor or 1.0)
 
     def _read_embeddings(
-        self, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, list[Scale]]
+        self, data: Bytes, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, list[Scale]]
     ) -> tuple[Embedding, Embedding]:
         """The token embedding and the output head, which may be the same."""
 
         def read(name: str) -> Embedding:
             layout, (scale,) = inspection.layouts.get(name), scales.get(name, [None])
-            return Embedding(self._data, infos[name], inspection.types[name], layout, scale, self._threads)
+            return Embedding(data, infos[name], inspection.types[name], layout, scale)
 
         embedding = read("token_embd.weight")
         untied = self.architecture.untied_head and "output.weight" in infos
         return embedding, read("output.weight") if untied else embedding
-
-    def _read_projections(
-        self, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, list[Scale]]
-    ) -> Iterator[tuple[str, Projection | FloatProjection]]:
-        """By name; those of a stack of experts one by one."""
-        for name, role in inspection.roles.items():
-            if role is not Role.TERNARY:
-                continue
-            if name in inspection.floats:
-                nbytes = inspection.nbytes[name]
-                yield name, FloatProjection(self._data, infos[name], inspection.types[name], nbytes, self._threads)
-                continue
-            layout = inspection.layouts[name]
-            for i, (info, scale) in enumerate(zip(stacked(infos[name], layout), scales[name], strict=True)):
-                stem = name.removesuffix(".weight")
-                own = name if info.shape == infos[name].shape else f"{expert_name(stem, i)}.weight"
-                yield own, Projection(self._data, info, layout, scale, self._threads)
 
     def _checked_scales(self, infos: dict[str, TensorInfo], inspection: Inspection) -> dict[str, list[Scale]]:
         """Of the matrices of every ternary tensor, each read once. BitconvError where one is faulty."""
@@ -447,6 +342,28 @@ class ForwardPass:
 
             names = list(inspection.layouts)
             return dict(zip(names, jobs.run([partial(read, name) for name in names], self._threads), strict=True))
+
+
+def _read_projections(
+    data: Bytes, infos: dict[str, TensorInfo], inspection: Inspection, scales: dict[str, list[Scale]]
+) -> Iterator[tuple[str, Projection | FloatProjection]]:
+    """By name; those of a stack of experts one by one."""
+    for name, role in inspection.roles.items():
+        if role is not Role.TERNARY:
+            continue
+        if name in inspection.floats:
+            start, nbytes = infos[name].offset, inspection.nbytes[name]
+            rows, columns = infos[name].shape
+            yield name, FloatProjection(data[start : start + nbytes], (rows, columns), inspection.types[name])
+            continue
+        layout = inspection.layouts[name]
+        for i, (info, scale) in enumerate(zip(stacked(infos[name], layout), scales[name], strict=True)):
+            stem = name.removesuffix(".weight")
+            own = name if info.shape == infos[name].shape else f"{expert_name(stem, i)}.weight"
+            rows, columns = info.shape
+            starts = [(info.offset + region.offset, region.row_bytes) for region in layout.regions(rows, columns)]
+            packed = [data[start : start + rows * row_bytes] for start, row_bytes in starts]
+            yield own, Projection(packed, (rows, columns), layout, scale)
 
 
 def _refuse_faults(opened: GGUFFile, inspection: Inspection) -> None:
@@ -475,39 +392,8 @@ def _row_bytes(layout: Layout, tensor: TensorInfo) -> int:
     return region.row_bytes
 
 
-def _shares(rows: int, multiple: int, parts: int) -> list[tuple[int, int]]:
-    """(first, last) of the rows of each part, multiples of `multiple`; some empty where rows are few."""
-    bounds = [rows // multiple * part // parts * multiple for part in range(parts + 1)]
-    return list(pairwise(bounds))
-
-
 def _dense(data: Bytes, tensor: TensorInfo, nbytes: int) -> Floats:
     """A float tensor in float32, of its shape."""
     raw = data[tensor.offset : tensor.offset + nbytes].reshape(tensor.shape[0] if len(tensor.shape) > 1 else 1, -1)
     values = gguf_package.quants.dequantize(raw, gguf_package.GGMLQuantizationType(tensor.type_id))
     return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)
-
-
-def _halves(x: Floats) -> Floats:
-    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)
-
-
-def _float_product(matrix: Floats, x: Floats) -> Floats:
-    """Of the rows of a contiguous matrix with x (n, columns), float32 (n, rows). Each sum is added in one order,
-    whatever n is, and zeros at its end leave it as it is: a token computes the same bits in every batch."""
-    product = np.empty((len(x), len(matrix)), np.float32)
-    _kernels.float_matmul(matrix.reshape(-1).view(np.uint8), "f32", x, product)
-    return product
-
-
-def _silu(x: Floats) -> Floats:
-    with np.errstate(over="ignore"):  # exp(-x) of very negative x: the result is -0
-        result: Floats = x / (1 + np.exp(-x))
-    return result
-
-
-def _relu2(x: Floats) -> Floats:
-    return np.square(np.maximum(x, 0))
-
-
-_ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"silu": _silu, "relu2": _relu2}

@@ -59,6 +59,9 @@ class I2S(Layout):
         _kernels.matmul_rows(self.kernel, packed[0], x, product)
         return product
 
+    def operand(self, packed: Sequence[Bytes], columns: int) -> _kernels.Operand:
+        return _kernels.Operand.rows(self.kernel, packed[0], packed[0].size * 4 // columns, columns)
+
     def tail(self, scale: np.float32) -> bytes:
         return tail_scale.encode(scale)
 
@@ -100,6 +103,9 @@ class Row4I2S(I2S):
         trits, scales = self.unpack_rows(packed, x.shape[1])
         published = I2S()
         return published.matmul_rows(published.pack_rows(trits, scales), x)
+
+    def operand(self, packed: Sequence[Bytes], columns: int) -> _kernels.Operand:
+        return Layout.operand(self, packed, columns)
 
 
 def order_from_metadata(metadata: Metadata, file: object) -> str | None:

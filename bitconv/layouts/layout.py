@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bitconv import _kernels
 from bitconv.layouts.tiles import Tile
 
 Trits = npt.NDArray[np.int8]
@@ -16,6 +17,8 @@ Bytes = npt.NDArray[np.uint8]
 Scales = npt.NDArray[np.float32]
 # Of rows in a layout whose tail holds the scale.
 NO_SCALES: Scales = np.empty(0, np.float32)
+# The kernels' layout of two bits for the most shapes, and its block of columns.
+_TWO_BIT, _TWO_BIT_BLOCK = "i2_s_arm64", 64
 # One scale, or an array of them of any shape.
 ScaleT = TypeVar("ScaleT", np.float32, Scales)
 
@@ -100,6 +103,10 @@ class Layout(ABC):
     def matmul_rows(self, packed: Sequence[Bytes], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
         """The product over the packed bytes: x (n, columns) int8 times the rows' trits, (n, rows) int32, exact."""
 
+    def operand(self, packed: Sequence[Bytes], columns: int) -> _kernels.Operand:
+        """The same rows for a forward pass: as they are, or where no kernel multiplies them so, packed in two bits."""
+        return trits_operand(self.unpack_rows(packed, columns)[0])
+
     def tail_scale(self, tail: bytes) -> np.float32 | None:
         """The scale that the tail holds; None in a layout whose scales stand among the rows."""
         return None
@@ -109,3 +116,12 @@ def float16_scale(scale: ScaleT) -> ScaleT:
     """Scales rounded to the nearest float16: 0 or infinite where float16 cannot hold them."""
     with np.errstate(over="ignore", under="ignore"):
         return scale.astype(np.float16).astype(np.float32)
+
+
+def trits_operand(trits: Trits) -> _kernels.Operand:
+    """Rows of trits, int8 (rows, columns), packed where a kernel takes so many columns."""
+    if trits.shape[1] % _TWO_BIT_BLOCK:
+        return _kernels.Operand.trits(trits)
+    packed = np.empty(trits.size // 4, np.uint8)
+    _kernels.pack_rows(_TWO_BIT, trits, NO_SCALES, packed)
+    return _kernels.Operand.rows(_TWO_BIT, packed, *trits.shape)

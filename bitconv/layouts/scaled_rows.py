@@ -57,3 +57,6 @@ class ScaledRows(Layout):
         product = np.empty((x.shape[0], packed[0].size // self.row_bytes(x.shape[1])), np.int32)
         _kernels.matmul_rows(self.name, packed[0], x, product)
         return product
+
+    def operand(self, packed: Sequence[Bytes], columns: int) -> _kernels.Operand:
+        return _kernels.Operand.rows(self.name, packed[0], packed[0].size // self.row_bytes(columns), columns)

@@ -93,5 +93,9 @@ class TL1(TiledLayout):
         _kernels.tl1_matmul(packed[0], self.tile.bm, self.tile.bk, self.tile.bmm, x, product)
         return product
 
+    def operand(self, packed: Sequence[Bytes], columns: int) -> _kernels.Operand:
+        rows = packed[0].size * 4 // columns
+        return _kernels.Operand.tl1(packed[0], rows, columns, self.tile.bm, self.tile.bk, self.tile.bmm)
+
 
 LAYOUT = TL1

@@ -113,6 +113,11 @@ class TL2(TiledLayout):
         _kernels.tl2_matmul(values, signs, pairs, self.tile.bm, self.tile.bk, x, product)
         return product
 
+    def operand(self, packed: Sequence[Bytes], columns: int) -> _kernels.Operand:
+        values, signs, pairs = packed
+        rows = self._rows(values, columns)
+        return _kernels.Operand.tl2(values, signs, pairs, rows, columns, self.tile.bm, self.tile.bk)
+
     def _rows(self, values: Bytes, columns: int) -> int:
         return values.size // self._row_bytes(columns)[0]
 

@@ -2,12 +2,13 @@
 //
 // One routine serves them all, since the layouts differ only in which column each code stands for: the
 // activations are put in the order of the codes once, and then digit p of `width` code bytes meets `width`
-// consecutive activations. Codes are trits plus one, so the sum of x comes off at the end.
+// consecutive activations, for any number of rows. Codes are trits plus one, so the sum of x comes off at the end.
 //
 // The instruction set gives `Dot`: vectors of `width` bytes, the digits of code bytes, and sums of products in
 // two stages, Partial (which overflows after chunks_per_partial chunks of `width` code bytes) and Sum (int32).
 #pragma once
 #include "codes.hpp"
+#include "../unrolled.hpp"
 
 namespace bitconv::BITCONV_ISA {
 
@@ -49,21 +50,38 @@ struct Chunks {
         }
     }
 
-    /// Puts x [N, cols] in the order of the codes: [steps][N][chunks_per_step][digits][width]. Unused places stay as
-    /// they are, zero.
+    /// How many bytes of a run have their activations side by side in each digit, in x as in the order of the codes.
+    static constexpr int bytes_together(const Run& run, int start) {
+        constexpr int room = static_cast<int>(padded_block < width ? padded_block : width);
+        if (run.byte_step != 1) return 1;
+        if (start % room + run.bytes <= room) return run.bytes;
+        return start % room == 0 && run.bytes % room == 0 ? room : 1;
+    }
+
+    /// Of a vector in the order of the codes, its negated sum before it.
+    static size_t ordered_bytes(size_t cols) { return sums_bytes + (steps(cols) * activations_per_step + 63) / 64 * 64; }
+    static constexpr size_t sums_bytes = 64;
+
+    /// Puts x [N, cols] in the order of the codes: [steps][N][chunks_per_step][digits][width], with zeros in the places
+    /// that no column has.
     template <size_t N>
     static void order(const int8_t* __restrict x, size_t cols, int8_t* __restrict ordered) {
+        std::memset(ordered, 0, steps(cols) * N * activations_per_step);
         for (size_t v = 0; v < N; ++v) {
             for (size_t b = 0; b < cols / g.block; ++b) {
                 each_run<L>([=](auto index, auto start) {
                     constexpr Run run = L::runs[index];
-                    for (int j = 0; j < run.bytes; ++j) {
+                    constexpr int piece = bytes_together(run, start);
+                    for (int j = 0; j < run.bytes; j += piece) {
                         const size_t byte = b * padded_block + static_cast<size_t>(start + j);
                         const size_t step = byte / padded_per_step, rest = byte % padded_per_step;
                         const size_t chunk = (step * N + v) * chunks_per_step + rest / width;
                         int8_t* to = ordered + chunk * digits * width + byte % width;
                         for (int p = 0; p < L::Codes::digits; ++p) {
-                            if (run.uses(p)) to[static_cast<size_t>(p) * width] = x[b * g.block + run.column(j, p)];
+                            if (run.uses(p)) {
+                                const int8_t* from = x + b * g.block + run.column(j, p);
+                                std::memcpy(to + static_cast<size_t>(p) * width, from, piece);
+                            }
                         }
                     }
                 });
@@ -72,16 +90,6 @@ struct Chunks {
         }
     }
 };
-
-/// Calls visit(0) to visit(N - 1) with constants, so that arrays which they index stay in registers.
-template <size_t N, class Visit, size_t... I>
-inline void unrolled(Visit visit, std::index_sequence<I...>) {
-    (visit(std::integral_constant<size_t, I>{}), ...);
-}
-template <size_t N, class Visit>
-inline void unrolled(Visit visit) {
-    unrolled<N>(visit, std::make_index_sequence<N>{});
-}
 
 /// The digits of code bytes, first to last.
 template <class Codes>
@@ -145,7 +153,7 @@ struct PackedRows {
     size_t rows, cols;
     size_t row_bytes = L::geometry.row_header + cols / L::geometry.block * L::geometry.block_bytes;
     size_t row_bytes_read = L::geometry.row_header + (C::steps(cols) - 1) * C::bytes_per_step + C::bytes_read;
-    Buffer copies{at_once * row_bytes_read};
+    Buffer copies{row_bytes_read > row_bytes ? at_once * row_bytes_read : 0};
 
     /// The blocks of row r, readable for all its steps.
     const uint8_t* row(size_t r) {
@@ -161,45 +169,62 @@ struct PackedRows {
 
 /// Products of the rows from `first` on, R at a time, then the rest with smaller R, over `steps` steps from `start` on.
 template <class L, size_t R, size_t N>
-void dot_rows(PackedRows<L>& w, size_t first, size_t start, size_t steps, const int8_t* x, int32_t* out) {
+void dot_rows(PackedRows<L>& w, size_t first, size_t start, size_t steps, const int8_t* x, int32_t* out,
+              size_t stride) {
     for (; first + R <= w.rows; first += R) {
         const uint8_t* rows[R];
         for (size_t r = 0; r < R; ++r) rows[r] = w.row(first + r) + start * Chunks<L>::bytes_per_step;
-        dot<L, R, N>(rows, w.row_bytes, steps, x, out + first, w.rows);
+        dot<L, R, N>(rows, w.row_bytes, steps, x, out + first, stride);
     }
-    if constexpr (R > 1) dot_rows<L, R / 2, N>(w, first, start, steps, x, out);
-}
-
-/// Products with vectors x [n, cols], N at a time, then the rest with smaller N. `ordered` has room for N vectors.
-template <class L, size_t N>
-void dot_tiles(PackedRows<L>& w, const int8_t* x, int32_t* out, size_t n, int8_t* ordered) {
-    using C = Chunks<L>;
-    constexpr size_t cache = 16384;  // bytes of activations that stay close while the rows pass
-    constexpr size_t steps_at_once = cache / (N * C::activations_per_step) + 1;
-    const size_t steps = C::steps(w.cols);
-    if (n >= N) std::memset(ordered, 0, steps * N * C::activations_per_step);
-    for (; n >= N; n -= N, x += N * w.cols, out += N * w.rows) {
-        C::template order<N>(x, w.cols, ordered);
-        for (size_t s = 0; s < steps; s += steps_at_once) {
-            const size_t now = steps - s < steps_at_once ? steps - s : steps_at_once;
-            dot_rows<L, PackedRows<L>::at_once / N, N>(w, 0, s, now, ordered + s * N * C::activations_per_step, out);
-        }
-    }
-    if constexpr (N > 1) dot_tiles<L, N / 2>(w, x, out, n, ordered);
+    if constexpr (R > 1) dot_rows<L, R / 2, N>(w, first, start, steps, x, out, stride);
 }
 
 template <class L>
-void dot_matmul(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n) {
-    constexpr size_t tile = 4;
-    for (size_t v = 0; v < n; ++v) {
-        int32_t sum = 0;
-        for (size_t k = 0; k < cols; ++k) sum += x[v * cols + k];
-        for (size_t r = 0; r < rows; ++r) out[v * rows + r] = -sum;
+size_t dot_ordered_bytes(size_t cols) {
+    return Chunks<L>::ordered_bytes(cols);
+}
+
+template <class L>
+void dot_order(const int8_t* x, size_t cols, size_t n, uint8_t* ordered) {
+    using C = Chunks<L>;
+    if (cols == 0) return;
+    each_tile<vectors_at_once>(n, [=](auto count, size_t v) {
+        uint8_t* to = ordered + v * C::ordered_bytes(cols);
+        for (size_t i = 0; i < count; ++i) {
+            int32_t sum = 0;
+            for (size_t k = 0; k < cols; ++k) sum -= x[(v + i) * cols + k];
+            std::memcpy(to + i * C::sums_bytes, &sum, sizeof sum);
+        }
+        C::template order<count>(x + v * cols, cols, reinterpret_cast<int8_t*>(to + count * C::sums_bytes));
+    });
+}
+
+template <class L>
+void dot_multiply(const uint8_t* packed, size_t rows, size_t cols, const uint8_t* ordered, size_t n, int32_t* out,
+                  size_t stride) {
+    using C = Chunks<L>;
+    if (rows == 0 || cols == 0) {
+        for (size_t v = 0; v < n; ++v) std::memset(out + v * stride, 0, rows * sizeof *out);
+        return;
     }
-    if (rows == 0 || cols == 0) return;
-    Buffer ordered(tile * Chunks<L>::steps(cols) * Chunks<L>::activations_per_step);
     PackedRows<L> w{packed, rows, cols};
-    dot_tiles<L, tile>(w, x, out, n, reinterpret_cast<int8_t*>(ordered.data()));
+    const size_t steps = C::steps(cols);
+    each_tile<vectors_at_once>(n, [&](auto count, size_t v) {
+        constexpr size_t cache = 16384;  // bytes of activations that stay close while the rows pass
+        constexpr size_t steps_at_once = cache / (count * C::activations_per_step) + 1;
+        const uint8_t* tile = ordered + v * C::ordered_bytes(cols);
+        for (size_t i = 0; i < count; ++i) {
+            int32_t sum;
+            std::memcpy(&sum, tile + i * C::sums_bytes, sizeof sum);
+            for (size_t r = 0; r < rows; ++r) out[(v + i) * stride + r] = sum;
+        }
+        const int8_t* x = reinterpret_cast<const int8_t*>(tile + count * C::sums_bytes);
+        for (size_t s = 0; s < steps; s += steps_at_once) {
+            const size_t now = steps - s < steps_at_once ? steps - s : steps_at_once;
+            dot_rows<L, PackedRows<L>::at_once / count, count>(w, 0, s, now, x + s * count * C::activations_per_step,
+                                                               out + v * stride, stride);
+        }
+    });
 }
 
 }  // namespace bitconv::BITCONV_ISA

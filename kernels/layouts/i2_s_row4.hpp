@@ -17,6 +17,7 @@ inline int64_t i2_s_row4_unpack(const uint8_t* packed, size_t rows, size_t cols,
     return -1;
 }
 
-constexpr RowLayout i2_s_row4{"i2_s_row4", {4, 1, 0, Scale::none}, 4, nullptr, i2_s_row4_unpack, nullptr};
+constexpr RowLayout i2_s_row4{
+    "i2_s_row4", {4, 1, 0, Scale::none}, 4, nullptr, i2_s_row4_unpack, nullptr, nullptr, nullptr};
 
 }  // namespace bitconv::BITCONV_ISA

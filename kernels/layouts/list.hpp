@@ -20,9 +20,9 @@ namespace bitconv::BITCONV_ISA {
 template <class L>
 constexpr RowLayout row_layout() {
 #ifdef BITCONV_SIMD
-    return {L::name, L::geometry, 1, pack<L>, unpack<L>, dot_matmul<L>};
+    return {L::name, L::geometry, 1, pack<L>, unpack<L>, dot_ordered_bytes<L>, dot_order<L>, dot_multiply<L>};
 #else
-    return {L::name, L::geometry, 1, pack<L>, unpack<L>, unpacked_matmul<L>};
+    return {L::name, L::geometry, 1, pack<L>, unpack<L>, plain_bytes, plain_order, unpacked_multiply<L>};
 #endif
 }
 

@@ -6,6 +6,7 @@
 // of 8 int16, for its first 8 rows and its last 8.
 #pragma once
 #include "tl2.hpp"
+#include "../unrolled.hpp"
 
 namespace bitconv::BITCONV_ISA {
 
@@ -75,22 +76,21 @@ struct LookupSums {
             last[v] = Lookup::add(last[v], Lookup::negate(b, mask_last));
         }
     }
-    /// Adds 8 sums a lane to out[v * rows ...], those of lane l being lane_rows further on than the lane before.
-    void flush(int32_t* out, size_t rows, size_t last_row, size_t lane_rows) {
+    /// Adds 8 sums a lane to out[v * stride ...], those of lane l being lane_rows further on than the lane before.
+    void flush(int32_t* out, size_t stride, size_t last_row, size_t lane_rows) {
         for (size_t v = 0; v < N; ++v) {
-            Lookup::add_to(out + v * rows, lane_rows, first[v]);
-            Lookup::add_to(out + v * rows + last_row, lane_rows, last[v]);
+            Lookup::add_to(out + v * stride, lane_rows, first[v]);
+            Lookup::add_to(out + v * stride + last_row, lane_rows, last[v]);
         }
     }
 };
 
 template <size_t N>
-void tl1_tile(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, const Tiles& tiles,
-              SumTable* tables) {
+void tl1_tile(const uint8_t* packed, const SumTable* tables, int32_t* out, size_t stride, size_t rows, size_t cols,
+              const Tiles& tiles) {
     constexpr size_t groups_at_once = 32;  // 64 pairs of at most 256 fit int16
     const Tl1Block block(tiles);
     const size_t column_groups = tiles.bk / 4;
-    pair_tables<N>(x, 0, cols, tables);
     for (size_t r = 0; r < rows; r += tiles.bm) {
         for (size_t k = 0; k < cols; k += tiles.bk, packed += tiles.bm * tiles.bk / 4) {
             for (size_t group = 0; group < tiles.bm / 16; group += Lookup::lanes) {
@@ -104,7 +104,7 @@ void tl1_tile(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows,
                         sums.add(pairs, Lookup::high_nibbles(bytes));
                         sums.add(pairs + N, Lookup::low_nibbles(bytes));
                     }
-                    sums.flush(out + r + 16 * group, rows, 8, 16);
+                    sums.flush(out + r + 16 * group, stride, 8, 16);
                 }
             }
         }
@@ -112,14 +112,12 @@ void tl1_tile(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows,
 }
 
 template <size_t N>
-void tl2_tile(const Tl2In& in, const int8_t* x, int32_t* out, size_t rows, size_t cols, const Tiles& tiles,
-              SumTable* tables) {
+void tl2_tile(const Tl2In& in, const SumTable* tables, int32_t* out, size_t stride, size_t rows, size_t cols,
+              const Tiles& tiles) {
     constexpr size_t groups_at_once = 8;      // 64 triples of at most 384 fit int16
     constexpr size_t step = 8 * Lookup::lanes;  // rows 0 to step - 1, and as many from 16 on, in a vector
     const size_t three_columns = cols - cols % tiles.bk;
-    triple_tables<N>(x, three_columns, cols, tables);
-    SumTable* two_tables = tables + three_columns / 3 * N;
-    pair_tables<N>(x, three_columns, cols, two_tables);
+    const SumTable* two_tables = tables + three_columns / 3 * N;
     const uint8_t *values = in.values, *signs = in.signs, *pairs = in.pairs;
     for (size_t r = 0; r < rows; r += tiles.bm) {
         for (size_t k = 0; k < three_columns; k += tiles.bk) {
@@ -139,7 +137,7 @@ void tl2_tile(const Tl2In& in, const int8_t* x, int32_t* out, size_t rows, size_
                                 sums.add_signed(triples + N, Lookup::low_nibbles(bytes), low_first, low_last);
                             }
                         }
-                        sums.flush(out + r + i + h, rows, 16, 8);
+                        sums.flush(out + r + i + h, stride, 16, 8);
                     }
                 }
             }
@@ -154,37 +152,53 @@ void tl2_tile(const Tl2In& in, const int8_t* x, int32_t* out, size_t rows, size_
                         sums.add(two, Lookup::high_nibbles(bytes));
                         sums.add(two + N, Lookup::low_nibbles(bytes));
                     }
-                    sums.flush(out + r + i + h, rows, 16, 8);
+                    sums.flush(out + r + i + h, stride, 16, 8);
                 }
             }
         }
     }
 }
 
-/// Calls tile(N, x, out) for n vectors, N at a time, then the rest with smaller N.
-template <size_t N, class Tile>
-void lookup_tiles(const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n, Tile tile) {
-    for (; n >= N; n -= N, x += N * cols, out += N * rows) tile(std::integral_constant<size_t, N>{}, x, out);
-    if constexpr (N > 1) lookup_tiles<N / 2>(x, out, rows, cols, n, tile);
-}
+inline size_t lookup_ordered_bytes(size_t cols) { return cols / 2 * sizeof(SumTable); }
 
-inline void tl1_matmul(const uint8_t* packed, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n,
-                       const Tiles& tiles) {
-    constexpr size_t tile = 4;
-    Buffer tables(cols / 2 * tile * sizeof(SumTable));
-    for (size_t i = 0; i < n * rows; ++i) out[i] = 0;
-    lookup_tiles<tile>(x, out, rows, cols, n, [&](auto count, const int8_t* x_tile, int32_t* out_tile) {
-        tl1_tile<count>(packed, x_tile, out_tile, rows, cols, tiles, reinterpret_cast<SumTable*>(tables.data()));
+/// The tables of n vectors, of pairs from column `first` on and of triples before it.
+inline void lookup_order(const int8_t* x, size_t cols, size_t n, size_t first, uint8_t* ordered) {
+    each_tile(n, [=](auto count, size_t v) {
+        SumTable* tables = reinterpret_cast<SumTable*>(ordered + v * lookup_ordered_bytes(cols));
+        triple_tables<count>(x + v * cols, first, cols, tables);
+        pair_tables<count>(x + v * cols, first, cols, tables + first / 3 * count);
     });
 }
 
-inline void tl2_matmul(const Tl2In& in, const int8_t* x, int32_t* out, size_t rows, size_t cols, size_t n,
-                       const Tiles& tiles) {
-    constexpr size_t tile = 4;
-    Buffer tables(cols / 2 * tile * sizeof(SumTable));
-    for (size_t i = 0; i < n * rows; ++i) out[i] = 0;
-    lookup_tiles<tile>(x, out, rows, cols, n, [&](auto count, const int8_t* x_tile, int32_t* out_tile) {
-        tl2_tile<count>(in, x_tile, out_tile, rows, cols, tiles, reinterpret_cast<SumTable*>(tables.data()));
+/// Calls tile(N, tables, out) for the vectors of ordered tables.
+template <class Tile>
+void lookup_multiply(const uint8_t* ordered, size_t rows, size_t cols, size_t n, int32_t* out, size_t stride,
+                     Tile tile) {
+    for (size_t v = 0; v < n; ++v) std::memset(out + v * stride, 0, rows * sizeof *out);
+    each_tile(n, [=](auto count, size_t v) {
+        tile(count, reinterpret_cast<const SumTable*>(ordered + v * lookup_ordered_bytes(cols)), out + v * stride);
+    });
+}
+
+inline void tl1_order(const int8_t* x, size_t cols, size_t n, const Tiles&, uint8_t* ordered) {
+    lookup_order(x, cols, n, 0, ordered);
+}
+
+inline void tl1_multiply(const uint8_t* packed, size_t rows, size_t cols, const Tiles& tiles, const uint8_t* ordered,
+                         size_t n, int32_t* out, size_t stride) {
+    lookup_multiply(ordered, rows, cols, n, out, stride, [&](auto count, const SumTable* tables, int32_t* to) {
+        tl1_tile<count>(packed, tables, to, stride, rows, cols, tiles);
+    });
+}
+
+inline void tl2_order(const int8_t* x, size_t cols, size_t n, const Tiles& tiles, uint8_t* ordered) {
+    lookup_order(x, cols, n, cols - cols % tiles.bk, ordered);
+}
+
+inline void tl2_multiply(const Tl2In& packed, size_t rows, size_t cols, const Tiles& tiles, const uint8_t* ordered,
+                         size_t n, int32_t* out, size_t stride) {
+    lookup_multiply(ordered, rows, cols, n, out, stride, [&](auto count, const SumTable* tables, int32_t* to) {
+        tl2_tile<count>(packed, tables, to, stride, rows, cols, tiles);
     });
 }
 

@@ -18,8 +18,17 @@ struct Floats {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p)), 16));
     }
     static Vector load_floats(const float* p) { return _mm256_loadu_ps(p); }
+    /// What was loaded for several uses, before each of which GCC would load it again.
+    static Vector kept(Vector v) {
+#ifdef __GNUC__
+        __asm__("" : "+x"(v));
+#endif
+        return v;
+    }
+    static Vector broadcast(float x) { return _mm256_set1_ps(x); }
+    static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
     static void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
-    static Vector multiply_add(Vector sum, Vector a, Vector b) { return _mm256_add_ps(sum, _mm256_mul_ps(a, b)); }
+    static Vector multiply_add(Vector sum, Vector a, Vector b) { return add(sum, _mm256_mul_ps(a, b)); }
 
 private:
     static __m128i halves(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }

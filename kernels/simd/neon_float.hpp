@@ -16,8 +16,11 @@ struct Floats {
         return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
     }
     static Vector load_floats(const float* p) { return vld1q_f32(p); }
+    static Vector kept(Vector v) { return v; }
+    static Vector broadcast(float x) { return vdupq_n_f32(x); }
+    static Vector add(Vector a, Vector b) { return vaddq_f32(a, b); }
     static void store(float* p, Vector v) { vst1q_f32(p, v); }
-    static Vector multiply_add(Vector sum, Vector a, Vector b) { return vaddq_f32(sum, vmulq_f32(a, b)); }
+    static Vector multiply_add(Vector sum, Vector a, Vector b) { return add(sum, vmulq_f32(a, b)); }
 };
 
 }  // namespace bitconv::BITCONV_ISA

@@ -18,7 +18,7 @@ from bitconv.commands.evaluate import log_probabilities, opened_to_run
 from bitconv.commands.evaluate import perplexity as perplexity_of
 from bitconv.commands.generate import pieces
 from bitconv.commands.trial.contacts import PACKAGES, WINDOW, Asked, CannotLoad, Contact, contact
-from bitconv.commands.trial.faults import known_faults, put
+from bitconv.commands.trial.faults import known_faults
 from bitconv.gguf import GGUFFile
 from bitconv.inference.forward import ForwardPass
 from bitconv.inference.tokenizer import load_tokenizer
@@ -145,9 +145,9 @@ def try_runner(
     limits = [most for layout in inspection.layouts.values() if (most := max_batch(layout.name))]
     asked = Asked(opened.path, thread_count(threads), min(limits, default=None), float(timeout))
     named = _found() if runner is None else [os.fspath(runner)]
-    with ForwardPass(opened, inspection, threads=threads) as forward:
-        known = _Known(opened, inspection, forward, content)
-        trials = tuple(_try(one, asked, model, known, progress) for one in named)
+    forward = ForwardPass(opened, inspection, threads=threads)
+    known = _Known(opened, inspection, forward, content)
+    trials = tuple(_try(one, asked, model, known, progress) for one in named)
     return Trials(opened.path, trials)
 
 
@@ -232,8 +232,8 @@ class _Perplexity(_Observed):
     def difference(self, forward: ForwardPass) -> float:
         total, half = 0.0, WINDOW // 2
         for window in self._windows:
-            logits = forward.logits(window, forward.new_cache(WINDOW))[half:-1]
-            total -= float(log_probabilities(logits)[np.arange(len(logits)), window[half + 1 :]].sum())
+            states = forward.states(window, forward.new_cache(WINDOW))[half:-1]
+            total -= float(forward.log_probabilities(states, window[half + 1 :]).sum())
         ours = perplexity_of(total / (len(self._windows) * (WINDOW - half - 1)))
         return _finite(abs(math.log(self._value / ours)) if self._value > 0 else math.inf)
 
@@ -261,11 +261,11 @@ class _Continuations(_Observed):
 
 def _greedy(forward: ForwardPass, ids: list[int]) -> Iterator[int]:
     cache = forward.new_cache(len(ids) + _CONTINUED)
-    logits = forward.logits(np.array(ids), cache)[-1]
+    logits = forward.logits(np.array(ids), cache, len(ids) - 1)[0]
     for left in reversed(range(_CONTINUED)):
         yield int(logits.argmax())
         if left:
-            logits = forward.logits(np.array([logits.argmax()]), cache)[-1]
+            logits = forward.logits(np.array([logits.argmax()]), cache)[0]
 
 
 def _finite(value: float) -> float:
@@ -367,8 +367,7 @@ def _cause(observed: _Observed, known: _Known, asked: Asked, progress: Progress 
     faults = list(known_faults(known.forward))
     differences = []
     for done, fault in enumerate(faults, 1):
-        with put(fault, known.forward) as faulty:
-            differences.append(observed.difference(faulty))
+        differences.append(observed.difference(fault.put()))
         if progress is not None:
             progress(done, len(faults))
     best = int(np.argmin(differences)) if faults else 0
