@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <nanobind/stl/optional.h>
 
 namespace bitconv {
 namespace {
@@ -202,13 +203,16 @@ number l takes l + 32, for l < 32, then l + 16, and so on down to 1.)");
 
 Weight and product are rounded to the type of the product. away: the least whose product is not below one half.)");
 
-    m.def("ternarize_from", [](const Bytes& x, const std::string& dtype, uint32_t least, const Array<int8_t>& out) {
+    m.def("ternarize_from", [](const Bytes& x, const std::string& dtype, uint32_t least, const Array<int8_t>& out,
+                               std::optional<uint32_t> other) {
         const Float type = float_type(dtype);
         require_size("out", out.size(), float_count(x, type));
-        require(least <= infinity_of(type), "least is no magnitude");
-        active().ternarize_from(x.data(), out.size(), type, least, out.data());
-    }, "x"_a.noconvert(), "dtype"_a, "least"_a, "out"_a.noconvert(), Release(),
-       "Write the sign of each float whose magnitude's bit pattern is `least` or more, and 0 for others and NaN.");
+        require(least <= infinity_of(type) && other.value_or(0) <= infinity_of(type), "least is no magnitude");
+        return active().ternarize_from(x.data(), out.size(), type, least, other.value_or(least), out.data());
+    }, "x"_a.noconvert(), "dtype"_a, "least"_a, "out"_a.noconvert(), "other"_a = nb::none(), Release(),
+       R"(Write the sign of each float whose magnitude's bit pattern is `least` or more, and 0 for others and NaN.
+
+Returns how many of them are others from the pattern `other` on, or 0.)");
 
     m.def("count_from", [](const Bytes& x, const std::string& dtype, const Array<const uint32_t>& least,
                            const Array<int64_t>& out) {

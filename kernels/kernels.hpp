@@ -207,8 +207,8 @@ struct Kernels {
     /// rounded to the type of the product. Infinity's pattern where no finite one is.
     uint32_t (*threshold)(Float type, float inverse_scale, Float product, bool away);
 
-    /// The same as ternarize for the pattern that threshold returns.
-    void (*ternarize_from)(const uint8_t* x, size_t n, Float type, uint32_t least, int8_t* out);
+    /// The same as ternarize for the pattern that threshold returns. Returns how many are others for the pattern `other`.
+    int64_t (*ternarize_from)(const uint8_t* x, size_t n, Float type, uint32_t least, uint32_t other, int8_t* out);
 
     /// out[k] = how many x[i] have a magnitude whose bit pattern is least[k] or more.
     void (*count_from)(const uint8_t* x, size_t n, Float type, const uint32_t* least, size_t count, int64_t* out);

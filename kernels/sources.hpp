@@ -63,29 +63,43 @@ inline uint32_t threshold(Float type, float inverse_scale, Float product, bool a
 }
 
 /// What is rounded grows with the magnitude, and magnitudes order as their bit patterns do. So one compare with the
-/// pattern of the least one that is a trit decides what the product would, and exactly so.
+/// pattern of the least one that is a trit decides what the product would, and exactly so. Returns how many trits are
+/// others from the pattern `other` on.
 template <class T>
-void ternarize_with_threshold(const uint8_t* __restrict x, size_t n, typename T::Bits least, int8_t* __restrict out) {
+int64_t ternarize_with_threshold(const uint8_t* __restrict x, size_t n, typename T::Bits least, typename T::Bits other,
+                                 int8_t* __restrict out) {
     using Bits = typename T::Bits;
     constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+    constexpr size_t step = 4096;  // a count of it fits any Bits
     const Bits span = static_cast<Bits>(T::infinity - least);  // beyond infinity is NaN
-    for (size_t i = 0; i < n; ++i) {
-        const Bits bits = load<T>(x, i);
-        const Bits above = static_cast<Bits>(static_cast<Bits>(bits & ~sign) - least);
-        const Bits trit = bits & sign ? static_cast<Bits>(-1) : Bits{1};
-        out[i] = static_cast<int8_t>(above <= span ? trit : Bits{0});
+    const Bits low = least < other ? least : other;
+    const Bits between = static_cast<Bits>((least < other ? other : least) - low);
+    int64_t others = 0;
+    for (size_t first = 0; first < n; first += step) {
+        const size_t last = n - first < step ? n : first + step;
+        Bits found = 0;
+        for (size_t i = first; i < last; ++i) {
+            const Bits bits = load<T>(x, i), magnitude = static_cast<Bits>(bits & ~sign);
+            const Bits trit = bits & sign ? static_cast<Bits>(-1) : Bits{1};
+            out[i] = static_cast<int8_t>(static_cast<Bits>(magnitude - least) <= span ? trit : Bits{0});
+            found = static_cast<Bits>(found + (static_cast<Bits>(magnitude - low) < between ? 1 : 0));
+        }
+        others += found;
     }
+    return others;
 }
 
-inline void ternarize_from(const uint8_t* x, size_t n, Float type, uint32_t least, int8_t* out) {
-    with_float(type, [=](auto t) {
+inline int64_t ternarize_from(const uint8_t* x, size_t n, Float type, uint32_t least, uint32_t other, int8_t* out) {
+    return with_float(type, [=](auto t) {
         using T = decltype(t);
-        ternarize_with_threshold<T>(x, n, static_cast<typename T::Bits>(least), out);
+        using Bits = typename T::Bits;
+        return ternarize_with_threshold<T>(x, n, static_cast<Bits>(least), static_cast<Bits>(other), out);
     });
 }
 
 inline void ternarize(const uint8_t* x, size_t n, Float type, float inverse_scale, int8_t* out) {
-    ternarize_from(x, n, type, threshold(type, inverse_scale, Float::f32, false), out);
+    const uint32_t least = threshold(type, inverse_scale, Float::f32, false);
+    ternarize_from(x, n, type, least, least, out);
 }
 
 template <class T>
@@ -160,7 +174,7 @@ int64_t ternarize_groups(const uint8_t* x, size_t n, size_t group, int8_t* out, 
         const Bits least = least_trit<T>([=](Bits bits) {
             return bits > 0 && rounded<T>(float_of(T::widen(bits)) / scale) > 0.5f;
         });
-        ternarize_with_threshold<T>(values, group, least, out + first);
+        ternarize_with_threshold<T>(values, group, least, least, out + first);
         scales[first / group] = largest >= least ? scale : 0.0f;
     }
     return -1;

@@ -106,9 +106,12 @@ void test_sources(const Kernels& kernels, const Kernels& portable) {
                                                   portable.threshold(type, inverse_scale, product, true)};
                         check(kernels.threshold(type, inverse_scale, product, false) == least[0] &&
                                   kernels.threshold(type, inverse_scale, product, true) == least[1], isa + " threshold");
-                        kernels.ternarize_from(x.data(), n, type, least[1], t.data());
-                        portable.ternarize_from(x.data(), n, type, least[1], expected.data());
-                        check(t == expected, isa + " ternarize_from");
+                        for (uint32_t other : least) {
+                            const auto others = kernels.ternarize_from(x.data(), n, type, least[1], other, t.data());
+                            check(others == portable.ternarize_from(x.data(), n, type, least[1], other,
+                                                                    expected.data()) &&
+                                      t == expected, isa + " ternarize_from");
+                        }
                         int64_t counts[2], expected_counts[2];
                         kernels.count_from(x.data(), n, type, least, 2, counts);
                         portable.count_from(x.data(), n, type, least, 2, expected_counts);

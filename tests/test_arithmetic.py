@@ -129,6 +129,10 @@ def test_counts_are_those_of_numpy_on_every_instruction_set(dtype: str) -> None:
             counts = np.empty(11, np.int64)
             _kernels.count_from(values, dtype, least, counts)
             assert counts.tolist() == [(magnitudes >= one).sum() for one in least]
+            trits = np.empty(magnitudes.size, np.int8)
+            others = [_kernels.ternarize_from(values, dtype, int(least[5]), trits, int(one)) for one in least]
+            assert others == np.abs(counts - counts[5]).tolist()
+            assert _kernels.ternarize_from(values, dtype, int(least[5]), trits) == 0
             assert _kernels.threshold(dtype, 3.0, "bf16", True) <= _kernels.threshold(dtype, 3.0, "bf16")
     finally:
         _kernels.use_isa(before)

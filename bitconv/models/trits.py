@@ -16,7 +16,7 @@ from bitconv import _kernels
 from bitconv.checkpoint.directory import Checkpoint
 from bitconv.checkpoint.stored_tensor import ITEMSIZE
 from bitconv.layouts.scales import Scale
-from bitconv.models.arithmetic import MIN_MEAN, Arithmetic, abs_sum, counts_from, rounded
+from bitconv.models.arithmetic import MIN_MEAN, Arithmetic, abs_sum, rounded
 from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, ABSMEDIAN, Rule
 from bitconv.models.weights import TernaryWeight
 from bitconv.system.blocks import row_blocks
@@ -51,8 +51,8 @@ class TritReader:
         self.row_multiple = self.rows // weight.rope_heads if weight.rope_heads else 1
         assert weight.scale is not None
         self.others = 0
-        self._patterns: npt.NDArray[np.uint32] | None = None
         self._threshold = 0
+        self._other_threshold: int | None = None
         scale: Scale
         if isinstance(weight.scale, Rule):
             scale = self._by_rule(weight.scale, keep_going)
@@ -70,8 +70,7 @@ class TritReader:
         if isinstance(self.weight.scale, Rule) and self.weight.scale != ABSMEDIAN:
             other = ABSMEAN if self.weight.scale == ABSMEAN_BF16 else ABSMEAN_BF16
             # Of a mean whose weights were not rounded before: the last bit of it, once in a while, and no pass more.
-            threshold = Arithmetic(other.arithmetic).threshold(self.weight.stored.dtype, self._mean)
-            self._patterns = np.array([threshold, self._threshold], np.uint32)
+            self._other_threshold = Arithmetic(other.arithmetic).threshold(self.weight.stored.dtype, self._mean)
 
     def stored_trits(self, first: int, last: int) -> Trits:
         """Rows first to last (exclusive) in the order of the checkpoint."""
@@ -171,10 +170,7 @@ class TritReader:
         dtype = self.weight.stored.dtype
         block = np.empty((last - first, self.columns), np.int8)
         raw = self.stored_bytes(first, last, ITEMSIZE[dtype])
-        _kernels.ternarize_from(raw, dtype, self._threshold, block.reshape(-1))
-        if self._patterns is not None:
-            counts = counts_from(raw, dtype, self._patterns)
-            self.others += abs(int(counts[0] - counts[1]))
+        self.others += _kernels.ternarize_from(raw, dtype, self._threshold, block.reshape(-1), self._other_threshold)
         return block
 
     def _absmax_rows(self, first: int, last: int) -> Trits:
