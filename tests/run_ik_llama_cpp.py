@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from ik_llama_cpp import _ctypes_api as ik
 
-THREADS = 1
-
 
 def load(file: str) -> int:
     ik.llama_backend_init()
@@ -27,10 +25,10 @@ def load(file: str) -> int:
     return model
 
 
-def open_context(model: int, size: int) -> int:
+def open_context(model: int, size: int, threads: int = 1) -> int:
     params = ik.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = size
-    params.n_threads = params.n_threads_batch = THREADS
+    params.n_threads = params.n_threads_batch = threads
     context: int | None = ik.llama_init_from_model(model, params)
     if not context:
         raise SystemExit("no context")

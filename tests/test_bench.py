@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench import files
-from bench.decoding import tokens_per_second
 from bench.files import Point, Source
 from bench.kernels import Rate
+from bench.limits import Shares
 from bench.measure import BenchError, Comparison, Run, compare, run
 from bench.report import chart, markdown, targets
 from bench.suite import Results, Suite, in_another_process, measure
@@ -23,6 +24,7 @@ TINY = Suite(
     others=((Source("1x256x512", "packed"), "i2_s"),),
     memory=(Source("2x256x512", "f32"),),
     sizes=(Source("3x256x512", "bf16"),),
+    computed=Source("large", "bf16", 1),
     read_bytes=1 << 20,
     disk=10**6,
 )
@@ -66,6 +68,7 @@ def test_ratios_are_those_of_pairs() -> None:
     assert (result.seconds, result.other_seconds) == (4.0, 3.0)
 
 
+@pytest.mark.runners
 @pytest.mark.slow
 def test_the_suite_measures_everything_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "thread_counts", lambda: [1, 2])
@@ -78,7 +81,11 @@ def test_the_suite_measures_everything_and_cleans_up(tmp_path: Path, monkeypatch
         for layout in ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0", "q2_0", "iq2_bn", "iq1_bn")
         for operation in ("pack", "unpack", "matmul")
     }
-    assert [decoded.batch for decoded in results.decoding] == [1, 256]
+    assert [computed.type_name for computed in results.computing] == ["i2_s", "tl2", "tq2_0", "iq2_bn"]
+    for computed in results.computing:
+        assert all(speed.prompt > 0 < speed.alone for speed in (*computed.speeds, *computed.others))
+        assert bool(computed.others) == (computed.beside != "bitnet.cpp" or "BITCONV_BITNET_CPP" in os.environ)
+    assert results.shares is not None and all(share > 0 for share in (*results.shares.prompt, *results.shares.alone))
 
     page = markdown(results, {"CPU": "one"}, "bench.png")
     found = {target.what: target.limit for target in targets(results)}
@@ -91,12 +98,14 @@ def test_the_suite_measures_everything_and_cleans_up(tmp_path: Path, monkeypatch
         "convert 1x256x512, packed, to i2_s / cp of the checkpoint": 1.3,
         "convert 1x256x512, packed, to i2_s / cp and sync of the checkpoint": 1.3,
         "i2_s matmul / reading, one core": 0.6,
+        "reading a prompt / multiply-adds of a plain loop": 0.5,
+        "a token alone / reading its weights": 0.9,
         "memory of convert 1x256x512, bf16, to i2_s": 350,
         "memory of convert 2x256x512, f32, to i2_s / that": 1.1,
     }
     assert all(f"| {what} | " in page for what in found)
     tables = [part.splitlines() for part in page.split("\n\n") if part.startswith("|")]
-    assert [len(table) - 2 for table in tables] == [1, len(found), len(results.comparisons), 25, 4, 2]
+    assert [len(table) - 2 for table in tables] == [1, len(found), len(results.comparisons), 25, 4, 4]
     assert all(line.count("|") == table[0].count("|") for table in tables for line in table)
     pytest.importorskip("matplotlib")
     chart(results, tmp_path / "bench.png")
@@ -114,7 +123,8 @@ def made_up() -> Results:
         sizes=(point, replace(point, nbytes=2 * 10**9)),
         threads=(point,),
         rates=(Rate("i2_s", "matmul", "reading", 10**9, (2.0,), (1.0,)),),
-        decoding=(),
+        shares=Shares((0.6, 0.4, 0.7), (0.5,)),
+        computing=(),
     )
 
 
@@ -124,20 +134,11 @@ def test_targets_are_met_by_medians_and_memory_by_the_most() -> None:
     assert "| memory of convert | 351 (300 to 351) MB | \u2264 350 MB | no |" in page
     assert "| memory of convert large, to i2_s / that | 1.08 (1.08 to 1.08) | \u2264 1.1 | yes |" in page
     assert "| i2_s matmul / reading, one core | 0.50 (0.50 to 0.50) | \u2265 0.6 | no |" in page
+    assert "| reading a prompt / multiply-adds of a plain loop | 0.60 (0.40 to 0.70) | \u2265 0.5 | yes |" in page
+    assert "| a token alone / reading its weights | 0.50 (0.50 to 0.50) | \u2265 0.9 | no |" in page
     assert "![" not in page
 
 
 def test_a_disk_with_too_little_room_is_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="BITCONV_BENCH_DIR"):
         measure(replace(TINY, disk=10**18), tmp_path)
-
-
-def test_tokens_a_second_are_read_from_bitnet_cpp_s_times() -> None:
-    log = (
-        "llama_perf_context_print:        load time =     100.00 ms\n"
-        "llama_perf_context_print: prompt eval time =    1500.00 ms /   100 tokens (   15.00 ms per token)\n"
-        "llama_perf_context_print:        eval time =     500.00 ms /    20 runs   (   25.00 ms per token)\n"
-        "llama_perf_context_print:       total time =    9000.00 ms /   120 tokens\n"
-    )
-    assert tokens_per_second(log, prompt=False) == 40
-    assert tokens_per_second(log, prompt=True) == pytest.approx(100 / 1.5)

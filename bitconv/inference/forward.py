@@ -41,6 +41,7 @@ from bitconv.system.rawio import read_at
 Floats: TypeAlias = npt.NDArray[np.float32]
 Tokens: TypeAlias = npt.NDArray[np.int64]
 
+_READ_AT_ONCE = 1 << 26
 # Tokens whose logits are in memory at a time where only their probabilities are asked for: so many vectors pass while
 # weights of the head stay close, and the memory is small enough to be used again.
 _LOGITS_AT_ONCE = 32
@@ -158,7 +159,7 @@ class ForwardPass:
         self.sizes = inspection.sizes
         self.float_activations = float_activations
         self._threads = jobs.thread_count(threads)
-        data = _read_file(opened)
+        data = _read_file(opened, self._threads)
         infos = {tensor.name: tensor for tensor in opened.tensors}
         self._vectors = {
             name: _dense(data, infos[name], inspection.nbytes[name])
@@ -372,12 +373,17 @@ def _refuse_faults(opened: GGUFFile, inspection: Inspection) -> None:
         raise MalformedGGUF(fault, file=opened.path, way_out="see bitconv verify")
 
 
-def _read_file(opened: GGUFFile) -> Bytes:
+def _read_file(opened: GGUFFile, threads: int) -> Bytes:
     """All of it in memory: a file that is cut while it is mapped would kill the process."""
     data = np.empty(opened.size, np.uint8)
     descriptor = opened.open()
+
+    def read(start: int, keep_going: KeepGoing) -> bool:
+        keep_going()
+        return read_at(descriptor, data[start : start + _READ_AT_ONCE], start)
+
     try:
-        if not read_at(descriptor, data, 0):
+        if not all(jobs.run([partial(read, start) for start in range(0, opened.size, _READ_AT_ONCE)], threads)):
             raise BitconvError("the file has become shorter while it was read", code=Code.CHANGED, file=opened.path)
     finally:
         os.close(descriptor)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from bench.files import Point
 from bench.kernels import READ_SHARE
+from bench.limits import ALONE_SHARE, PROMPT_SHARE
+from bench.runners import Speed
 from bench.suite import Results
 
 QUICK_NOTE = (
@@ -47,6 +49,12 @@ def targets(results: Results) -> list[Target]:
         for r in results.rates
         if r.beside == "reading"
     ]
+    if results.shares is not None:
+        prompt, alone = results.shares.prompt, results.shares.alone
+        rows += [
+            Target("reading a prompt / multiply-adds of a plain loop", median(prompt), prompt, AT_LEAST, PROMPT_SHARE),
+            Target("a token alone / reading its weights", median(alone), alone, AT_LEAST, ALONE_SHARE),
+        ]
     used = [run.rss / 1e6 for run in results.converted.runs]
     rows.append(Target(f"memory of {results.converted.what}", max(used), used, AT_MOST, RSS_LIMIT / 1e6, " MB"))
     for what, runs in results.memory.items():
@@ -106,19 +114,20 @@ def markdown(results: Results, machine: Mapping[str, str], chart_name: str | Non
             map(_point_row, [*results.sizes, *results.threads]),
         ),
         _line(results.sizes),
-        "## Decoding",
-        "`bitconv eval` of the I2_S file, in tokens a second.",
+        "## Computing",
+        "Tokens a second of bitnet_b1_58-large (0.7B): a prompt of 256 tokens, with the logits of its last one, and tokens "
+        "one at a time behind it. In turns with a runner, and then that runner's.",
         _table(
-            ("model", "tokens at once", "threads", "bitconv", "bitnet.cpp"),
+            ("type", "threads", "prompt", "alone", "beside", "prompt", "alone"),
             (
                 (
-                    d.model,
-                    d.batch,
-                    d.threads,
-                    _spread(d.speeds),
-                    _spread(d.bitnet_cpp) if d.bitnet_cpp else "not measured",
+                    c.type_name,
+                    c.threads,
+                    *_speeds(c.speeds),
+                    c.beside,
+                    *(_speeds(c.others) if c.others else ("not measured",) * 2),
                 )
-                for d in results.decoding
+                for c in results.computing
             ),
         ),
     ]
@@ -186,6 +195,10 @@ def _line(points: Sequence[Point]) -> str:
 def _spread(values: Iterable[float]) -> str:
     found = sorted(values)
     return f"{median(found):.3g} ({found[0]:.3g} to {found[-1]:.3g})"
+
+
+def _speeds(speeds: Sequence[Speed]) -> tuple[str, str]:
+    return _spread(speed.prompt for speed in speeds), _spread(speed.alone for speed in speeds)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -14,9 +14,10 @@ from typing import TypeVar
 from bitconv.system.jobs import default_threads
 
 from bench import files, kernels
-from bench.decoding import Decoding, decoding
+from bench.computing import Computing, computing
 from bench.files import Point, Source
 from bench.kernels import Rate
+from bench.limits import Shares, shares
 from bench.measure import BenchError, Comparison, Run, bitconv, remove, size
 from bench.startup import startup
 
@@ -29,7 +30,8 @@ class Suite:
 
     main: the model that most is measured with, as I2_S. types: it is converted to, besides. others: models and the
     types that they are converted to; packed ones, which need little computing, beside a synced copy too. memory: models
-    that must not need more of it. sizes: models for the growth, besides the main one. read_bytes: that no cache holds a
+    that must not need more of it. sizes: models for the growth, besides the main one. computed: is
+    run, beside runners. read_bytes: that no cache holds a
     noticeable part of. disk: bytes that must be free.
     """
 
@@ -39,6 +41,7 @@ class Suite:
     others: tuple[tuple[Source, str], ...]
     memory: tuple[Source, ...]
     sizes: tuple[Source, ...]
+    computed: Source
     read_bytes: int
     disk: int
 
@@ -55,6 +58,7 @@ FULL = Suite(
     ),
     memory=(Source("llama3-8b", "packed"), Source("100b", "bf16", 1)),
     sizes=tuple(Source("2b-4t", "bf16", layers) for layers in (1, 10, 20)),
+    computed=Source("large", "bf16"),
     read_bytes=kernels.beyond_cache(),
     disk=14 * 10**9,
 )
@@ -66,6 +70,7 @@ QUICK = Suite(
     others=((Source(f"4x{_LAYER}", "packed"), "i2_s"),),
     memory=(),
     sizes=(Source(f"1x{_LAYER}", "bf16"),),
+    computed=Source("large", "bf16", 4),
     read_bytes=1 << 27,
     disk=3 * 10**9,
 )
@@ -81,7 +86,8 @@ class Results:
     sizes: tuple[Point, ...]
     threads: tuple[Point, ...]
     rates: tuple[Rate, ...]
-    decoding: tuple[Decoding, ...]
+    shares: Shares | None
+    computing: tuple[Computing, ...]
 
 
 def measure(suite: Suite, work: Path) -> Results:
@@ -101,7 +107,7 @@ def measure(suite: Suite, work: Path) -> Results:
         comparisons += files.verifications(model, suite.main, repeats)
         sizes = [Point(size(model), default_threads(), converted)]
         threads = files.growth_with_threads(model, suite.main, few)
-        decoded = _decoding(model, suite.main, few)
+        reached = _shares(model, suite.main, few)
     memory = {}
     for source, type_name in suite.others:
         with files.checkpoint(work, source) as model:
@@ -110,6 +116,9 @@ def measure(suite: Suite, work: Path) -> Results:
                 memory[str(source)] = comparisons[-1].runs
             if source.stored == "packed":
                 comparisons.append(files.conversion(model, source, type_name, repeats, synced=True))
+    with files.checkpoint(work, suite.computed) as model:
+        print(f"compute {suite.computed} beside runners", file=sys.stderr)
+        computed = computing(model, default_threads(), few)
     for source in suite.memory:
         if str(source) not in memory:
             with files.checkpoint(work, source) as model:
@@ -122,16 +131,17 @@ def measure(suite: Suite, work: Path) -> Results:
         sizes=tuple(sorted(sizes, key=lambda point: point.nbytes)),
         threads=tuple(threads),
         rates=tuple(rates),
-        decoding=tuple(decoded),
+        shares=reached,
+        computing=tuple(computed),
     )
 
 
-def _decoding(model: Path, source: Source, repeats: int) -> list[Decoding]:
-    print(f"decode {source}", file=sys.stderr)
-    file = model.with_name("decoded.gguf")
+def _shares(model: Path, source: Source, repeats: int) -> Shares | None:
+    print(f"compute {source}", file=sys.stderr)
+    file = model.with_name("computed.gguf")
     bitconv("convert", model, file)
     try:
-        return decoding(file, str(source), default_threads(), repeats)
+        return shares(file, default_threads(), repeats)
     finally:
         remove(file)
 
