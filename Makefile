@@ -86,7 +86,7 @@ fuzz: .venv/dev
 	-$(BIN)/pip install --quiet atheris
 	cd tests && ../$(BIN)/python -m fuzz $(FUZZ_SECONDS)
 
-# The kernels' own tests, without Python: NEON under qemu-user, AVX-512 emulated by SIMDe.
+# The kernels' own tests, without Python: NEON under qemu-user, AVX-512 emulated by SIMDe, AVX-VNNI by AVX2.
 test-aarch64:
 	$(CMAKE) -S kernels -B build/aarch64 -DBITCONV_KERNEL_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux \
 		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
@@ -94,9 +94,9 @@ test-aarch64:
 	$(QEMU_AARCH64) build/aarch64/kernels_test neon neon_dotprod
 
 test-avx512:
-	$(CMAKE) -S kernels -B build/avx512 -DBITCONV_KERNEL_TESTS=ON -DBITCONV_EMULATE_AVX512=ON
+	$(CMAKE) -S kernels -B build/avx512 -DBITCONV_KERNEL_TESTS=ON -DBITCONV_EMULATE=ON
 	$(CMAKE) --build build/avx512 --parallel
-	build/avx512/kernels_test avx512 avx512_vnni
+	build/avx512/kernels_test avx_vnni avx512 avx512_vnni
 
 # The same test under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitize:

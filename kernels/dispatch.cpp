@@ -24,6 +24,7 @@ namespace bitconv {
 
 namespace scalar { extern const Kernels table; }
 namespace avx2 { extern const Kernels table; }
+namespace avx_vnni { extern const Kernels table; }
 namespace avx512 { extern const Kernels table; }
 namespace avx512_vnni { extern const Kernels table; }
 namespace neon { extern const Kernels table; }
@@ -37,14 +38,14 @@ struct Registers {
     uint32_t a, b, c, d;
 };
 
-Registers cpuid(uint32_t leaf) {
+Registers cpuid(uint32_t leaf, uint32_t part = 0) {
     Registers r{};
 #ifdef _MSC_VER
     int out[4];
-    __cpuidex(out, static_cast<int>(leaf), 0);
+    __cpuidex(out, static_cast<int>(leaf), static_cast<int>(part));
     std::memcpy(&r, out, sizeof r);
 #else
-    __get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d);
+    __get_cpuid_count(leaf, part, &r.a, &r.b, &r.c, &r.d);
 #endif
     return r;
 }
@@ -69,12 +70,17 @@ void add_native(std::vector<const Kernels*>& tables) {
     const bool fma = has(one.c, 12), f16c = has(one.c, 29);
     if ((state & 0x6) != 0x6 || !has(seven.b, 5) || !fma || !f16c) return;
     tables.push_back(&avx2::table);
-#ifdef BITCONV_EMULATE_AVX512
+#ifdef BITCONV_EMULATE
+    [[maybe_unused]] const bool avx_vnni_usable = true;
     const bool avx512_usable = true, vnni = true;
 #else
+    [[maybe_unused]] const bool avx_vnni_usable = seven.a > 0 && has(cpuid(7, 1).a, 4);  // a is the last part of the leaf
     const bool f = has(seven.b, 16), dq = has(seven.b, 17), bw = has(seven.b, 30), vl = has(seven.b, 31);
     const bool avx512_usable = (state & 0xe6) == 0xe6 && f && dq && bw && vl;
     const bool vnni = has(seven.c, 11);
+#endif
+#ifdef BITCONV_AVX_VNNI
+    if (avx_vnni_usable) tables.push_back(&avx_vnni::table);
 #endif
     if (!avx512_usable) return;
     tables.push_back(&avx512::table);

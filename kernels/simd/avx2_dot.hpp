@@ -1,4 +1,4 @@
-// Products of codes with activations on AVX2. See dot.hpp.
+// Products of codes with activations on AVX2, with AVX-VNNI where BITCONV_VNNI is defined. See dot.hpp.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,9 +9,8 @@ namespace bitconv::BITCONV_ISA {
 struct Dot {
     static constexpr size_t width = 32;
     using Bytes = __m256i;
-    using Partial = __m256i;  // int16: one product of two pairs is at most 2 * 2 * 128, a chunk at most 5 of them
-    using Sum = __m256i;      // int32
-    static constexpr size_t chunks_per_partial = 12;
+    using Partial = __m256i;
+    using Sum = __m256i;  // int32
 
     static Bytes load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
@@ -35,6 +34,15 @@ struct Dot {
     static Bytes times_3(Bytes b) { return _mm256_add_epi8(b, _mm256_add_epi8(b, b)); }
 
     static Partial zero() { return _mm256_setzero_si256(); }
+#ifdef BITCONV_VNNI
+    static constexpr size_t chunks_per_partial = 64;  // int32: any number would do
+    static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
+        return dpbusd(sum, codes, load(reinterpret_cast<const uint8_t*>(x)));
+    }
+    static Partial add(Partial a, Partial b) { return _mm256_add_epi32(a, b); }
+    static Sum widen(Sum sum, Partial partial) { return _mm256_add_epi32(sum, partial); }
+#else
+    static constexpr size_t chunks_per_partial = 12;  // int16: two products are at most 2 * 2 * 128, a chunk 5 of them
     static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
         return add(sum, _mm256_maddubs_epi16(codes, load(reinterpret_cast<const uint8_t*>(x))));
     }
@@ -42,12 +50,25 @@ struct Dot {
     static Sum widen(Sum sum, Partial partial) {
         return _mm256_add_epi32(sum, _mm256_madd_epi16(partial, _mm256_set1_epi16(1)));
     }
+#endif
     static Sum sum_zero() { return _mm256_setzero_si256(); }
     static int32_t total(Sum s) {
         __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
         t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
         return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
     }
+
+#ifdef BITCONV_VNNI
+private:
+    static Partial dpbusd(Partial sum, Bytes codes, Bytes x) {
+#ifdef BITCONV_EMULATE  // in tests, on a CPU without it
+        const __m256i pairs = _mm256_maddubs_epi16(codes, x);  // which codes to 2 cannot saturate
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#else
+        return _mm256_dpbusd_avx_epi32(sum, codes, x);
+#endif
+    }
+#endif
 };
 
 }  // namespace bitconv::BITCONV_ISA

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <immintrin.h>
-#ifdef BITCONV_EMULATE_AVX512  // tests on a CPU without AVX-512
+#ifdef BITCONV_EMULATE  // tests on a CPU without AVX-512
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 #undef _mm512_madd_epi16  // SIMDe 0.7.4 defines it with too many parameters

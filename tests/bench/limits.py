@@ -21,6 +21,7 @@ KERNELS = TESTS.parent / "kernels"
 # How limits.cpp is compiled for an instruction set: its header, and options.
 BUILDS = {
     "avx2": ("avx2_dot", "-mavx2"),
+    "avx_vnni": ("avx2_dot", "-mavx2 -mavxvnni -DBITCONV_VNNI"),
     "avx512": ("avx512_dot", "-mavx512f -mavx512bw"),
     "avx512_vnni": ("avx512_dot", "-mavx512f -mavx512bw -mavx512vnni -DBITCONV_VNNI"),
     "neon": ("neon_dot", ""),
@@ -35,10 +36,12 @@ ONE = f"import sys; sys.path.insert(0, {str(TESTS)!r}); from bench.limits import
 @dataclass(frozen=True)
 class Shares:
     """Of each round: of the multiply-adds a second of a plain loop, those of the projections while a prompt is read; of
-    the bytes a second of reading, those of the weights while tokens are computed one at a time."""
+    the bytes a second of reading, those of the weights while tokens are computed one at a time. scored: tokens a second
+    where the logits of each are computed, as eval does."""
 
     prompt: tuple[float, ...]
     alone: tuple[float, ...]
+    scored: tuple[float, ...]
 
 
 def shares(file: Path, threads: int, repeats: int) -> Shares | None:
@@ -49,7 +52,7 @@ def shares(file: Path, threads: int, repeats: int) -> Shares | None:
         if "no loop" in str(error):
             return None
         raise
-    rounds = [tuple(map(float, pair)) for pair in re.findall(r"shares: (\S+) (\S+)", output)]
+    rounds = [tuple(map(float, found)) for found in re.findall(r"shares: (\S+) (\S+) (\S+)", output)]
     return Shares(*zip(*rounds, strict=True))
 
 
@@ -74,7 +77,11 @@ def one(file: str, threads: str, repeats: str) -> None:
         for token in range(ALONE):
             model.logits(np.array([token]), cache)
         alone = ALONE * opened.size / (perf_counter() - start)
-        print(f"shares: {prompt / most:.4f} {alone / bandwidth:.4f}")
+        start = perf_counter()
+        states = model.states(np.array(prompt_ids(PROMPT)), model.new_cache(PROMPT))
+        model.log_probabilities(states, np.array(prompt_ids(PROMPT)))
+        scored = PROMPT / (perf_counter() - start)
+        print(f"shares: {prompt / most:.4f} {alone / bandwidth:.4f} {scored:.4f}")
 
 
 def _build(directory: Path) -> ctypes.CDLL:

@@ -17,6 +17,7 @@ QUICK_NOTE = (
     " This is a quick run: the limits are those of models so large that what a command costs before it starts does not"
     " count, and these are small."
 )
+WIKITEXT_TOKENS = 290_000  # of Llama 3's tokenizer, which 2b-4t has too
 RSS_LIMIT = 350 * 10**6
 RSS_GROWTH_LIMIT = 1.1
 AT_MOST, AT_LEAST = "\u2264", "\u2265"
@@ -115,8 +116,8 @@ def markdown(results: Results, machine: Mapping[str, str], chart_name: str | Non
         ),
         _line(results.sizes),
         "## Computing",
-        "Tokens a second of bitnet_b1_58-large (0.7B): a prompt of 256 tokens, with the logits of its last one, and tokens "
-        "one at a time behind it. In turns with a runner, and then that runner's.",
+        "Tokens a second of bitnet_b1_58-large (0.7B): of a prompt of 256 tokens, with the logits of its last, "
+        "and of tokens alone behind it. In turns with a runner, whose figures follow.",
         _table(
             ("type", "threads", "prompt", "alone", "beside", "prompt", "alone"),
             (
@@ -130,6 +131,7 @@ def markdown(results: Results, machine: Mapping[str, str], chart_name: str | Non
                 for c in results.computing
             ),
         ),
+        *([] if results.shares is None else [_eval_line(results)]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -195,6 +197,16 @@ def _line(points: Sequence[Point]) -> str:
 def _spread(values: Iterable[float]) -> str:
     found = sorted(values)
     return f"{median(found):.3g} ({found[0]:.3g} to {found[-1]:.3g})"
+
+
+def _eval_line(results: Results) -> str:
+    assert results.shares is not None
+    scored = results.shares.scored
+    return (
+        f"`eval`, which computes the logits of every token: {_spread(scored)} tokens a second of {results.main}. "
+        f"The test split of wikitext-2, about {WIKITEXT_TOKENS:,} tokens, takes "
+        f"{WIKITEXT_TOKENS / median(scored) / 60:.0f} minutes."
+    )
 
 
 def _speeds(speeds: Sequence[Speed]) -> tuple[str, str]:

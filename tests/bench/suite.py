@@ -78,8 +78,11 @@ QUICK = Suite(
 
 @dataclass(frozen=True)
 class Results:
-    """converted: the main model, to I2_S; it is among the comparisons too. memory: of other models, by their names."""
+    """main: the main model's name. converted: it, to I2_S; that is among the comparisons too. memory: of others, by
+    their names.
+    """
 
+    main: str
     comparisons: tuple[Comparison, ...]
     converted: Comparison
     memory: dict[str, tuple[Run, ...]]
@@ -125,6 +128,7 @@ def measure(suite: Suite, work: Path) -> Results:
                 memory[str(source)] = files.memory(model, few)
     sizes += files.growth_with_size(work, suite.sizes, few)
     return Results(
+        main=str(suite.main),
         comparisons=tuple(comparisons),
         converted=converted,
         memory=memory,
