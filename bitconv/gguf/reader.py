@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bitconv._kernels import decode_strings
 from bitconv.gguf.values import ARRAY, BOOL, NUMBER_DTYPES, STRING, Metadata, Value
 from bitconv.system.errors import BitconvError, Code, plain
 from bitconv.system.files import Fetch, Stamp, check_unchanged, open_input
@@ -128,7 +129,14 @@ class _Cursor:
             self.strings += count
             if self.strings > MAX_STRINGS:
                 raise self.too_large(f"its header has more than {MAX_STRINGS:,} strings")
-            return [self.string(what) for _ in range(count)]
+            strings: list[str] = []
+            while len(strings) < count:
+                strings.append(self.string(what))  # which reads ahead; what is in memory then, all at once
+                start = self.at - self._start
+                decoded, end = decode_strings(self._ahead, start, count - len(strings))
+                strings += decoded
+                self.at += end - start
+            return strings
         if type_id == BOOL:
             return self.numbers(0, count, what).astype(np.bool_)
         return self.numbers(type_id, count, what)

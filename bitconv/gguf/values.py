@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bitconv._kernels import encode_strings
 from bitconv.system.errors import one_line
 
 Value: TypeAlias = bool | str | np.generic | npt.NDArray[Any] | list[str]
@@ -34,9 +35,6 @@ NUMBER_DTYPES: dict[int, np.dtype[Any]] = {
 # Of a value that is longer, its length and its start are shown.
 _SHOWN = 60
 _NUMBER_IDS = {dtype: type_id for type_id, dtype in NUMBER_DTYPES.items()} | {np.dtype("?"): BOOL}
-
-
-_LENGTH = struct.Struct("<Q")
 _TYPE_NAMES = {"b1": "bool", **{f"{kind}{size}": f"{kind}{size * 8}" for kind in "uif" for size in (1, 2, 4, 8)}}
 
 
@@ -52,21 +50,14 @@ def value_type(value: Value) -> str:
     return f"[{name}]" if isinstance(value, np.ndarray) else name
 
 
-def encode_string(text: str) -> bytes:
-    data = text.encode("utf-8")
-    return _LENGTH.pack(len(data)) + data
-
-
 def encode_value(value: Value) -> bytes:
     """A value with its type id in front, as it stands in a GGUF header."""
     if isinstance(value, bool):
         return struct.pack("<I?", BOOL, value)
     if isinstance(value, str):
-        return struct.pack("<I", STRING) + encode_string(value)
+        return struct.pack("<I", STRING) + encode_strings([value])
     if isinstance(value, list):
-        # A vocabulary is hundreds of thousands of strings: a call for each would take half as long again.
-        strings = [_LENGTH.pack(len(data)) + data for data in map(str.encode, value)]
-        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(strings)
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + encode_strings(value)
     if isinstance(value, np.ndarray):
         return struct.pack("<IIQ", ARRAY, _NUMBER_IDS[value.dtype], len(value)) + value.tobytes()
     return struct.pack("<I", _NUMBER_IDS[value.dtype]) + value.tobytes()

@@ -6,7 +6,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bitconv.gguf.values import Metadata, encode_string, encode_value
+from bitconv._kernels import encode_strings
+from bitconv.gguf.values import Metadata, encode_value
 
 ALIGNMENT = 32  # the format's default, so general.alignment is not written
 
@@ -32,9 +33,9 @@ def encode_header(metadata: Metadata, tensors: Sequence[TensorEntry]) -> bytes:
     """Everything before the data section, padded so that the data section starts aligned."""
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
-        parts += [encode_string(key), encode_value(value)]
+        parts += [encode_strings([key]), encode_value(value)]
     for tensor in tensors:
-        parts.append(encode_string(tensor.name))
+        parts.append(encode_strings([tensor.name]))
         parts.append(struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape)))
         parts.append(struct.pack("<IQ", tensor.type_id, tensor.offset))
     header = b"".join(parts)

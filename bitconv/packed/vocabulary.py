@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bitconv._kernels import faulty_merge
 from bitconv.gguf import Metadata
 from bitconv.packed.keys import Finding, Level
 from bitconv.system.errors import plain
@@ -71,14 +72,12 @@ def _content_findings(metadata: Metadata) -> Iterator[Finding]:
         yield Finding("tokenizer.ggml.scores", "holds what is not finite")
     if not isinstance(tokens, list):
         return
-    known = set(tokens)
-    if len(known) < len(tokens):  # llama.cpp stops at an assertion
-        yield Finding("tokenizer.ggml.tokens", f"holds {len(tokens) - len(known)} tokens a second time", Level.REFUSED)
+    twice = len(tokens) - len(set(tokens))
+    if twice:  # llama.cpp stops at an assertion
+        yield Finding("tokenizer.ggml.tokens", f"holds {twice} tokens a second time", Level.REFUSED)
     if not isinstance(merges, list):
         return
-    for rank, merge in enumerate(merges):
-        left, _, right = merge.partition(" ")
-        if not (left in known and right in known and left + right in known):
-            text = f"holds as merge {rank} {plain(merge)}, not two tokens that make a third"
-            yield Finding("tokenizer.ggml.merges", text)
-            return
+    rank = faulty_merge(tokens, merges)
+    if rank >= 0:
+        text = f"holds as merge {rank} {plain(merges[rank])}, not two tokens that make a third"
+        yield Finding("tokenizer.ggml.merges", text)

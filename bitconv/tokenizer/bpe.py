@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitconv._kernels import faulty_merge
 from bitconv.system.errors import BitconvError, Code
 
 
@@ -39,6 +41,23 @@ class BPE:
                     file=self.path,
                 )
             yield left, right
+
+    def spaced(self) -> list[str]:
+        """The merges in order as "left right", without those of a token with a space in it.
+
+        Those never apply in the byte alphabet, which has no space, and would be read as other ones. Raises BitconvError
+        as `pairs` does.
+        """
+        # All merges are checked at once. It says of none why it is not like the others: pairs() does.
+        with suppress(TypeError, UnicodeEncodeError):
+            merges = self.merges
+            if set(map(type, merges)) == {list} and set(map(len, merges)) == {2}:
+                merges = list(map(" ".join, merges))
+            # Without an empty token each merge that is not faulty has a space, and so none has two.
+            plain = "" not in self.vocab and "".join(merges).count(" ") == len(merges)
+            if plain and faulty_merge(list(self.vocab), merges) < 0:
+                return merges
+        return [f"{left} {right}" for left, right in self.pairs() if " " not in left and " " not in right]
 
 
 def read_bpe(path: Path, json: Mapping[str, Any]) -> BPE:

@@ -30,9 +30,7 @@ def byte_level_vocabulary(files: TokenizerFiles, json: Mapping[str, Any], pre: s
     else:
         name = check_name(pre)
     tokens, types = assemble(path, files.vocab_size, *_entries(files, bpe))
-    # The byte alphabet has no space: a merge with one never applies, and as a GGUF string it would be another one.
-    merges = [f"{left} {right}" for left, right in bpe.pairs() if " " not in left and " " not in right]
-    return Vocabulary("gpt2", tokens, types, {"tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges})
+    return Vocabulary("gpt2", tokens, types, {"tokenizer.ggml.pre": name, "tokenizer.ggml.merges": bpe.spaced()})
 
 
 def refuse_rebuilt(path: Path, json: Mapping[str, Any]) -> None:
