@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bench import files
 from bench.files import Point, Source
 from bench.kernels import Rate
 from bench.limits import Shares
-from bench.measure import BenchError, Comparison, Run, compare, run
+from bench.measure import BenchError, Comparison, Run, cold, compare, machine_limit, read, run, write
 from bench.report import chart, markdown, targets
 from bench.suite import Results, Suite, in_another_process, measure
 
@@ -52,12 +53,12 @@ def test_a_command_that_fails_is_an_error_with_its_last_line() -> None:
         run(python("print('first'); print('at last'); raise SystemExit(3)"))
 
 
-def test_what_is_compared_runs_in_turns_and_its_output_is_removed(tmp_path: Path) -> None:
+def test_what_is_compared_runs_in_turns_and_its_outputs_are_removed(tmp_path: Path) -> None:
     log, out = tmp_path / "log", tmp_path / "out"
-    write = "import pathlib; p = pathlib.Path({!r}); p.write_text((p.read_text() if p.exists() else '') + {!r})"
-    mine, other = (python("; ".join(write.format(str(path), word) for path in (log, out))) for word in "AB")
-    result = compare("A", mine, "B", other, repeats=3, outputs=[out])
-    assert log.read_text() == "BABABA"
+    append = "import pathlib; p = pathlib.Path({!r}); p.write_text((p.read_text() if p.exists() else '') + {!r})"
+    mine, other = (python("; ".join(append.format(str(path), word) for path in (log, out))) for word in "AB")
+    result = compare("A", partial(run, mine), "B", partial(run, other), repeats=3, outputs=[out])
+    assert log.read_text() == "ABABAB"
     assert not out.exists()
     assert len(result.runs) == len(result.others) == len(result.ratios) == 3
 
@@ -66,6 +67,29 @@ def test_ratios_are_those_of_pairs() -> None:
     result = Comparison("", "", runs(1.0, 4.0, 9.0), runs(2.0, 4.0, 3.0))
     assert result.ratios == [0.5, 1.0, 3.0]
     assert (result.seconds, result.other_seconds) == (4.0, 3.0)
+
+
+def test_the_machine_s_limit_is_of_reading_once_and_of_writing_as_much_as_the_output(tmp_path: Path) -> None:
+    source, output, written = tmp_path / "source", tmp_path / "output", tmp_path / "written"
+    source.mkdir()
+    for name in "ab":
+        (source / name).write_bytes(bytes(3 << 20))
+    output.write_bytes(bytes((2 << 20) + 5))
+    limit = machine_limit(source, output, written, 2)
+    assert written.stat().st_size == output.stat().st_size
+    assert limit.seconds == pytest.approx(0.25 + 1.3 * max(limit.reading, limit.writing))
+    assert min(limit.reading, limit.writing) > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+def test_a_cold_file_is_measured_after_it_was_dropped(tmp_path: Path) -> None:
+    write(tmp_path / "file", 1 << 21)
+    seen: list[int] = []
+    measured = partial(read, tmp_path / "file", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "posix_fadvise", lambda _descriptor, *advice: seen.extend(advice))
+        assert cold(tmp_path, measured)().seconds > 0
+    assert seen == [0, 0, os.POSIX_FADV_DONTNEED]
 
 
 @pytest.mark.runners
@@ -91,12 +115,14 @@ def test_the_suite_measures_everything_and_cleans_up(tmp_path: Path, monkeypatch
     found = {target.what: target.limit for target in targets(results)}
     assert found == {
         'bitconv --help / python -c "import typer, rich"': 1.3,
-        "convert 1x256x512, bf16, to i2_s / cp of the checkpoint": 0.7,
-        "convert 1x256x512, bf16, to tq2_0 / cp of the checkpoint": 1.0,
+        "convert 1x256x512, bf16, to i2_s / the machine's limit": 1,
+        "convert 1x256x512, bf16, to tq2_0 / the machine's limit": 1,
         "verify 1x256x512, bf16, as i2_s / sha256sum of the file": 1.5,
         "verify --against 1x256x512, bf16, as i2_s / convert": 1.5,
-        "convert 1x256x512, packed, to i2_s / cp of the checkpoint": 1.3,
-        "convert 1x256x512, packed, to i2_s / cp and sync of the checkpoint": 1.3,
+        "convert 1x256x512, bf16, to i2_s, cold / reading it cold": 1.3,
+        "verify 1x256x512, bf16, as i2_s, cold / reading it cold": 1.3,
+        "convert 1x256x512, packed, to i2_s / the machine's limit": 1,
+        "convert 1x256x512, packed, to i2_s / cp and sync of the checkpoint": 1.5,
         "i2_s matmul / reading, one core": 0.6,
         "reading a prompt / multiply-adds of a plain loop": 0.5,
         "a token alone / reading its weights": 0.9,

@@ -1,22 +1,35 @@
-"""Converting and verifying files, beside cp and sha256sum: time, memory, and how both grow."""
+"""Converting and verifying files, beside what the machine can do: time, memory, and how both grow."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bitconv.system.jobs import default_threads
 
-from bench.measure import BITCONV, COPY, SYNCED_COPY, Comparison, Run, bitconv, compare, remove, size, warm
+from bench.measure import (
+    MACHINE_SHARE,
+    SYNCED_COPY,
+    Comparison,
+    Run,
+    bitconv,
+    cold,
+    compare,
+    machine_limit,
+    read,
+    remove,
+    run,
+    size,
+)
 
 # Types whose default runner does not know the family of 2b-4t, and the one that does.
 RUNNER = {"tq1_0": ("--runner", "bitnet.cpp"), "tq2_0": ("--runner", "bitnet.cpp")}
-COPY_LIMITS = {("bf16", "i2_s"): 0.7, ("packed", "i2_s"): 1.3}
-OTHER_COPY_LIMIT = 1.0
-VERIFY_LIMIT = AGAINST_LIMIT = 1.5
+COPY_LIMIT = VERIFY_LIMIT = AGAINST_LIMIT = 1.5
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ def checkpoint(work: Path, source: Source) -> Iterator[Path]:
     print(f"making {source}", file=sys.stderr)
     layers = () if source.layers is None else ("--layers", str(source.layers))
     bitconv("dummy", path, "--shape", source.shape, "--stored", source.stored, *layers)
-    warm(path)
+    read(path, default_threads())
     try:
         yield path
     finally:
@@ -56,28 +69,22 @@ def checkpoint(work: Path, source: Source) -> Iterator[Path]:
 
 
 def conversion(
-    model: Path, source: Source, type_name: str, repeats: int, threads: int | None = None, *, synced: bool = False
+    model: Path, source: Source, type_name: str, repeats: int, threads: int | None = None, *, copied: bool = False
 ) -> Comparison:
-    """A conversion beside cp of its checkpoint, to the disk where synced. threads: all cores where None."""
-    out, copy = model.with_name("out.gguf"), model.with_name("copy")
+    """A conversion beside what the machine takes, or beside a copy. threads: all cores where None."""
+    out, other = model.with_name("out.gguf"), model.with_name("other")
     runner = () if source.shape.startswith("llama") else RUNNER.get(type_name, ())
+    words = ("--type", type_name, *runner, *(("--threads", str(threads)) if threads else ()))
     return compare(
         f"convert {source}, to {type_name}{f' by {threads} threads' if threads else ''}",
-        [
-            *BITCONV,
-            "convert",
-            model,
-            out,
-            "--type",
-            type_name,
-            *runner,
-            *(("--threads", str(threads)) if threads else ()),
-        ],
-        "cp and sync of the checkpoint" if synced else "cp of the checkpoint",
-        [*(SYNCED_COPY if synced else COPY), model, copy],
+        partial(bitconv, "convert", model, out, *words),
+        "cp and sync of the checkpoint" if copied else "the machine's limit",
+        partial(run, [*SYNCED_COPY, model, other])
+        if copied
+        else partial(machine_limit, model, out, other, threads or default_threads()),
         repeats=repeats,
-        limit=COPY_LIMITS.get((source.stored, type_name), OTHER_COPY_LIMIT),
-        outputs=[out, copy],
+        limit=COPY_LIMIT if copied else 1,
+        outputs=[out, other],
     )
 
 
@@ -87,23 +94,46 @@ def verifications(model: Path, source: Source, repeats: int) -> list[Comparison]
     bitconv("convert", model, out)
     plain = compare(
         f"verify {source}, as i2_s",
-        [*BITCONV, "verify", out],
+        partial(bitconv, "verify", out),
         "sha256sum of the file",
-        ["sha256sum", out],
+        partial(run, ["sha256sum", out]),
         repeats=repeats,
         limit=VERIFY_LIMIT,
     )
     against = compare(
         f"verify --against {source}, as i2_s",
-        [*BITCONV, "verify", out, "--against", model],
+        partial(bitconv, "verify", out, "--against", model),
         "convert",
-        [*BITCONV, "convert", model, again],
+        partial(bitconv, "convert", model, again),
         repeats=repeats,
         limit=AGAINST_LIMIT,
         outputs=[again],
     )
     remove(out)
     return [plain, against]
+
+
+def beyond_memory(model: Path, source: Source, repeats: int) -> list[Comparison]:
+    """convert and verify of files that are not in the page cache, beside warm ones and beside reading them so.
+
+    None where the system does not take advice on what to keep there.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return []
+    made, out = model.with_name("verified.gguf"), model.with_name("out.gguf")
+    bitconv("convert", model, made)
+    found = []
+    for what, path, mine in (
+        (f"convert {source}, to i2_s", model, partial(bitconv, "convert", model, out, "--force")),
+        (f"verify {source}, as i2_s", made, partial(bitconv, "verify", made)),
+    ):
+        reading = cold(path, partial(read, path, default_threads()))
+        for beside, other, limit in (("it warm", mine, None), ("reading it cold", reading, MACHINE_SHARE)):
+            found.append(
+                compare(f"{what}, cold", cold(path, mine), beside, other, repeats=repeats, limit=limit, outputs=[out])
+            )
+    remove(made)
+    return found
 
 
 def thread_counts() -> list[int]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from bench.files import Point
 from bench.kernels import READ_SHARE
 from bench.limits import ALONE_SHARE, PROMPT_SHARE
+from bench.measure import MACHINE_SHARE, START_SECONDS
 from bench.runners import Speed
 from bench.suite import Results
 
@@ -68,9 +69,12 @@ def markdown(results: Results, machine: Mapping[str, str], chart_name: str | Non
     """The page. chart_name: of the picture beside it; a quick run has none."""
     parts = [
         "# Benchmarks",
-        "Written by `make bench`. Times are of whole commands with their start-up, on files in the page cache; what is "
-        "compared runs in turns. Figures are medians, with the least and the most in brackets. Memory is the maximum "
-        "resident set." + ("" if chart_name else QUICK_NOTE),
+        "Written by `make bench`. Times are of whole commands with their start-up, on files in the page cache unless "
+        "they are called cold; what is compared runs in turns. Figures are medians, with the least and the most in "
+        "brackets. Memory is the maximum resident set.",
+        f"The machine's limit of a conversion is {START_SECONDS:g} s and {MACHINE_SHARE:g} times the greater of "
+        "reading the checkpoint once, by as many threads, and writing as much as the output to the disk."
+        + ("" if chart_name else QUICK_NOTE),
         _table(("", ""), machine.items()),
         "## Targets",
         _table(("", "measured", "limit", "met"), map(_target_row, targets(results))),
@@ -106,12 +110,12 @@ def markdown(results: Results, machine: Mapping[str, str], chart_name: str | Non
         ),
         "## Growth",
         *(
-            [f"![Seconds of convert and cp by the size of the checkpoint, and by threads]({chart_name})"]
+            [f"![Seconds of convert and its limit by the size of the checkpoint, and by threads]({chart_name})"]
             if chart_name
             else []
         ),
         _table(
-            ("checkpoint", "threads", "convert, seconds", "seconds a GB", "cp, seconds"),
+            ("checkpoint", "threads", "convert, seconds", "seconds a GB", "the limit", "reading", "writing"),
             map(_point_row, [*results.sizes, *results.threads]),
         ),
         _line(results.sizes),
@@ -149,7 +153,7 @@ def chart(results: Results, path: Path) -> None:
     for axes, x, points in ((by_size, gigabytes, results.sizes), (by_threads, threads, results.threads)):
         for label, style, runs in (
             ("convert to i2_s", "o-", [point.comparison.runs for point in points]),
-            ("cp", "s--", [point.comparison.others for point in points]),
+            ("the machine's limit", "s--", [point.comparison.others for point in points]),
         ):
             seconds = [sorted(run.seconds for run in group) for group in runs]
             middle = [median(group) for group in seconds]
@@ -182,6 +186,8 @@ def _point_row(point: Point) -> tuple[object, ...]:
         _spread(run.seconds for run in comparison.runs),
         f"{comparison.seconds / gigabytes:.2f}",
         _spread(run.seconds for run in comparison.others),
+        _spread(run.reading for run in comparison.others),
+        _spread(run.writing for run in comparison.others),
     )
 
 

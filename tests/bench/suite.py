@@ -29,10 +29,9 @@ class Suite:
     """What to measure.
 
     main: the model that most is measured with, as I2_S. types: it is converted to, besides. others: models and the
-    types that they are converted to; packed ones, which need little computing, beside a synced copy too. memory: models
-    that must not need more of it. sizes: models for the growth, besides the main one. computed: is
-    run, beside runners. read_bytes: that no cache holds a
-    noticeable part of. disk: bytes that must be free.
+    types that they are converted to; packed ones, which need little computing, beside a copy too. memory: models
+    that must not need more of it. sizes: models for the growth, besides the main one. computed: is run, beside runners.
+    read_bytes: that no cache holds a noticeable part of. disk: bytes that must be free.
     """
 
     repeats: int
@@ -108,6 +107,7 @@ def measure(suite: Suite, work: Path) -> Results:
         comparisons.append(converted)
         comparisons += [files.conversion(model, suite.main, name, repeats) for name in suite.types]
         comparisons += files.verifications(model, suite.main, repeats)
+        comparisons += files.beyond_memory(model, suite.main, few)
         sizes = [Point(size(model), default_threads(), converted)]
         threads = files.growth_with_threads(model, suite.main, few)
         reached = _shares(model, suite.main, few)
@@ -118,7 +118,7 @@ def measure(suite: Suite, work: Path) -> Results:
             if source in suite.memory:
                 memory[str(source)] = comparisons[-1].runs
             if source.stored == "packed":
-                comparisons.append(files.conversion(model, source, type_name, repeats, synced=True))
+                comparisons.append(files.conversion(model, source, type_name, repeats, copied=True))
     with files.checkpoint(work, suite.computed) as model:
         print(f"compute {suite.computed} beside runners", file=sys.stderr)
         computed = computing(model, default_threads(), few)
