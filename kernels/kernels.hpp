@@ -153,9 +153,8 @@ struct Steps {
     /// least, * 127.
     float (*round_activations)(const float* x, size_t n, int8_t* out);
 
-    /// out[r] = sums[r] * (scale / divisor) + bias[r], the scale of row r being scales[r * stride]. bias may be null.
-    void (*scale_sums)(const int32_t* sums, size_t rows, const float* scales, size_t stride, float divisor,
-                       const float* bias, float* out);
+    /// out[r] = sums[r] * (scale / divisor), the scale of row r being scales[r * stride].
+    void (*scale_sums)(const int32_t* sums, size_t rows, const float* scales, size_t stride, float divisor, float* out);
 
     /// totals[r] += sums[r] * scales[r * stride], in float64.
     void (*add_group)(const int32_t* sums, size_t rows, const float* scales, size_t stride, double* totals);

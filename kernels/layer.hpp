@@ -88,15 +88,13 @@ inline float round_activations(const float* x, size_t n, int8_t* out) {
     return divisor;
 }
 
-inline void scale_sums(const int32_t* sums, size_t rows, const float* scales, size_t stride, float divisor,
-                       const float* bias, float* out) {
+inline void scale_sums(const int32_t* sums, size_t rows, const float* scales, size_t stride, float divisor, float* out) {
     if (stride == 0) {
         const float factor = scales[0] / divisor;
         for (size_t r = 0; r < rows; ++r) out[r] = static_cast<float>(sums[r]) * factor;
     } else {
         for (size_t r = 0; r < rows; ++r) out[r] = static_cast<float>(sums[r]) * (scales[r * stride] / divisor);
     }
-    for (size_t r = 0; bias != nullptr && r < rows; ++r) out[r] += bias[r];
 }
 
 inline void add_group(const int32_t* sums, size_t rows, const float* scales, size_t stride, double* totals) {

@@ -98,12 +98,11 @@ public:
     TernaryMatrix(std::vector<OperandPtr> operands, const float* scales, bool one_scale)
         : Matrix(operands[0]->rows, operands.size() * operands[0]->cols, operands[0]->row_multiple,
                  operands.size() * operands[0]->row_bytes()),
-          kernels_(active()), groups_(std::move(operands)), scales_(scales), stride_(one_scale ? 0 : groups_.size()) {}
+          groups_(std::move(operands)), scales_(scales), stride_(one_scale ? 0 : groups_.size()) {}
 
 protected:
     const float* scales(size_t row, size_t group) const { return scales_ + row * stride_ + (stride_ ? group : 0); }
 
-    const Kernels& kernels_;
     const std::vector<OperandPtr> groups_;
     const float* const scales_;
     const size_t stride_;
@@ -115,15 +114,14 @@ public:
 
     const std::vector<OperandPtr>& operands() const override { return groups_; }
 
-    void multiply(size_t first, size_t last, const Vectors& vectors, const float* bias, float* out, size_t stride,
+    void multiply(size_t first, size_t last, const Vectors& vectors, float* out, size_t stride,
                   Scratch& scratch) const override {
         const size_t count = last - first, n = vectors.n;
         int32_t* sums = scratch.get<int32_t>(0, n * count);
-        if (bias) bias += first;
         if (groups_.size() == 1) {
             groups_[0]->multiply(first, last, vectors.ordered[0], n, sums, count);
             for (size_t v = 0; v < n; ++v) {
-                kernels_.steps.scale_sums(sums + v * count, count, scales(first, 0), stride_, vectors.divisors[v], bias,
+                kernels_.steps.scale_sums(sums + v * count, count, scales(first, 0), stride_, vectors.divisors[v],
                                           out + v * stride);
             }
             return;
@@ -138,90 +136,63 @@ public:
         }
         for (size_t v = 0; v < n; ++v) {
             for (size_t r = 0; r < count; ++r) {
-                const float product = static_cast<float>(totals[v * count + r]) / vectors.divisors[v];
-                out[v * stride + r] = bias ? product + bias[r] : product;
+                out[v * stride + r] = static_cast<float>(totals[v * count + r]) / vectors.divisors[v];
             }
         }
     }
 };
-
-/// Float products of rows that are made for it.
-void multiply_rows(const Kernels& kernels, const float* rows, size_t count, size_t cols, const Vectors& vectors,
-                   const float* bias, float* out, size_t stride) {
-    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(rows);
-    kernels.float_matmul(bytes, Float::f32, vectors.x, out, stride, count, cols, vectors.n);
-    for (size_t v = 0; bias && v < vectors.n; ++v) {
-        for (size_t r = 0; r < count; ++r) out[v * stride + r] += bias[r];
-    }
-}
 
 class UnroundingMatrix final : public TernaryMatrix {
 public:
     using TernaryMatrix::TernaryMatrix;
 
-    const std::vector<OperandPtr>& operands() const override { return none_; }
-
-    void multiply(size_t first, size_t last, const Vectors& vectors, const float* bias, float* out, size_t stride,
+    void multiply(size_t first, size_t last, const Vectors& vectors, float* out, size_t stride,
                   Scratch& scratch) const override {
         const size_t count = last - first, width = groups_[0]->cols;
         int8_t* trits = scratch.get<int8_t>(0, count * width);
-        float* rows = scratch.get<float>(1, count * cols);
+        uint8_t* rows = scratch.get<uint8_t>(1, count * cols * sizeof(float));
         for (size_t g = 0; g < groups_.size(); ++g) {
             groups_[g]->unpack(first, last, trits);
             for (size_t r = 0; r < count; ++r) {
-                uint8_t* to = reinterpret_cast<uint8_t*>(rows + r * cols + g * width);
+                uint8_t* to = rows + (r * cols + g * width) * sizeof(float);
                 kernels_.dequantize(trits + r * width, width, scales(first + r, g), width, to, Float::f32);
             }
         }
-        multiply_rows(kernels_, rows, count, cols, vectors, bias ? bias + first : nullptr, out, stride);
+        kernels_.float_matmul(rows, Float::f32, vectors.x, out, stride, count, cols, vectors.n);
     }
-
-private:
-    const std::vector<OperandPtr> none_;
 };
 
 class FloatMatrix final : public Matrix {
 public:
     FloatMatrix(const uint8_t* bytes, Float type, size_t rows, size_t cols)
-        : Matrix(rows, cols, 1, cols * (type == Float::f32 ? 4 : 2)), kernels_(active()), bytes_(bytes), type_(type) {}
+        : Matrix(rows, cols, 1, cols * (type == Float::f32 ? 4 : 2)), bytes_(bytes), type_(type) {}
 
-    const std::vector<OperandPtr>& operands() const override { return none_; }
-
-    void multiply(size_t first, size_t last, const Vectors& vectors, const float* bias, float* out, size_t stride,
-                  Scratch&) const override {
+    void multiply(size_t first, size_t last, const Vectors& vectors, float* out, size_t stride, Scratch&) const override {
         kernels_.float_matmul(bytes_ + first * row_bytes, type_, vectors.x, out, stride, last - first, cols, vectors.n);
-        for (size_t v = 0; bias && v < vectors.n; ++v) {
-            for (size_t r = first; r < last; ++r) out[v * stride + r - first] += bias[r];
-        }
     }
 
 private:
-    const Kernels& kernels_;
     const uint8_t* bytes_;
     const Float type_;
-    const std::vector<OperandPtr> none_;
 };
 
 class QuantizedMatrix final : public Matrix {
 public:
     QuantizedMatrix(const uint8_t* bytes, Quant type, size_t block, size_t block_bytes, size_t rows, size_t cols)
-        : Matrix(rows, cols, 1, cols / block * block_bytes), kernels_(active()), bytes_(bytes), type_(type) {}
+        : Matrix(rows, cols, 1, cols / block * block_bytes), bytes_(bytes), type_(type) {}
 
-    const std::vector<OperandPtr>& operands() const override { return none_; }
-
-    void multiply(size_t first, size_t last, const Vectors& vectors, const float* bias, float* out, size_t stride,
+    void multiply(size_t first, size_t last, const Vectors& vectors, float* out, size_t stride,
                   Scratch& scratch) const override {
         const size_t count = last - first;
         float* rows = scratch.get<float>(0, count * cols);
         kernels_.dequantize_blocks(bytes_ + first * row_bytes, count * cols, type_, rows);
-        multiply_rows(kernels_, rows, count, cols, vectors, bias ? bias + first : nullptr, out, stride);
+        const uint8_t* raw = reinterpret_cast<const uint8_t*>(rows);
+        kernels_.float_matmul(raw, Float::f32, vectors.x, out, stride, count, cols, vectors.n);
     }
 
 private:
-    const Kernels& kernels_;
     const uint8_t* bytes_;
     const Quant type_;
-    const std::vector<OperandPtr> none_;
 };
 
 }  // namespace

@@ -75,18 +75,22 @@ public:
 
     virtual ~Matrix() = default;
 
-    /// out[v * stride + r - first] for the rows first to last - 1, first a multiple of row_multiple. bias: of all rows,
-    /// or null.
-    virtual void multiply(size_t first, size_t last, const Vectors& vectors, const float* bias, float* out, size_t stride,
+    /// out[v * stride + r - first] for the rows first to last - 1, first a multiple of row_multiple.
+    virtual void multiply(size_t first, size_t last, const Vectors& vectors, float* out, size_t stride,
                           Scratch& scratch) const = 0;
 
     /// What it takes rounded vectors for, one for each group of columns with scales of its own; none where it takes
     /// floats.
-    virtual const std::vector<OperandPtr>& operands() const = 0;
+    virtual const std::vector<OperandPtr>& operands() const { return none_; }
 
 protected:
     Matrix(size_t rows, size_t cols, size_t row_multiple, size_t row_bytes)
         : rows(rows), cols(cols), row_multiple(row_multiple), row_bytes(row_bytes) {}
+
+    const Kernels& kernels_ = active();
+
+private:
+    const std::vector<OperandPtr> none_;
 };
 
 using MatrixPtr = std::shared_ptr<const Matrix>;
@@ -96,7 +100,7 @@ MatrixPtr rounding_matrix(std::vector<OperandPtr> operands, const float* scales,
 /// The same matrix, with vectors that are not rounded.
 MatrixPtr unrounding_matrix(std::vector<OperandPtr> operands, const float* scales, bool one_scale);
 MatrixPtr float_matrix(const uint8_t* bytes, Float type, size_t rows, size_t cols);
-/// block, block_bytes: of the type.
+/// block, block_bytes: values and bytes of the type's blocks.
 MatrixPtr quantized_matrix(const uint8_t* bytes, Quant type, size_t block, size_t block_bytes, size_t rows, size_t cols);
 
 }  // namespace bitconv

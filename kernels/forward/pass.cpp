@@ -33,18 +33,43 @@ size_t rows_of_task(const Matrix& matrix, size_t n, size_t threads) {
 struct Source {
     struct Ordered {
         const Operand* operand;
-        size_t first_column, at;  // of shared bytes
+        size_t first_column, at;  // bytes of other orders of a vector before it
     };
     const float* norm;
-    float* x;
-    float* divisors;
     std::vector<Ordered> ordered;
+    float* x = nullptr;
+    float* divisors = nullptr;
+};
 
-    size_t find(const Operand& operand, size_t first_column) const {
-        size_t i = 0;
-        while (i < ordered.size() &&
-               !(ordered[i].first_column == first_column && ordered[i].operand->same_order(operand))) ++i;
-        return i;
+/// The sources of some matrices. taken: by matrix, its source, and which of the orders. bytes: of a vector in all orders.
+struct Sources {
+    std::vector<Source> all;
+    std::vector<std::pair<size_t, std::vector<size_t>>> taken;
+    size_t bytes = 0;
+
+    void take(const Linear& linear) {
+        const size_t s = place(all, [&](const Source& source) { return source.norm == linear.norm; });
+        if (s == all.size()) all.push_back({linear.norm, {}});
+        taken.push_back({s, {}});
+        size_t column = 0;
+        for (const OperandPtr& operand : linear.matrix->operands()) {
+            std::vector<Source::Ordered>& ordered = all[s].ordered;
+            const size_t i = place(ordered, [&](const Source::Ordered& one) {
+                return one.first_column == column && one.operand->same_order(*operand);
+            });
+            if (i == ordered.size()) {
+                ordered.push_back({operand.get(), column, bytes});
+                bytes += round_up(operand->ordered_bytes(), 64);
+            }
+            taken.back().second.push_back(i);
+            column += operand->cols;
+        }
+    }
+
+private:
+    template <class Items, class Fits>
+    static size_t place(const Items& items, Fits fits) {
+        return static_cast<size_t>(std::find_if(items.begin(), items.end(), fits) - items.begin());
     }
 };
 
@@ -52,41 +77,24 @@ struct Source {
 
 void Pass::products(const std::vector<Target>& targets, size_t n, float rms_eps, const Input& input) {
     const size_t cols = targets[0].linear->matrix->cols;
-    std::vector<Source> sources;
-    std::vector<std::pair<size_t, std::vector<size_t>>> taken;  // by target: its source, and which of its orders
-    size_t vector_bytes = 0;
-    for (const Target& target : targets) {
-        size_t s = 0;
-        while (s < sources.size() && sources[s].norm != target.linear->norm) ++s;
-        if (s == sources.size()) sources.push_back({target.linear->norm, nullptr, nullptr, {}});
-        taken.push_back({s, {}});
-        size_t column = 0;
-        for (const OperandPtr& operand : target.linear->matrix->operands()) {
-            const size_t i = sources[s].find(*operand, column);
-            if (i == sources[s].ordered.size()) {
-                sources[s].ordered.push_back({operand.get(), column, vector_bytes});
-                vector_bytes += round_up(operand->ordered_bytes(), 64);
-            }
-            taken.back().second.push_back(i);
-            column += operand->cols;
-        }
+    Sources sources;
+    for (const Target& target : targets) sources.take(*target.linear);
+    const size_t close = std::max<size_t>(slice_bytes / std::max<size_t>(sources.bytes, 1), 1);
+    const size_t slice = std::min(n, round_up(close, vectors_at_once));
+    float* floats = shared_.get<float>(inputs, sources.all.size() * slice * (cols + 1));
+    for (Source& source : sources.all) {
+        source.x = floats;
+        source.divisors = floats + slice * cols;
+        floats += slice * (cols + 1);
     }
-    const size_t slice = std::min(n, std::max<size_t>(slice_bytes / std::max<size_t>(vector_bytes, 1), 1) *
-                                         vectors_at_once);
-    float* floats = shared_.get<float>(inputs, sources.size() * slice * (cols + 1));
-    for (size_t s = 0; s < sources.size(); ++s) {
-        sources[s].x = floats + s * slice * cols;
-        sources[s].divisors = floats + sources.size() * slice * cols + s * slice;
-    }
-    uint8_t* ordered = shared_.get<uint8_t>(bytes, slice * vector_bytes);
+    uint8_t* ordered = shared_.get<uint8_t>(bytes, slice * sources.bytes);
 
     for (size_t start = 0; start < n; start += slice) {
         const size_t count = std::min(slice, n - start);
-        const auto prepare = [&](size_t task, size_t thread) {
+        team_.run((count + vectors_at_once - 1) / vectors_at_once, [&](size_t task, size_t thread) {
             const size_t first = task * vectors_at_once, vectors = std::min(vectors_at_once, count - first);
-            for (size_t s = 0; s < sources.size(); ++s) {
-                const Source& source = sources[s];
-                int8_t* codes = scratch_[thread].get<int8_t>(rounded, vectors * cols);
+            int8_t* codes = scratch_[thread].get<int8_t>(rounded, vectors * cols);
+            for (const Source& source : sources.all) {
                 for (size_t v = 0; v < vectors; ++v) {
                     float* x = source.x + (first + v) * cols;
                     input(start + first + v, x);
@@ -95,7 +103,7 @@ void Pass::products(const std::vector<Target>& targets, size_t n, float rms_eps,
                     source.divisors[first + v] = kernels_.steps.round_activations(x, cols, codes + v * cols);
                 }
                 for (const Source::Ordered& one : source.ordered) {
-                    const size_t width = one.operand->cols, each = one.operand->ordered_bytes();
+                    const size_t width = one.operand->cols;
                     const int8_t* columns = codes;
                     if (width != cols) {
                         int8_t* copy = scratch_[thread].get<int8_t>(part, vectors * width);
@@ -104,35 +112,39 @@ void Pass::products(const std::vector<Target>& targets, size_t n, float rms_eps,
                         }
                         columns = copy;
                     }
-                    one.operand->order(columns, vectors, ordered + slice * one.at + first * each);
+                    one.operand->order(columns, vectors, ordered + slice * one.at + first * one.operand->ordered_bytes());
                 }
             }
-        };
-        team_.run((count + vectors_at_once - 1) / vectors_at_once, prepare);
+        });
 
         struct Tasks {
-            const Target* target;
+            const Linear& linear;
+            float* out;
             Vectors vectors;
             size_t rows, count;
         };
         std::vector<Tasks> tasks;
         size_t all = 0;
         for (size_t t = 0; t < targets.size(); ++t) {
-            const Source& source = sources[taken[t].first];
             const Matrix& matrix = *targets[t].linear->matrix;
+            const Source& source = sources.all[sources.taken[t].first];
             Vectors vectors{source.x, count, source.divisors, {}};
-            for (size_t i : taken[t].second) vectors.ordered.push_back(ordered + slice * source.ordered[i].at);
+            for (size_t i : sources.taken[t].second) vectors.ordered.push_back(ordered + slice * source.ordered[i].at);
             const size_t rows = std::max<size_t>(rows_of_task(matrix, count, team_.threads()), 1);
-            tasks.push_back({&targets[t], std::move(vectors), rows, (matrix.rows + rows - 1) / rows});
+            tasks.push_back({*targets[t].linear, targets[t].out + start * matrix.rows, std::move(vectors), rows,
+                             (matrix.rows + rows - 1) / rows});
             all += tasks.back().count;
         }
         team_.run(all, [&](size_t i, size_t thread) {
             size_t t = 0;
             for (; i >= tasks[t].count; ++t) i -= tasks[t].count;
-            const Linear& linear = *tasks[t].target->linear;
-            const size_t first = i * tasks[t].rows, last = std::min(first + tasks[t].rows, linear.matrix->rows);
-            float* out = tasks[t].target->out + start * linear.matrix->rows + first;
-            linear.matrix->multiply(first, last, tasks[t].vectors, linear.bias, out, linear.matrix->rows, scratch_[thread]);
+            const auto& [linear, out, vectors, rows, unused] = tasks[t];
+            const size_t stride = linear.matrix->rows, first = i * rows, last = std::min(first + rows, stride);
+            linear.matrix->multiply(first, last, vectors, out + first, stride, scratch_[thread]);
+            if (!linear.bias) return;
+            for (size_t v = 0; v < count; ++v) {
+                for (size_t r = first; r < last; ++r) out[v * stride + r] += linear.bias[r];
+            }
         });
     }
 }
