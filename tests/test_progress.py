@@ -96,6 +96,24 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(
     )
 
 
+def test_a_rate_is_of_the_time_since_the_pass_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress_bar("evaluating", "tokens") as report:
+        for second, done, total in ((20.0, 50, 100), (30.0, 75, 100), (30.1, 200, 300), (40.0, 250, 300)):
+            now[0] = second
+            report(done, total)
+    assert capsys.readouterr().err == (
+        "bitconv: evaluating: 50%, 2.5 tokens/s, 0:20 left, 0:20 so far\n"
+        "bitconv: evaluating: 75%, 2.5 tokens/s, 0:10 left, 0:30 so far\n"
+        "bitconv: evaluating: 67%\n"
+        "bitconv: evaluating: 83%, 25 tokens/s, 0:02 left, 0:10 so far\n"
+    )
+
+
 def test_a_short_run_writes_no_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["convert", str(MODEL), str(tmp_path / "out.gguf")])
     assert (result.exit_code, result.stderr) == (0, "")

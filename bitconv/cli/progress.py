@@ -12,6 +12,8 @@ from bitconv.cli.streams import write
 
 # Between two lines where there is no terminal.
 SECONDS = 10.0
+# Over less time a rate says nothing.
+_SOON = 0.5
 # Fewer columns have no room for a bar and the time that went by.
 _NARROW = 60
 
@@ -52,29 +54,33 @@ def _lines(what: str, pace: _Pace) -> Callable[[int, int], None]:
         pace.update(done, total)
         if time.monotonic() - last >= SECONDS and done < total:
             last = time.monotonic()
-            write(sys.stderr, f"bitconv: {what}: {done / total:.0%}, {pace.long}\n")
+            rate = f", {pace.long}" if pace.long else ""
+            write(sys.stderr, f"bitconv: {what}: {done / total:.0%}{rate}\n")
 
     return progress
 
 
 class _Pace:
-    """How fast it goes, by the whole pass so far: another total is another pass."""
+    """How fast it goes, by the whole pass so far: another total is another pass, which began where the last ended."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
-        self._begun = time.monotonic()
+        self._begun = self._last = time.monotonic()
         self._total = 0
         self.short = self.long = ""
 
     def update(self, done: int, total: int) -> None:
-        """short: the time left. long: the rate and the time that went by too."""
+        """short: the time left. long: the rate and the time that went by too. Neither before there is a rate."""
         if total != self._total:
-            self._total, self._begun = total, time.monotonic()
-        elapsed = time.monotonic() - self._begun
-        rate = done / elapsed if elapsed > 0 else 0.0
-        self.short = f"{_clock((total - done) / rate)} left" if rate else ""
-        shown = f"{rate / 1e6:,.0f} MB/s" if self._unit == "bytes" else f"{rate:,.3g} {self._unit}/s"
-        self.long = ", ".join([shown, *filter(None, [self.short]), f"{_clock(elapsed)} so far"])
+            self._total, self._begun = total, self._last
+        self._last = time.monotonic()
+        elapsed = self._last - self._begun
+        self.short = self.long = ""
+        if elapsed >= _SOON and done:
+            rate = done / elapsed
+            self.short = f"{_clock((total - done) / rate)} left"
+            shown = f"{rate / 1e6:,.0f} MB/s" if self._unit == "bytes" else f"{rate:,.3g} {self._unit}/s"
+            self.long = f"{shown}, {self.short}, {_clock(elapsed)} so far"
 
 
 def _clock(seconds: float) -> str:
