@@ -123,6 +123,29 @@ def test_a_float_that_is_not_finite_is_found_alone(good: Path, tmp_path: Path, n
     assert "not finite" in fault
 
 
+@pytest.mark.parametrize("against", [None, MODEL])
+def test_the_result_does_not_depend_on_threads_or_on_how_tensors_are_split(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, against: Path | None
+) -> None:
+    name = "token_embd.weight"
+    tensor = File(good).tensors[name]
+    columns = tensor.ne[0]
+    data = bytearray(good.read_bytes())
+    for row in (5, 9, 200):
+        at = tensor.start + 2 * (row * columns + 3)
+        data[at : at + 2] = b"\x00\x7e"  # NaN in float16
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(data)
+    results = []
+    calls: list[tuple[int, int]] = []
+    for threads, values in ((1, 1 << 40), (1, 2 * columns), (5, 2 * columns), (16, 1024)):
+        monkeypatch.setattr("bitconv.commands.verify._JOB_VALUES", values)
+        results.append(bitconv.verify(bad, against=against, threads=threads, progress=lambda *call: calls.append(call)))
+        assert calls[-1][0] == calls[-1][1]
+    assert faults_of(results[0]) == {name: ("element [5, 3] is nan, not finite",)}
+    assert all(result == results[0] for result in results)
+
+
 def test_a_truncated_file_is_wrong(good: Path, tmp_path: Path) -> None:
     data = good.read_bytes()
     for keep in [24, 100, 5000, len(data) // 2, len(data) - 33]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -19,8 +19,6 @@ from bitconv.layouts.layout import Bytes, Layout
 from bitconv.layouts.tiles import read_kernel_config
 from bitconv.models.architectures import Role, scale_name
 from bitconv.models.hyperparameters import UnsupportedMetadata
-from bitconv.models.model import load_model
-from bitconv.models.opening import open_checkpoint
 from bitconv.models.quantization import rule_of, scale_convention_of
 from bitconv.models.ternary_floats import settle_scales, ternary_form
 from bitconv.models.trits import TritReader
@@ -37,13 +35,16 @@ from bitconv.packed.tensor_checks import (
     within,
 )
 from bitconv.packed.ternary_tensor import FaultyTensor, matrices
-from bitconv.planning.agreement import compare_metadata
 from bitconv.system import jobs
 from bitconv.system.blocks import row_blocks
 from bitconv.system.errors import MAX_FAULTS, BitconvError, Code, first_lines, option, reports_system_errors
 from bitconv.system.jobs import KeepGoing, Progress
 from bitconv.system.rawio import read_at
 from bitconv.system.results import Result
+
+# A job checks this many values of a dense tensor, whole blocks of every type: large ones are split, for the threads to
+# share.
+_JOB_VALUES = 1 << 22
 
 NOT_COVERED = (
     "the graph: whether a runner computes this architecture and these types right",
@@ -202,6 +203,10 @@ def verify(
     if against is None:
         assert inspection is not None
         return _Verifier(opened, inspection, None, None, strict=strict).run(threads, progress)
+    # What a file alone needs none of.
+    from bitconv.models.model import load_model
+    from bitconv.models.opening import open_checkpoint
+
     with open_checkpoint(against, revision, token) as checkpoint:
         convention = scale_convention_of(scale_convention)
         loaded = load_model(checkpoint, convention)
@@ -254,11 +259,13 @@ class _Verifier:
         self.model = model
         self.scale_tensors = {t.name: t for t in opened.tensors if inspection.roles[t.name] is Role.SCALE}
         self.digests: list[TensorDigest] = []
-        self.other_tensors: list[str] = []  # whose trits, or shape, are not the checkpoint's
+        self.other_tensors: set[str] = set()  # whose trits, or shape, are not the checkpoint's
         self.made_by: dict[str, set[str]] = {}  # of those, what would have made the trits of each matrix
         self.descriptor = -1
 
     def compare_metadata(self, pre: str | None) -> None:
+        from bitconv.planning.agreement import compare_metadata  # with the gguf package, which takes long to import
+
         assert self.checkpoint is not None and self.model is not None
         found = compare_metadata(self.opened.metadata, self.inspection, self.checkpoint, self.model, pre)
         self.metadata, self.lost = found.findings, found.lost
@@ -269,18 +276,22 @@ class _Verifier:
             self.faults.append(f"tensor {tensor} is missing; the checkpoint has it")
 
     def run(self, threads: int | None, progress: Progress | None) -> Verification:
-        work = [partial(self.tensor, tensor) for tensor in self.opened.tensors]
+        parts = [part for tensor in self.opened.tensors for part in self._parts(tensor)]
+        work = [partial(self.tensor, *part) for part in parts]
         total = sum(self.inspection.nbytes.values())
-        done, results = 0, []
+        done = 0
+        found: dict[str, VerifiedTensor] = {}
         self.descriptor = self.opened.open()
         try:
-            for result in jobs.run(work, threads):
-                results.append(result)
-                done += result.nbytes
+            for (tensor, first, last), result in zip(parts, jobs.run(work, threads), strict=True):
+                if not found.setdefault(result.name, result).faults:  # of several parts, what the first fault says
+                    found[result.name] = result
+                done += result.nbytes * (last - first) // prod(tensor.shape)
                 if progress is not None:
                     progress(done, total)
         finally:
             os.close(self.descriptor)
+        results = list(found.values())
         self.opened.check_unchanged()
         if self.checkpoint is not None:
             self.checkpoint.check_unchanged()
@@ -365,8 +376,17 @@ class _Verifier:
             checked["dense values equal to the checkpoint's"] = passed([*floats, *quantized], lambda t: prod(t.shape))
         return checked
 
-    def tensor(self, tensor: TensorInfo, keep_going: KeepGoing) -> VerifiedTensor:
-        """All checks of one tensor's data."""
+    def _parts(self, tensor: TensorInfo) -> Iterator[tuple[TensorInfo, int, int]]:
+        """What jobs take: a tensor, and the first and the last (exclusive) of its values."""
+        count = step = prod(tensor.shape)
+        whole = tensor.name in self.inspection.layouts or tensor.name in self.inspection.tensor_faults
+        if not whole and not self._is_redundant_head(tensor):
+            step = _JOB_VALUES
+        for first in range(0, count, step):
+            yield tensor, first, min(first + step, count)
+
+    def tensor(self, tensor: TensorInfo, first: int, last: int, keep_going: KeepGoing) -> VerifiedTensor:
+        """All checks of a part of one tensor's data."""
         type_name = self.inspection.types[tensor.name]
         nbytes = self.inspection.nbytes[tensor.name]
         faults = list(self.inspection.tensor_faults.get(tensor.name, ()))
@@ -376,17 +396,19 @@ class _Verifier:
         warnings: list[str] = []
         if not faults:
             try:
-                scale = self._data(tensor, type_name, warnings, keep_going)
+                scale = self._data(tensor, first, last, warnings, keep_going)
             except FaultyTensor as fault:
                 faults.append(str(fault))
                 if isinstance(fault, OtherTensor):
-                    self.other_tensors.append(tensor.name)
+                    self.other_tensors.add(tensor.name)
         group = self.inspection.groups.get(tensor.name)
         return VerifiedTensor(
             tensor.name, type_name, tensor.shape, nbytes, scale, group, tuple(faults), tuple(warnings[:1])
         )
 
-    def _data(self, tensor: TensorInfo, type_name: str, warnings: list[str], keep_going: KeepGoing) -> float | None:
+    def _data(
+        self, tensor: TensorInfo, first: int, last: int, warnings: list[str], keep_going: KeepGoing
+    ) -> float | None:
         if self.inspection.roles[tensor.name] is Role.SCALE:  # read with its weight
             return None
         expected = self.expected.get(tensor.name)
@@ -408,11 +430,10 @@ class _Verifier:
         if layout is not None:
             scale = self._ternary(tensor, layout, expected, warnings, keep_going)
             return None if scale is None else float(scale)
-        if tensor.name == "output.weight" and not self.inspection.architecture.untied_head:
+        if self._is_redundant_head(tensor):
             self._redundant_head(tensor, keep_going)
-        if type_name not in DENSE_TYPES:
-            return None
-        self._dense(tensor, type_name, expected, keep_going)
+        if self.inspection.types[tensor.name] in DENSE_TYPES:
+            self._dense(tensor, expected, first, last, keep_going)
         return None
 
     def _ternary(
@@ -448,6 +469,9 @@ class _Verifier:
             raise fault
         return files[0].scale if len(files) == 1 else None
 
+    def _is_redundant_head(self, tensor: TensorInfo) -> bool:
+        return tensor.name == "output.weight" and not self.inspection.architecture.untied_head
+
     def _redundant_head(self, head: TensorInfo, keep_going: KeepGoing) -> None:
         """A head on a graph that multiplies by the embedding is right only where it is the embedding, byte for byte."""
         embedding = next((t for t in self.opened.tensors if t.name == "token_embd.weight"), None)
@@ -463,15 +487,16 @@ class _Verifier:
                 return
         raise FaultyTensor("differs from token_embd.weight, which the graph multiplies by in its place")
 
-    def _dense(self, tensor: TensorInfo, type_name: str, expected: Weight | None, keep_going: KeepGoing) -> None:
-        kind = type_by_name(type_name)
-        for first, last in row_blocks(prod(tensor.shape), 1, kind.block):
+    def _dense(self, tensor: TensorInfo, expected: Weight | None, start: int, end: int, keep_going: KeepGoing) -> None:
+        kind = type_by_name(self.inspection.types[tensor.name])
+        for at, until in row_blocks(end - start, 1, kind.block):
+            first, last = start + at, start + until
             keep_going()
             raw = self._read(tensor, kind.nbytes((first,)), kind.nbytes((last - first,)))
             check_finite(raw, kind, first, tensor.shape)
             if isinstance(expected, DenseWeight):
                 assert self.checkpoint is not None
-                wanted = dense_values(self.checkpoint, expected.stored, type_name, first, last)
+                wanted = dense_values(self.checkpoint, expected.stored, kind.name, first, last)
                 compare_values(raw, wanted, kind, first, tensor.shape)
             elif expected is not None:
                 assert not isinstance(expected, TernaryWeight | ExpertsWeight)

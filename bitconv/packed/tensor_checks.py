@@ -19,13 +19,15 @@ from bitconv.models.quantization import ABSMEAN, ABSMEAN_BF16, ABSMEDIAN, Rule
 from bitconv.models.trits import TritReader
 from bitconv.packed.digest import TensorHash
 from bitconv.packed.ternary_tensor import FaultyTensor, TernaryTensor
-from bitconv.system.blocks import row_blocks
+from bitconv.system.blocks import BLOCK_WEIGHTS, row_blocks
 from bitconv.system.errors import plain
 from bitconv.system.jobs import KeepGoing
 
 # What may have made trits of which so few are others than a packed checkpoint's, and none has the other sign.
 ANOTHER_ARITHMETIC = "another arithmetic"
 _FEW = 0.05
+# Kernels pass over a block in tens of microseconds: in smaller ones, many threads would wait for each other's Python.
+_BLOCK_WEIGHTS = 2 * BLOCK_WEIGHTS
 
 
 class OtherTensor(FaultyTensor):
@@ -54,7 +56,7 @@ class MatrixCheck:
             raise FaultyTensor(f"has one scale, the checkpoint's has {describe(wanted_group, file.columns)}")
         x = np.random.default_rng(zlib.crc32(name.encode())).integers(-128, 128, (1, file.columns), np.int8)
         for first, last in row_blocks(
-            file.rows, file.columns, lcm(file.layout.row_multiple, reader.row_multiple if reader else 1)
+            file.rows, file.columns, lcm(file.layout.row_multiple, reader.row_multiple if reader else 1), _BLOCK_WEIGHTS
         ):
             keep_going()
             rows = file.read(first, last)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 BLOCK_WEIGHTS = 1 << 19
 
 
-def row_blocks(rows: int, columns: int, multiple: int) -> Iterator[tuple[int, int]]:
+def row_blocks(rows: int, columns: int, multiple: int, weights: int = BLOCK_WEIGHTS) -> Iterator[tuple[int, int]]:
     """(first, last) of consecutive blocks of rows, each but the last a whole number of `multiple` rows."""
-    step = max(1, BLOCK_WEIGHTS // (columns * multiple)) * multiple
+    step = max(1, weights // (columns * multiple)) * multiple
     for first in range(0, rows, step):
         yield first, min(first + step, rows)
