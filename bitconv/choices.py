@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from bitconv.backends import BACKENDS
 from bitconv.layouts import DENSE_TYPES, EIGHT_BIT, I2_S_ORDERS, PACKED, QUANTIZED, TERNARY_TYPES
@@ -32,6 +31,8 @@ class Choice:
         letters = _letters(str(text))
         if letters in known:
             return known[letters]
+        from difflib import get_close_matches
+
         nearest = get_close_matches(letters, known, n=1)
         *others, last = self.words
         raise BitconvError(

@@ -73,7 +73,7 @@ def special_metadata(files: TokenizerFiles, vocabulary: Vocabulary, *, embedding
     Raises BitconvError for an id beyond the vocabulary, for a missing
     eos token (runners would take one of their own choice), and for a prompt template that runners cannot express.
     """
-    ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
+    ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     roles = {role: _role_id(files, ids, role) for role in ROLES}
     if roles["unk"] is None:
         roles["unk"] = next(iter(np.flatnonzero(vocabulary.types == TokenType.UNKNOWN).tolist()), None)

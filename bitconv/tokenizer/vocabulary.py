@@ -73,7 +73,8 @@ def assemble(
     numbers = np.full(vocab_size, TokenType.UNUSED, np.int32)
     numbers[list(texts)] = TokenType.NORMAL
     numbers[list(types)] = list(types.values())
-    tokens = [texts.get(token_id, f"[PAD{token_id}]") for token_id in range(vocab_size)]
+    padding = {token_id: f"[PAD{token_id}]" for token_id in range(vocab_size) if token_id not in texts}
+    tokens = list(map({**texts, **padding}.__getitem__, range(vocab_size)))
     if len(set(tokens)) < vocab_size:
         ((text, _),) = Counter(tokens).most_common(1)
         first, second, *_ = (token_id for token_id, other in enumerate(tokens) if other == text)
