@@ -120,7 +120,6 @@ def test_the_suite_measures_everything_and_cleans_up(tmp_path: Path, monkeypatch
         "verify 1x256x512, bf16, as i2_s / sha256sum of the file": 1.5,
         "verify --against 1x256x512, bf16, as i2_s / convert": 1.5,
         "convert 1x256x512, bf16, to i2_s, cold / reading it cold": 1.3,
-        "verify 1x256x512, bf16, as i2_s, cold / reading it cold": 1.3,
         "convert 1x256x512, packed, to i2_s / the machine's limit": 1,
         "convert 1x256x512, packed, to i2_s / cp and sync of the checkpoint": 1.5,
         "i2_s matmul / reading, one core": 0.6,
