@@ -74,31 +74,45 @@ public:
         seed_ = static_cast<uint64_t>(random()) << 32 | random();
     }
 
-    void insert(std::string_view text) { slot(text) = text; }
-    bool contains(std::string_view text) { return slot(text).data() != nullptr; }
+    void insert(std::string_view text) {
+        const uint64_t hash = hashed(text);
+        slot(text, hash) = {hash, text};
+    }
+
+    bool contains(std::string_view text) { return slot(text, hashed(text)).text.data() != nullptr; }
 
 private:
-    std::string_view& slot(std::string_view text) {
-        size_t at = hash(text);
-        while (true) {
-            std::string_view& found = slots_[at & (slots_.size() - 1)];
-            if (found.data() == nullptr || found == text) return found;
-            at++;
+    struct Slot {
+        uint64_t hash = 0;  // which tells most texts apart without a look at where they are kept
+        std::string_view text;
+    };
+
+    Slot& slot(std::string_view text, uint64_t hash) {
+        for (uint64_t at = hash;; at++) {
+            Slot& found = slots_[at & (slots_.size() - 1)];
+            if (found.text.data() == nullptr || (found.hash == hash && found.text == text)) return found;
         }
     }
 
-    size_t hash(std::string_view text) const {
+    uint64_t hashed(std::string_view text) const {
         uint64_t mixed = seed_ + text.size();
-        for (size_t i = 0; i < text.size(); i += 8) {
-            uint64_t part = 0;
-            std::memcpy(&part, text.data() + i, std::min<size_t>(8, text.size() - i));
+        const auto mix = [&mixed](uint64_t part) {
             mixed = (mixed ^ part) * 0x9E3779B97F4A7C15;  // odd: 2^64 by the golden ratio
             mixed ^= mixed >> 32;
+        };
+        uint64_t part = 0;
+        size_t i = 0;
+        for (; i + 8 <= text.size(); i += 8) {
+            std::memcpy(&part, text.data() + i, 8);
+            mix(part);
         }
-        return static_cast<size_t>(mixed);
+        part = 0;
+        for (; i < text.size(); i++) part = part << 8 | static_cast<unsigned char>(text[i]);
+        mix(part);
+        return mixed;
     }
 
-    std::vector<std::string_view> slots_;
+    std::vector<Slot> slots_;
     uint64_t seed_;
 };
 
