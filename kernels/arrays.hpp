@@ -136,9 +136,8 @@ Tiles tl2_tiles(size_t rows, size_t cols, size_t bm, size_t bk, const Part& valu
     return tiles;
 }
 
-// Parts of the module in files of their own: classes of forward passes, JSON, the strings of vocabularies.
+// Parts of the module in files of their own: classes of forward passes, the strings of vocabularies.
 void define_forward(nanobind::module_& m);
-void define_json(nanobind::module_& m);
 void define_strings(nanobind::module_& m);
 
 }  // namespace bitconv

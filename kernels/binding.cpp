@@ -315,6 +315,5 @@ takes l + 8, for l < 8, and so on down to 1.)");
     define_tl1(m);
     define_tl2(m);
     define_forward(m);
-    define_json(m);
     define_strings(m);
 }

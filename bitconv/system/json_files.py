@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bitconv._kernels import parse_json
 from bitconv.system.errors import BitconvError, Code
 from bitconv.system.files import decode, read_whole
 
@@ -27,15 +26,9 @@ def read_json(path: Path, within: Path | None = None) -> dict[str, Any]:
 def read_json_value(path: Path, within: Path | None = None) -> Any:
     """A JSON file of any value. What parsers read differently is refused: keys that stand twice, and NaN."""
     try:
-        data = read_whole(path, within)
+        text = decode(read_whole(path, within), path)
     except FileNotFoundError:
         raise BitconvError("missing", code=Code.NOT_FOUND, file=path) from None
-    value = parse_json(data)
-    return _parse(decode(data, path), path) if value is None else value
-
-
-def _parse(text: str, path: Path) -> Any:
-    """What is not plain, or not right."""
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
         _check_depth(value)
