@@ -4,7 +4,7 @@ Before a projection the activations of a token are rounded to int8 by their larg
 trits are summed in int32, and the sum is multiplied once in float32 (activation_quant and BitLinear in transformers'
 integrations/bitnet.py). Where groups of columns have scales of their own, the sums of the groups are scaled and added.
 Embedding, norms, rotation, attention and output head are float32, in an order of additions that is the same for any
-number of tokens and threads and on every processor. The layers are computed in kernels/forward/.
+number of tokens and threads and on every instruction set. The layers are computed in kernels/forward/.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 #include "team.hpp"
 
+#include <system_error>
 #include <utility>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -25,7 +26,12 @@ void pause() {
 }  // namespace
 
 Team::Team(size_t threads) {
-    for (size_t thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+    workers_.reserve(threads);
+    try {
+        for (size_t thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+    } catch (const std::system_error&) {
+        // The system gives no more: fewer do.
+    }
 }
 
 Team::~Team() {

@@ -12,7 +12,7 @@
 
 namespace bitconv {
 
-/// So many threads, the caller's among them. A step's tasks go to whichever thread is free, and the step ends with the
+/// So many threads or as many as the system gives, the caller's among them. A step's tasks go to whichever thread is free, and the step ends with the
 /// last task: a thread that sleeps, or that the system has given no core, is not waited for.
 class Team {
 public:
