@@ -152,8 +152,8 @@ def compare(
     opened, inspection = opened_to_run(file, kernel_config, i2_s_order)
     content = DEFAULT_TEXT if text is None else read_text(text, limit=MAX_TEXT)
     source = open_checkpoint(model, revision, token)
-    forward = ForwardPass(opened, inspection, threads=threads)
     with source as checkpoint:
+        forward = ForwardPass(opened, inspection, threads=threads)
         # The convention is verify's business, and how the pre-tokenizer splits is seen below.
         stated = opened.metadata.get("tokenizer.ggml.pre")
         pre = stated if opened.metadata["tokenizer.ggml.model"] == "gpt2" and isinstance(stated, str) else None
