@@ -11,6 +11,8 @@ DEMO_MODEL := fixtures/bitnet-b1.58-2B-4T-tiny
 # One thread a process, since there is a process for each core.
 PYTEST := pytest -n auto --dist worksteal
 test test-quick test-lowest: export OMP_NUM_THREADS := 1
+# Compiled bytecode is kept, as users have it: without it most of what a short command takes is compiling.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo dev test test-quick test-lowest lint docs wheel wheel-aarch64 bench bench-quick fuzz test-aarch64 test-avx512 test-sanitize clean
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import shlex
@@ -36,6 +37,9 @@ def run(command: Callable[[], None]) -> NoReturn:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP; a shell, SIGINT in the background
             signal.signal(number, _interrupt)
+    # A vocabulary is hundreds of thousands of objects, none of them garbage: Python's own threshold has them looked
+    # through again and again.
+    gc.set_threshold(200_000)
     as_json = "--json" in sys.argv[1:]
     printed = io.StringIO()
     streams.held_back_from = sys.stdout
