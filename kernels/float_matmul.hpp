@@ -8,6 +8,7 @@ namespace bitconv::BITCONV_ISA {
 #ifndef BITCONV_SIMD
 struct Floats {
     static constexpr size_t width = 1;
+    static constexpr size_t rows_at_once = 2;  // whose sums with two vectors stay in registers
     using Vector = float;
 
     static Vector load_f32(const uint8_t* p) { return float_of(F32::widen(load<F32>(p, 0))); }
@@ -117,11 +118,12 @@ void multiply_vectors(const uint8_t* w, const float* x, size_t stride, float* ou
                 };
                 constexpr std::integral_constant<size_t, 1> one;
                 constexpr std::integral_constant<size_t, 2> two;
+                constexpr std::integral_constant<size_t, Floats::rows_at_once> several;
                 size_t v = 0;
                 for (; v + 2 <= count; v += 2) {
                     size_t i = 0;
-                    for (; i + 2 <= now; i += 2) multiply(two, two, i, v);
-                    if (i < now) multiply(one, two, i, v);
+                    for (; i + several <= now; i += several) multiply(several, two, i, v);
+                    for (; i < now; ++i) multiply(one, two, i, v);
                 }
                 for (size_t i = 0; v < count && i < now; ++i) multiply(one, one, i, v);
             }

@@ -133,29 +133,50 @@ inline void add_scaled(const float* y, size_t n, float scale, float* x) {
     for (size_t i = 0; i < n; ++i) x[i] += y[i] * scale;
 }
 
-constexpr size_t block_vectors = attention_block / Floats::width;
+/// Of a block of floats, and of the sums that grow side by side in registers, so that no addition waits for another.
+constexpr size_t block_vectors = attention_block / Floats::width, vectors_side_by_side = 8;
+constexpr size_t queries_at_once = block_vectors < vectors_side_by_side ? vectors_side_by_side / block_vectors : 1;
 
-/// The sum of 16 partial sums of a block of vectors, folded. lane(l, sums): adds the terms of partial sum l.
-template <size_t Lanes = 1, class Lane>
-void fold_lanes(size_t l, Floats::Vector (&sums)[block_vectors], Lane lane) {
-    if constexpr (Lanes == float_lanes) {
-        Floats::Vector own[block_vectors];  // which stay in registers
-        for (Floats::Vector& sum : own) sum = Floats::broadcast(0.0f);
-        lane(l, own);
-        for (size_t i = 0; i < block_vectors; ++i) sums[i] = own[i];
+/// For N queries the sum of the blocks number first to end - 1, each times a factor of the query's own, `stride` apart:
+/// in 16 partial sums that are folded, and here of those l and every `Lanes` from it on.
+template <size_t N, size_t Lanes = 1>
+void weighted_sums(const float* factors, size_t stride, const float* blocks, size_t first, size_t end, size_t l,
+                   Floats::Vector (&sums)[N * block_vectors]) {
+    constexpr size_t vectors = N * block_vectors;
+    constexpr size_t lanes = vectors < vectors_side_by_side ? vectors_side_by_side / vectors : 1;
+    if constexpr (Lanes * lanes < float_lanes) {
+        Floats::Vector others[vectors];
+        weighted_sums<N, 2 * Lanes>(factors, stride, blocks, first, end, l, sums);
+        weighted_sums<N, 2 * Lanes>(factors, stride, blocks, first, end, l + Lanes, others);
+        for (size_t i = 0; i < vectors; ++i) sums[i] = Floats::add(sums[i], others[i]);
     } else {
-        Floats::Vector others[block_vectors];
-        fold_lanes<2 * Lanes>(l, sums, lane);
-        fold_lanes<2 * Lanes>(l + Lanes, others, lane);
-        for (size_t i = 0; i < block_vectors; ++i) sums[i] = Floats::add(sums[i], others[i]);
-    }
-}
-
-/// sums += x * block.
-inline void add_terms(Floats::Vector (&sums)[block_vectors], float x, const float* block) {
-    const Floats::Vector factor = Floats::broadcast(x);
-    for (size_t i = 0; i < block_vectors; ++i) {
-        sums[i] = Floats::multiply_add(sums[i], factor, Floats::load_floats(block + i * Floats::width));
+        Floats::Vector own[lanes * vectors];
+        for (Floats::Vector& sum : own) sum = Floats::broadcast(0.0f);
+        const auto add = [&](size_t start, auto inside) {
+            unrolled<lanes>([&](auto lane) {
+                const size_t k = start + lane * Lanes;
+                if (!inside && (k < first || k >= end)) return;
+                const float* block = blocks + k * attention_block;
+                unrolled<block_vectors>([&](auto i) {
+                    const Floats::Vector values = Floats::kept(Floats::load_floats(block + i * Floats::width));
+                    unrolled<N>([&](auto q) {
+                        Floats::Vector& sum = own[lane * vectors + q * block_vectors + i];
+                        sum = Floats::multiply_add(sum, Floats::broadcast(factors[q * stride + k]), values);
+                    });
+                });
+            });
+        };
+        size_t start = first / float_lanes * float_lanes + l;
+        if (start < first) {
+            add(start, std::false_type{});
+            start += float_lanes;
+        }
+        for (; start + (lanes - 1) * Lanes < end; start += float_lanes) add(start, std::true_type{});
+        if (start < end) add(start, std::false_type{});
+        for (size_t half = lanes / 2; half > 0; half /= 2) {
+            for (size_t i = 0; i < half * vectors; ++i) own[i] = Floats::add(own[i], own[half * vectors + i]);
+        }
+        for (size_t i = 0; i < vectors; ++i) sums[i] = own[i];
     }
 }
 
@@ -173,35 +194,29 @@ inline void attend(const float* queries, size_t count, size_t dims, const float*
                    size_t capacity, size_t first, size_t end, float* scratch, float* out) {
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dims)));
     const size_t room = in_blocks(end);
-    Floats::Vector sums[block_vectors];
-    const auto store = [&sums](float* to) {
-        for (size_t i = 0; i < block_vectors; ++i) Floats::store(to + i * Floats::width, sums[i]);
+    const auto store = [](const auto& sums, size_t q, float* to) {
+        for (size_t i = 0; i < block_vectors; ++i) Floats::store(to + i * Floats::width, sums[q * block_vectors + i]);
     };
     for (size_t token = first / attention_block * attention_block; token < end; token += attention_block) {
-        const float* block = keys + token * dims;
-        for (size_t q = 0; q < count; ++q) {
-            const float* query = queries + q * dims;
-            fold_lanes(0, sums, [=](size_t l, auto& lane) {
-                for (size_t d = l; d < dims; d += float_lanes) add_terms(lane, query[d], block + d * attention_block);
-            });
-            store(scratch + q * room + token);
-        }
+        each_tile<queries_at_once>(count, [=](auto n, size_t q) {
+            Floats::Vector sums[n * block_vectors];
+            weighted_sums<n>(queries + q * dims, dims, keys + token * dims, 0, dims, 0, sums);
+            for (size_t i = 0; i < n; ++i) store(sums, i, scratch + (q + i) * room + token);
+        });
     }
     float* totals = scratch + count * room;
     for (size_t q = 0; q < count; ++q) totals[q] = soften(scratch + q * room, first, end, scale);
     float* mixed = totals + count;
     for (size_t d = 0; d < dims; d += attention_block) {
-        const float* block = values + d * capacity;
-        for (size_t q = 0; q < count; ++q) {
-            const float* weights = scratch + q * room;
-            fold_lanes(0, sums, [=](size_t l, auto& lane) {
-                const size_t start = first + (l - first) % float_lanes;
-                for (size_t k = start; k < end; k += float_lanes) add_terms(lane, weights[k], block + k * attention_block);
-            });
-            store(mixed);
-            const size_t now = dims - d < attention_block ? dims - d : attention_block;
-            for (size_t i = 0; i < now; ++i) out[q * dims + d + i] = mixed[i] / totals[q];
-        }
+        const size_t now = dims - d < attention_block ? dims - d : attention_block;
+        each_tile<queries_at_once>(count, [=](auto n, size_t q) {
+            Floats::Vector sums[n * block_vectors];
+            weighted_sums<n>(scratch + q * room, room, values + d * capacity, first, end, 0, sums);
+            for (size_t i = 0; i < n; ++i) {
+                store(sums, i, mixed);
+                for (size_t j = 0; j < now; ++j) out[(q + i) * dims + d + j] = mixed[j] / totals[q + i];
+            }
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 #define BITCONV_ISA_NAME "avx512"
 #define BITCONV_SIMD
 #include "../simd/avx512_dot.hpp"
-#include "../simd/avx2_float.hpp"
+#include "../simd/avx512_float.hpp"
 #include "../simd/avx2_half.hpp"
 #include "../simd/avx2_lookup.hpp"
 #include "../table.hpp"

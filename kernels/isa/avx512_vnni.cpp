@@ -3,7 +3,7 @@
 #define BITCONV_SIMD
 #define BITCONV_VNNI
 #include "../simd/avx512_dot.hpp"
-#include "../simd/avx2_float.hpp"
+#include "../simd/avx512_float.hpp"
 #include "../simd/avx2_half.hpp"
 #include "../simd/avx2_lookup.hpp"
 #include "../table.hpp"

@@ -5,7 +5,8 @@
 // consecutive activations, for any number of rows. Codes are trits plus one, so the sum of x comes off at the end.
 //
 // The instruction set gives `Dot`: vectors of `width` bytes, the digits of code bytes, and sums of products in
-// two stages, Partial (which overflows after chunks_per_partial chunks of `width` code bytes) and Sum (int32).
+// two stages, Partial (which overflows after chunks_per_partial chunks of `width` code bytes) and Sum (int32), of which
+// sums_at_once stay in registers.
 #pragma once
 #include "codes.hpp"
 #include "../unrolled.hpp"
@@ -111,6 +112,10 @@ void dot(const uint8_t* const (&rows)[R], size_t row_bytes, size_t steps, const 
          size_t stride) {
     using C = Chunks<L>;
     constexpr size_t line = 64;
+    // With registers for many sums, the digits of all rows meet activations that are loaded once. With few, a row's do,
+    // and what a chunk adds is a sum of its own, which need not wait for the chunk before.
+    constexpr bool many = R * N > 4;
+    constexpr size_t together = many ? R : 1;
     const uint8_t* next = rows[R - 1] + row_bytes;
     size_t at = 0;
     Dot::Sum totals[R * N];
@@ -121,17 +126,26 @@ void dot(const uint8_t* const (&rows)[R], size_t row_bytes, size_t steps, const 
         unrolled<R * N>([&](auto i) { partials[i] = Dot::zero(); });
         for (size_t s = 0; s < now; ++s) {
             unrolled<(R * C::bytes_per_step + line - 1) / line>([&](auto i) { Dot::prefetch(next + i * line); });
-            unrolled<C::chunks_per_step * R>([&](auto i) {
-                constexpr size_t chunk = i / R, r = i % R;
-                Dot::Bytes digits[C::digits];
-                split<typename L::Codes>(C::load(rows[r] + at, chunk), digits);
+            unrolled<C::chunks_per_step * R / together>([&](auto i) {
+                constexpr size_t chunk = i * together / R, first = i * together % R;
+                Dot::Bytes digits[together][C::digits];
+                unrolled<together>([&](auto r) {
+                    split<typename L::Codes>(C::load(rows[first + r] + at, chunk), digits[r]);
+                });
                 unrolled<N>([&](auto v) {
                     const int8_t* xv = x + (v * C::chunks_per_step + chunk) * C::digits * C::width;
-                    Dot::Partial product = Dot::zero();
+                    Dot::Partial products[together];
+                    unrolled<together>([&](auto r) { products[r] = many ? partials[r * N + v] : Dot::zero(); });
                     unrolled<C::digits>([&](auto p) {
-                        product = Dot::multiply_add(product, digits[p], xv + p * C::width);
+                        const Dot::Bytes columns = Dot::load(reinterpret_cast<const uint8_t*>(xv + p * C::width));
+                        unrolled<together>([&](auto r) {
+                            products[r] = Dot::multiply_add(products[r], digits[r][p], columns);
+                        });
                     });
-                    partials[r * N + v] = Dot::add(partials[r * N + v], product);
+                    unrolled<together>([&](auto r) {
+                        Dot::Partial& sum = partials[(first + r) * N + v];
+                        sum = many ? products[r] : Dot::add(sum, products[r]);
+                    });
                 });
             });
             x += N * C::activations_per_step;
@@ -149,6 +163,11 @@ template <class L>
 struct PackedRows {
     using C = Chunks<L>;
     static constexpr size_t at_once = 4;  // rows that may be in use
+    /// Rows for which the sums with so many vectors fit the registers.
+    static constexpr size_t with(size_t vectors) {
+        const size_t fit = Dot::sums_at_once / vectors;
+        return fit < 1 ? 1 : fit < at_once ? fit : at_once;
+    }
     const uint8_t* packed;
     size_t rows, cols;
     size_t row_bytes = L::geometry.row_header + cols / L::geometry.block * L::geometry.block_bytes;
@@ -221,7 +240,7 @@ void dot_multiply(const uint8_t* packed, size_t rows, size_t cols, const uint8_t
         const int8_t* x = reinterpret_cast<const int8_t*>(tile + count * C::sums_bytes);
         for (size_t s = 0; s < steps; s += steps_at_once) {
             const size_t now = steps - s < steps_at_once ? steps - s : steps_at_once;
-            dot_rows<L, PackedRows<L>::at_once / count, count>(w, 0, s, now, x + s * count * C::activations_per_step,
+            dot_rows<L, PackedRows<L>::with(count), count>(w, 0, s, now, x + s * count * C::activations_per_step,
                                                                out + v * stride, stride);
         }
     });

@@ -35,16 +35,18 @@ struct Dot {
 
     static Partial zero() { return _mm256_setzero_si256(); }
 #ifdef BITCONV_VNNI
+    static constexpr size_t sums_at_once = 4;
     static constexpr size_t chunks_per_partial = 64;  // int32: any number would do
-    static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
-        return dpbusd(sum, codes, load(reinterpret_cast<const uint8_t*>(x)));
+    static Partial multiply_add(Partial sum, Bytes codes, Bytes x) {
+        return dpbusd(sum, codes, x);
     }
     static Partial add(Partial a, Partial b) { return _mm256_add_epi32(a, b); }
     static Sum widen(Sum sum, Partial partial) { return _mm256_add_epi32(sum, partial); }
 #else
+    static constexpr size_t sums_at_once = 4;
     static constexpr size_t chunks_per_partial = 12;  // int16: two products are at most 2 * 2 * 128, a chunk 5 of them
-    static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
-        return add(sum, _mm256_maddubs_epi16(codes, load(reinterpret_cast<const uint8_t*>(x))));
+    static Partial multiply_add(Partial sum, Bytes codes, Bytes x) {
+        return add(sum, _mm256_maddubs_epi16(codes, x));
     }
     static Partial add(Partial a, Partial b) { return _mm256_add_epi16(a, b); }
     static Sum widen(Sum sum, Partial partial) {

@@ -8,6 +8,7 @@ namespace bitconv::BITCONV_ISA {
 
 struct Floats {
     static constexpr size_t width = 8;
+    static constexpr size_t rows_at_once = 2;
     using Vector = __m256;
 
     static Vector load_f32(const uint8_t* p) {

@@ -1,14 +1,9 @@
 // Products of codes with activations on AVX-512 (F, BW), with VNNI where BITCONV_VNNI is defined. See dot.hpp.
 #pragma once
+#include "avx512.hpp"
+
 #include <cstddef>
 #include <cstdint>
-#include <immintrin.h>
-#ifdef BITCONV_EMULATE  // tests on a CPU without AVX-512
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx512.h>
-#undef _mm512_madd_epi16  // SIMDe 0.7.4 defines it with too many parameters
-#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
-#endif
 
 namespace bitconv::BITCONV_ISA {
 
@@ -47,16 +42,18 @@ struct Dot {
 
     static Partial zero() { return _mm512_setzero_si512(); }
 #ifdef BITCONV_VNNI
+    static constexpr size_t sums_at_once = 16;
     static constexpr size_t chunks_per_partial = 64;  // int32: any number would do
-    static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
-        return _mm512_dpbusd_epi32(sum, codes, _mm512_loadu_si512(x));
+    static Partial multiply_add(Partial sum, Bytes codes, Bytes x) {
+        return _mm512_dpbusd_epi32(sum, codes, x);
     }
     static Partial add(Partial a, Partial b) { return _mm512_add_epi32(a, b); }
     static Sum widen(Sum sum, Partial partial) { return _mm512_add_epi32(sum, partial); }
 #else
+    static constexpr size_t sums_at_once = 4;
     static constexpr size_t chunks_per_partial = 12;  // int16, see avx2_dot.hpp
-    static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
-        return add(sum, _mm512_maddubs_epi16(codes, _mm512_loadu_si512(x)));
+    static Partial multiply_add(Partial sum, Bytes codes, Bytes x) {
+        return add(sum, _mm512_maddubs_epi16(codes, x));
     }
     static Partial add(Partial a, Partial b) { return _mm512_add_epi16(a, b); }
     static Sum widen(Sum sum, Partial partial) {

@@ -34,19 +34,21 @@ struct Dot {
 
 #ifdef BITCONV_DOTPROD
     using Partial = int32x4_t;
+    static constexpr size_t sums_at_once = 4;
     static constexpr size_t chunks_per_partial = 64;  // any number would do
     static Partial zero() { return vdupq_n_s32(0); }
-    static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
-        return vdotq_s32(sum, vreinterpretq_s8_u8(codes), vld1q_s8(x));
+    static Partial multiply_add(Partial sum, Bytes codes, Bytes x) {
+        return vdotq_s32(sum, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(x));
     }
     static Partial add(Partial a, Partial b) { return vaddq_s32(a, b); }
     static Sum widen(Sum sum, Partial partial) { return vaddq_s32(sum, partial); }
 #else
     using Partial = int16x8_t;  // one product is at most 2 * 128, a chunk at most 5 pairs of them
+    static constexpr size_t sums_at_once = 4;
     static constexpr size_t chunks_per_partial = 12;
     static Partial zero() { return vdupq_n_s16(0); }
-    static Partial multiply_add(Partial sum, Bytes codes, const int8_t* x) {
-        const int8x16_t c = vreinterpretq_s8_u8(codes), a = vld1q_s8(x);
+    static Partial multiply_add(Partial sum, Bytes codes, Bytes x) {
+        const int8x16_t c = vreinterpretq_s8_u8(codes), a = vreinterpretq_s8_u8(x);
         return vmlal_high_s8(vmlal_s8(sum, vget_low_s8(c), vget_low_s8(a)), c, a);
     }
     static Partial add(Partial a, Partial b) { return vaddq_s16(a, b); }

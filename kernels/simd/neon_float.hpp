@@ -8,6 +8,7 @@ namespace bitconv::BITCONV_ISA {
 
 struct Floats {
     static constexpr size_t width = 4;
+    static constexpr size_t rows_at_once = 2;
     using Vector = float32x4_t;
 
     static Vector load_f32(const uint8_t* p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }

@@ -21,7 +21,7 @@ double now() {
 /// Multiplications with additions a second, of one core: codes in registers, activations in the first cache.
 extern "C" double multiply_adds(double seconds) {
     constexpr size_t sums = 8, rounds = 1 << 20;
-    alignas(64) static int8_t activations[sums * Dot::width];
+    alignas(64) static uint8_t activations[sums * Dot::width];
     alignas(64) static uint8_t codes[Dot::width] = {1, 2};
     const Dot::Bytes code = Dot::load(codes);
     Dot::Partial partials[sums];
@@ -31,7 +31,9 @@ extern "C" double multiply_adds(double seconds) {
     do {
         for (size_t round = 0; round < rounds; ++round) {
             __asm__ volatile("" ::"r"(activations) : "memory");  // which may have changed
-            unrolled<sums>([&](auto i) { partials[i] = Dot::multiply_add(partials[i], code, activations + i * Dot::width); });
+            unrolled<sums>([&](auto i) {
+                partials[i] = Dot::multiply_add(partials[i], code, Dot::load(activations + i * Dot::width));
+            });
         }
         done += static_cast<double>(rounds * sums * Dot::width);
     } while (now() - start < seconds);
