@@ -93,7 +93,7 @@ test-aarch64:
 	$(CMAKE) -S kernels -B build/aarch64 -DBITCONV_KERNEL_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux \
 		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
 	$(CMAKE) --build build/aarch64 --parallel
-	$(QEMU_AARCH64) build/aarch64/kernels_test neon neon_dotprod
+	$(QEMU_AARCH64) build/aarch64/kernels_test neon neon_dotprod neon_i8mm
 
 test-avx512:
 	$(CMAKE) -S kernels -B build/avx512 -DBITCONV_KERNEL_TESTS=ON -DBITCONV_EMULATE=ON

@@ -29,6 +29,7 @@ namespace avx512 { extern const Kernels table; }
 namespace avx512_vnni { extern const Kernels table; }
 namespace neon { extern const Kernels table; }
 namespace neon_dotprod { extern const Kernels table; }
+namespace neon_i8mm { extern const Kernels table; }
 
 namespace {
 
@@ -89,21 +90,26 @@ void add_native(std::vector<const Kernels*>& tables) {
 
 #elif defined(BITCONV_ARM64)
 
-bool has_dotprod() {
 #if defined(__linux__)
-    return (getauxval(AT_HWCAP) & 1 << 20) != 0;  // HWCAP_ASIMDDP
+bool has(unsigned long type, int bit, const char*) { return (getauxval(type) >> bit & 1) != 0; }
 #elif defined(__APPLE__)
+bool has(unsigned long, int, const char* name) {
     int value = 0;
     size_t size = sizeof value;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0 && value != 0;
-#else
-    return false;
-#endif
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
 }
+#else
+bool has(unsigned long, int, const char*) { return false; }
+#endif
 
 void add_native(std::vector<const Kernels*>& tables) {
+    constexpr unsigned long hwcap = 16, hwcap2 = 26;  // AT_HWCAP and AT_HWCAP2, which other systems do not name
     tables.push_back(&neon::table);
-    if (has_dotprod()) tables.push_back(&neon_dotprod::table);
+    if (!has(hwcap, 20, "hw.optional.arm.FEAT_DotProd")) return;  // HWCAP_ASIMDDP
+    tables.push_back(&neon_dotprod::table);
+#ifdef BITCONV_NEON_I8MM
+    if (has(hwcap2, 13, "hw.optional.arm.FEAT_I8MM")) tables.push_back(&neon_i8mm::table);  // HWCAP2_I8MM
+#endif
 }
 
 #else

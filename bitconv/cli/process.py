@@ -39,7 +39,7 @@ def run(command: Callable[[], None]) -> NoReturn:
             signal.signal(number, _interrupt)
     # A vocabulary is hundreds of thousands of objects, none of them garbage: Python's own threshold has them looked
     # through again and again.
-    gc.set_threshold(200_000)
+    gc.set_threshold(1_000_000)
     as_json = "--json" in sys.argv[1:]
     printed = io.StringIO()
     streams.held_back_from = sys.stdout

@@ -1,5 +1,5 @@
-// Products of codes with activations on NEON, with the dot product instructions where BITCONV_DOTPROD is
-// defined. See dot.hpp.
+// Products of codes with activations on NEON, with the dot product instructions where BITCONV_DOTPROD is defined, and
+// those of matrices where BITCONV_I8MM is. See dot.hpp.
 #pragma once
 #include <arm_neon.h>
 #include <cstddef>
@@ -34,7 +34,18 @@ struct Dot {
 
 #ifdef BITCONV_DOTPROD
     using Partial = int32x4_t;
+#ifdef BITCONV_I8MM
+    static constexpr size_t sums_at_once = 16;  // four to a register
+    static Bytes first_halves(Bytes a, Bytes b) { return halves(vzip1q_u64(wide(a), wide(b))); }
+    static Bytes second_halves(Bytes a, Bytes b) { return halves(vzip2q_u64(wide(a), wide(b))); }
+    /// Of matrices [2, 8] by rows: codes times the transposed x, [2, 2].
+    static Sum multiply_matrices(Sum sum, Bytes codes, Bytes x) {
+        return vusmmlaq_s32(sum, codes, vreinterpretq_s8_u8(x));
+    }
+    static void store(int32_t* p, Sum sum) { vst1q_s32(p, sum); }
+#else
     static constexpr size_t sums_at_once = 4;
+#endif
     static constexpr size_t chunks_per_partial = 64;  // any number would do
     static Partial zero() { return vdupq_n_s32(0); }
     static Partial multiply_add(Partial sum, Bytes codes, Bytes x) {
@@ -56,6 +67,12 @@ struct Dot {
 #endif
     static Sum sum_zero() { return vdupq_n_s32(0); }
     static int32_t total(Sum s) { return vaddvq_s32(s); }
+
+#ifdef BITCONV_I8MM
+private:
+    static uint64x2_t wide(Bytes b) { return vreinterpretq_u64_u8(b); }
+    static Bytes halves(uint64x2_t b) { return vreinterpretq_u8_u64(b); }
+#endif
 };
 
 }  // namespace bitconv::BITCONV_ISA

@@ -12,6 +12,16 @@ namespace {
 using bitconv::limits::Dot;
 using bitconv::limits::unrolled;
 
+#ifdef BITCONV_I8MM
+using Product = Dot::Sum;
+constexpr size_t products = 2 * Dot::width;
+Product multiply_add(Product sum, Dot::Bytes codes, Dot::Bytes x) { return Dot::multiply_matrices(sum, codes, x); }
+#else
+using Product = Dot::Partial;
+constexpr size_t products = Dot::width;
+Product multiply_add(Product sum, Dot::Bytes codes, Dot::Bytes x) { return Dot::multiply_add(sum, codes, x); }
+#endif
+
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -24,7 +34,7 @@ extern "C" double multiply_adds(double seconds) {
     alignas(64) static uint8_t activations[sums * Dot::width];
     alignas(64) static uint8_t codes[Dot::width] = {1, 2};
     const Dot::Bytes code = Dot::load(codes);
-    Dot::Partial partials[sums];
+    Product partials[sums];
     unrolled<sums>([&](auto i) { partials[i] = Dot::zero(); });
     const double start = now();
     double done = 0;
@@ -32,10 +42,10 @@ extern "C" double multiply_adds(double seconds) {
         for (size_t round = 0; round < rounds; ++round) {
             __asm__ volatile("" ::"r"(activations) : "memory");  // which may have changed
             unrolled<sums>([&](auto i) {
-                partials[i] = Dot::multiply_add(partials[i], code, Dot::load(activations + i * Dot::width));
+                partials[i] = multiply_add(partials[i], code, Dot::load(activations + i * Dot::width));
             });
         }
-        done += static_cast<double>(rounds * sums * Dot::width);
+        done += static_cast<double>(rounds * sums * products);
     } while (now() - start < seconds);
     const double rate = done / (now() - start);
     Dot::Sum all = Dot::sum_zero();

@@ -26,6 +26,7 @@ BUILDS = {
     "avx512_vnni": ("avx512_dot", "-mavx512f -mavx512bw -mavx512vnni -DBITCONV_VNNI"),
     "neon": ("neon_dot", ""),
     "neon_dotprod": ("neon_dot", "-march=armv8.2-a+dotprod -DBITCONV_DOTPROD"),
+    "neon_i8mm": ("neon_dot", "-march=armv8.2-a+dotprod+i8mm -DBITCONV_DOTPROD -DBITCONV_I8MM"),
 }
 PROMPT, ALONE = 256, 16  # tokens
 PROMPT_SHARE, ALONE_SHARE = 0.5, 0.9
