@@ -55,7 +55,14 @@ GroupOption = Annotated[
     option("--group", metavar="N", help="With --ternarize absmax: columns that share a scale. Default: 128."),
 ]
 ThreadsOption = Annotated[
-    int | None, option("--threads", "-t", metavar="N", min=1, help="Threads to use. Default: all cores.")
+    int | None,
+    option(
+        "--threads",
+        "-t",
+        metavar="N",
+        min=1,
+        help="Threads to use; files are worked on by 8 at most. Default: all cores.",
+    ),
 ]
 ConventionOption = Annotated[
     str | None,

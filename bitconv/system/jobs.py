@@ -11,6 +11,8 @@ from typing import TypeAlias, TypeVar
 from bitconv.system.errors import check_number
 
 MAX_THREADS = 1024
+# Jobs hold Python's lock for about a seventh of their time: more threads than this spend theirs waiting for it.
+_WORKERS = 8
 
 Result = TypeVar("Result")
 KeepGoing: TypeAlias = Callable[[], None]  # called often; raises Stopped where the work should end
@@ -37,6 +39,8 @@ def thread_count(threads: int | None) -> int:
 def run(jobs: Sequence[Callable[[Callable[[], None]], Result]], threads: int | None) -> Iterator[Result]:
     """The results of the jobs, in their order, each as soon as it and those before it are done.
 
+    Of more threads than _WORKERS no more than those work.
+
     A job is called with a function that it calls often, and that raises Stopped when the job should give up. The
     first job in order that fails decides the error, whatever the number of threads.
     """
@@ -47,7 +51,7 @@ def run(jobs: Sequence[Callable[[Callable[[], None]], Result]], threads: int | N
         if stop.is_set():
             raise Stopped
 
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(min(threads, _WORKERS))
     try:
         for future in [pool.submit(job, keep_going) for job in jobs]:
             yield future.result()
