@@ -88,7 +88,7 @@ fuzz: .venv/dev
 	-$(BIN)/pip install --quiet atheris
 	cd tests && ../$(BIN)/python -m fuzz $(FUZZ_SECONDS)
 
-# The kernels' own tests, without Python: NEON under qemu-user, AVX-512 emulated by SIMDe, AVX-VNNI by AVX2.
+# The kernels' own tests, without Python: NEON under qemu-user, AVX-512 emulated by SIMDe, AMX and AVX-VNNI by plain code.
 test-aarch64:
 	$(CMAKE) -S kernels -B build/aarch64 -DBITCONV_KERNEL_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux \
 		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
@@ -98,7 +98,7 @@ test-aarch64:
 test-avx512:
 	$(CMAKE) -S kernels -B build/avx512 -DBITCONV_KERNEL_TESTS=ON -DBITCONV_EMULATE=ON
 	$(CMAKE) --build build/avx512 --parallel
-	build/avx512/kernels_test avx_vnni avx512 avx512_vnni
+	build/avx512/kernels_test avx_vnni avx512 avx512_vnni avx512_amx
 
 # The same test under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitize:

@@ -11,6 +11,10 @@
 #else
 #include <cpuid.h>
 #endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #ifdef BITCONV_ARM64
 #if defined(__linux__)
@@ -27,6 +31,7 @@ namespace avx2 { extern const Kernels table; }
 namespace avx_vnni { extern const Kernels table; }
 namespace avx512 { extern const Kernels table; }
 namespace avx512_vnni { extern const Kernels table; }
+namespace avx512_amx { extern const Kernels table; }
 namespace neon { extern const Kernels table; }
 namespace neon_dotprod { extern const Kernels table; }
 namespace neon_i8mm { extern const Kernels table; }
@@ -62,6 +67,18 @@ uint64_t saved_state() {
 #endif
 }
 
+#ifndef BITCONV_EMULATE
+/// Linux gives a process that asks for it the memory in which it saves tiles, since 5.16.
+bool may_use_tiles() {
+#ifdef __linux__
+    constexpr long arch_req_xcomp_perm = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 void add_native(std::vector<const Kernels*>& tables) {
     const auto has = [](uint32_t bits, int bit) { return (bits >> bit & 1) != 0; };
     if (cpuid(0).a < 7) return;  // the last leaf; beyond it an answer means something else
@@ -74,18 +91,24 @@ void add_native(std::vector<const Kernels*>& tables) {
 #ifdef BITCONV_EMULATE
     [[maybe_unused]] const bool avx_vnni_usable = true;
     const bool avx512_usable = true, vnni = true;
+    [[maybe_unused]] const bool amx = true;
 #else
     [[maybe_unused]] const bool avx_vnni_usable = seven.a > 0 && has(cpuid(7, 1).a, 4);  // a is the last part of the leaf
     const bool f = has(seven.b, 16), dq = has(seven.b, 17), bw = has(seven.b, 30), vl = has(seven.b, 31);
     const bool avx512_usable = (state & 0xe6) == 0xe6 && f && dq && bw && vl;
     const bool vnni = has(seven.c, 11);
+    [[maybe_unused]] const bool amx = (state & 0x60000) == 0x60000 && has(seven.d, 24) && has(seven.d, 25) && may_use_tiles();
 #endif
 #ifdef BITCONV_AVX_VNNI
     if (avx_vnni_usable) tables.push_back(&avx_vnni::table);
 #endif
     if (!avx512_usable) return;
     tables.push_back(&avx512::table);
-    if (vnni) tables.push_back(&avx512_vnni::table);
+    if (!vnni) return;
+    tables.push_back(&avx512_vnni::table);
+#ifdef BITCONV_AVX512_AMX
+    if (amx) tables.push_back(&avx512_amx::table);
+#endif
 }
 
 #elif defined(BITCONV_ARM64)

@@ -32,7 +32,7 @@ enum class Activation { silu, relu2 };
 enum class Scale { none, row, block };
 
 /// Vectors that products take together: where vectors are ordered in parts, each starts at a multiple of it.
-constexpr size_t vectors_at_once = 4;
+constexpr size_t vectors_at_once = 16;
 
 /// Zeroed scratch memory, aligned to 64 bytes.
 class Buffer {

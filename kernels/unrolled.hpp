@@ -17,8 +17,11 @@ inline void unrolled(Visit visit) {
     unrolled<N>(visit, std::make_index_sequence<N>{});
 }
 
-/// Calls tile(N, v) for n vectors, N at a time, then the rest with smaller N; v is the first of them.
-template <size_t N = vectors_at_once, class Tile>
+/// Vectors whose sums fit the registers of every instruction set.
+constexpr size_t tile_vectors = 4;
+
+/// Calls tile(N, v) for n vectors from v on, N at a time, then the rest with smaller N; v is the first of them.
+template <size_t N = tile_vectors, class Tile>
 void each_tile(size_t n, Tile tile, size_t v = 0) {
     for (; n - v >= N; v += N) tile(std::integral_constant<size_t, N>{}, v);
     if constexpr (N > 1) each_tile<N / 2>(n, tile, v);

@@ -163,7 +163,7 @@ void test_sources(const Kernels& kernels, const Kernels& portable) {
     }
 }
 
-constexpr size_t vector_counts[] = {0, 1, 2, 3, 4, 5, 8, 13};
+constexpr size_t vector_counts[] = {0, 1, 2, 3, 4, 5, 8, 13, 16, 37};
 
 /// Vectors ordered in two parts, and products with room between the vectors, which must stay as it is.
 template <class Order, class Multiply>
@@ -186,7 +186,7 @@ Int32s product_in_parts(Int8s& x, size_t rows, size_t cols, size_t n, size_t byt
 void test_row_layout(const std::string& isa, const RowLayout& layout, const RowLayout& truth) {
     const std::string what = isa + " " + layout.name;
     const size_t unit = layout.row_group > 1 ? 5 : layout.geometry.block;
-    for (size_t rows : {size_t{0}, layout.row_group, 4 * layout.row_group, 7 * layout.row_group}) {
+    for (size_t rows : {size_t{0}, layout.row_group, 4 * layout.row_group, 7 * layout.row_group, 37 * layout.row_group}) {
         for (size_t blocks : {size_t{1}, size_t{2}, size_t{3}, size_t{5}, size_t{7}, size_t{33}, 16384 / unit + 3}) {
             const size_t cols = blocks * unit;
             const size_t size = layout.bytes(rows, cols), scale_count = layout.scales(rows, cols);

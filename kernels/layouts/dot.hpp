@@ -158,57 +158,11 @@ void dot(const uint8_t* const (&rows)[R], size_t row_bytes, size_t steps, const 
     unrolled<R * N>([&](auto i) { sums[i % N * stride + i / N] += Dot::total(totals[i]); });
 }
 
-#ifdef BITCONV_I8MM
-/// The same of pairs of rows with pairs of vectors, whose halves side by side are matrices of two rows.
-template <class L, size_t R, size_t N>
-void dot_pairs(const uint8_t* const (&rows)[R], size_t steps, const int8_t* x, int32_t* sums, size_t stride) {
-    using C = Chunks<L>;
-    constexpr size_t row_pairs = R / 2, pairs = N / 2;
-    Dot::Sum totals[row_pairs * pairs];
-    unrolled<row_pairs * pairs>([&](auto i) { totals[i] = Dot::sum_zero(); });
-    for (size_t s = 0; s < steps; ++s) {
-        unrolled<C::chunks_per_step>([&](auto chunk) {
-            Dot::Bytes first[row_pairs][C::digits], second[row_pairs][C::digits];
-            unrolled<row_pairs>([&](auto i) {
-                const size_t at = s * C::bytes_per_step;
-                const Dot::Bytes a = C::load(rows[2 * i] + at, chunk), b = C::load(rows[2 * i + 1] + at, chunk);
-                split<typename L::Codes>(Dot::first_halves(a, b), first[i]);
-                split<typename L::Codes>(Dot::second_halves(a, b), second[i]);
-            });
-            unrolled<pairs * C::digits>([&](auto k) {
-                constexpr size_t j = k / C::digits, p = k % C::digits, vector = C::chunks_per_step * C::digits * C::width;
-                const int8_t* at = x + 2 * j * vector + (chunk * C::digits + p) * C::width;
-                const Dot::Bytes a = Dot::load(reinterpret_cast<const uint8_t*>(at));
-                const Dot::Bytes b = Dot::load(reinterpret_cast<const uint8_t*>(at + vector));
-                const Dot::Bytes low = Dot::first_halves(a, b), high = Dot::second_halves(a, b);
-                unrolled<row_pairs>([&](auto i) {
-                    Dot::Sum& total = totals[i * pairs + j];
-                    total = Dot::multiply_matrices(total, first[i][p], low);
-                    total = Dot::multiply_matrices(total, second[i][p], high);
-                });
-            });
-        });
-        x += N * C::activations_per_step;
-    }
-    unrolled<row_pairs * pairs>([&](auto i) {
-        constexpr size_t r = i / pairs * 2, v = i % pairs * 2;
-        int32_t products[4];
-        Dot::store(products, totals[i]);
-        for (size_t k = 0; k < 4; ++k) sums[(v + k % 2) * stride + r + k / 2] += products[k];
-    });
-}
-#endif
-
 /// Packed rows, and the room to read the last of them without reading past the end.
 template <class L>
 struct PackedRows {
     using C = Chunks<L>;
-    static constexpr size_t at_once = 4;  // rows that may be in use
-    /// Rows for which the sums with so many vectors fit the registers.
-    static constexpr size_t with(size_t vectors) {
-        const size_t fit = Dot::sums_at_once / vectors;
-        return fit < 1 ? 1 : fit < at_once ? fit : at_once;
-    }
+    static constexpr size_t at_once = 16;  // rows that may be in use
     const uint8_t* packed;
     size_t rows, cols;
     size_t row_bytes = L::geometry.row_header + cols / L::geometry.block * L::geometry.block_bytes;
@@ -226,6 +180,23 @@ struct PackedRows {
         return row + L::geometry.row_header + L::codes_at;
     }
 };
+
+}  // namespace bitconv::BITCONV_ISA
+
+#ifdef BITCONV_I8MM
+#include "dot_i8mm.hpp"
+#endif
+#ifdef BITCONV_AMX
+#include "dot_amx.hpp"
+#endif
+
+namespace bitconv::BITCONV_ISA {
+
+/// Rows for which the sums with so many vectors fit the registers.
+constexpr size_t rows_with(size_t vectors) {
+    const size_t fit = Dot::sums_at_once / vectors;
+    return fit < 1 ? 1 : fit < 4 ? fit : 4;
+}
 
 /// Products of the rows from `first` on, R at a time, then the rest with smaller R, over `steps` steps from `start` on.
 template <class L, size_t R, size_t N>
@@ -245,6 +216,15 @@ void dot_rows(PackedRows<L>& w, size_t first, size_t start, size_t steps, const 
     if constexpr (R > 1) dot_rows<L, R / 2, N>(w, first, start, steps, x, out, stride);
 }
 
+/// How many of n vectors are in tiles of AMX.
+constexpr size_t in_tiles([[maybe_unused]] size_t n) {
+#ifdef BITCONV_AMX
+    return n / tile_rows * tile_rows;
+#else
+    return 0;
+#endif
+}
+
 template <class L>
 size_t dot_ordered_bytes(size_t cols) {
     return Chunks<L>::ordered_bytes(cols);
@@ -254,7 +234,7 @@ template <class L>
 void dot_order(const int8_t* x, size_t cols, size_t n, uint8_t* ordered) {
     using C = Chunks<L>;
     if (cols == 0) return;
-    each_tile<vectors_at_once>(n, [=](auto count, size_t v) {
+    const auto order = [=](auto count, size_t v) {
         uint8_t* to = ordered + v * C::ordered_bytes(cols);
         for (size_t i = 0; i < count; ++i) {
             int32_t sum = 0;
@@ -262,7 +242,11 @@ void dot_order(const int8_t* x, size_t cols, size_t n, uint8_t* ordered) {
             std::memcpy(to + i * C::sums_bytes, &sum, sizeof sum);
         }
         C::template order<count>(x + v * cols, cols, reinterpret_cast<int8_t*>(to + count * C::sums_bytes));
-    });
+    };
+#ifdef BITCONV_AMX
+    for (size_t v = 0; v < in_tiles(n); v += tile_rows) order(std::integral_constant<size_t, tile_rows>{}, v);
+#endif
+    each_tile(n, order, in_tiles(n));
 }
 
 template <class L>
@@ -275,7 +259,10 @@ void dot_multiply(const uint8_t* packed, size_t rows, size_t cols, const uint8_t
     }
     PackedRows<L> w{packed, rows, cols};
     const size_t steps = C::steps(cols);
-    each_tile<vectors_at_once>(n, [&](auto count, size_t v) {
+#ifdef BITCONV_AMX
+    if (in_tiles(n) > 0) multiply_tiles(w, ordered, in_tiles(n) / tile_rows, out, stride);
+#endif
+    each_tile(n, [&](auto count, size_t v) {
         constexpr size_t cache = 16384;  // bytes of activations that stay close while the rows pass
         constexpr size_t steps_at_once = cache / (count * C::activations_per_step) + 1;
         const uint8_t* tile = ordered + v * C::ordered_bytes(cols);
@@ -287,10 +274,10 @@ void dot_multiply(const uint8_t* packed, size_t rows, size_t cols, const uint8_t
         const int8_t* x = reinterpret_cast<const int8_t*>(tile + count * C::sums_bytes);
         for (size_t s = 0; s < steps; s += steps_at_once) {
             const size_t now = steps - s < steps_at_once ? steps - s : steps_at_once;
-            dot_rows<L, PackedRows<L>::with(count), count>(w, 0, s, now, x + s * count * C::activations_per_step,
-                                                               out + v * stride, stride);
+            dot_rows<L, rows_with(count), count>(w, 0, s, now, x + s * count * C::activations_per_step,
+                                                 out + v * stride, stride);
         }
-    });
+    }, in_tiles(n));
 }
 
 }  // namespace bitconv::BITCONV_ISA

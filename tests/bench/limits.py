@@ -24,6 +24,8 @@ BUILDS = {
     "avx_vnni": ("avx2_dot", "-mavx2 -mavxvnni -DBITCONV_VNNI"),
     "avx512": ("avx512_dot", "-mavx512f -mavx512bw"),
     "avx512_vnni": ("avx512_dot", "-mavx512f -mavx512bw -mavx512vnni -DBITCONV_VNNI"),
+    # The loop is of vectors, of tiles too.
+    "avx512_amx": ("avx512_dot", "-mavx512f -mavx512bw -mavx512vnni -DBITCONV_VNNI"),
     "neon": ("neon_dot", ""),
     "neon_dotprod": ("neon_dot", "-march=armv8.2-a+dotprod -DBITCONV_DOTPROD"),
     "neon_i8mm": ("neon_dot", "-march=armv8.2-a+dotprod+i8mm -DBITCONV_DOTPROD -DBITCONV_I8MM"),
