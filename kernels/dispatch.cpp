@@ -93,11 +93,13 @@ void add_native(std::vector<const Kernels*>& tables) {
     const bool avx512_usable = true, vnni = true;
     [[maybe_unused]] const bool amx = true;
 #else
-    [[maybe_unused]] const bool avx_vnni_usable = seven.a > 0 && has(cpuid(7, 1).a, 4);  // a is the last part of the leaf
+    // a of the leaf's first part is the number of its last one.
+    [[maybe_unused]] const bool avx_vnni_usable = seven.a > 0 && has(cpuid(7, 1).a, 4);
     const bool f = has(seven.b, 16), dq = has(seven.b, 17), bw = has(seven.b, 30), vl = has(seven.b, 31);
     const bool avx512_usable = (state & 0xe6) == 0xe6 && f && dq && bw && vl;
     const bool vnni = has(seven.c, 11);
-    [[maybe_unused]] const bool amx = (state & 0x60000) == 0x60000 && has(seven.d, 24) && has(seven.d, 25) && may_use_tiles();
+    const bool tiles = (state & 0x60000) == 0x60000 && has(seven.d, 24) && has(seven.d, 25);
+    [[maybe_unused]] const bool amx = tiles && may_use_tiles();
 #endif
 #ifdef BITCONV_AVX_VNNI
     if (avx_vnni_usable) tables.push_back(&avx_vnni::table);

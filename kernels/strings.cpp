@@ -1,5 +1,5 @@
-// The strings of vocabularies: hundreds of thousands of short ones, for each of which a step in Python takes longer than
-// all that is done here.
+// The strings of vocabularies: hundreds of thousands of short ones, for each of which a step in Python takes longer
+// than all that is done here.
 #include "arrays.hpp"
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace {
 
 using Strings = nb::typed<nb::list, nb::str>;
 
-constexpr size_t kLengthBytes = 8;
+constexpr size_t length_bytes = 8;
 
 /// The bytes of a str in UTF-8, for as long as it lives. Its data are null, and an error is set, where it has none.
 std::string_view utf8(nb::handle text) {
@@ -25,22 +25,23 @@ std::string_view utf8(nb::handle text) {
 
 uint64_t length_at(const char* data) {
     uint64_t length = 0;
-    for (size_t i = kLengthBytes; i-- > 0;) length = length << 8 | static_cast<unsigned char>(data[i]);
+    for (size_t i = length_bytes; i-- > 0;) length = length << 8 | static_cast<unsigned char>(data[i]);
     return length;
 }
 
 std::pair<Strings, size_t> decode_strings(nb::bytes data, size_t start, size_t count) {
     Strings strings;
-    while (strings.size() < count && start <= data.size() && data.size() - start >= kLengthBytes) {
+    while (strings.size() < count && start <= data.size() && data.size() - start >= length_bytes) {
         const uint64_t length = length_at(data.c_str() + start);
-        if (length > data.size() - start - kLengthBytes) break;
-        PyObject* text = PyUnicode_DecodeUTF8(data.c_str() + start + kLengthBytes, static_cast<Py_ssize_t>(length), nullptr);
+        if (length > data.size() - start - length_bytes) break;
+        const char* from = data.c_str() + start + length_bytes;
+        PyObject* text = PyUnicode_DecodeUTF8(from, static_cast<Py_ssize_t>(length), nullptr);
         if (text == nullptr) {
             PyErr_Clear();
             break;
         }
         strings.append(nb::steal(text));
-        start += kLengthBytes + length;
+        start += length_bytes + length;
     }
     return {strings, start};
 }
@@ -50,14 +51,15 @@ nb::bytes encode_strings(Strings strings) {
     for (nb::handle text : strings) {
         const std::string_view bytes = utf8(text);
         if (bytes.data() == nullptr) throw nb::python_error();
-        total += kLengthBytes + bytes.size();
+        total += length_bytes + bytes.size();
     }
     nb::bytes out = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(total)));
     if (!out.is_valid()) throw nb::python_error();
     char* at = PyBytes_AsString(out.ptr());
     for (nb::handle text : strings) {
         const std::string_view bytes = utf8(text);
-        for (size_t i = 0; i < kLengthBytes; i++) *at++ = static_cast<char>(static_cast<uint64_t>(bytes.size()) >> 8 * i);
+        const uint64_t size = bytes.size();
+        for (size_t i = 0; i < length_bytes; i++) *at++ = static_cast<char>(size >> 8 * i);
         at = std::copy(bytes.begin(), bytes.end(), at);
     }
     return out;

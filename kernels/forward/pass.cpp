@@ -41,7 +41,8 @@ struct Source {
     float* divisors = nullptr;
 };
 
-/// The sources of some matrices. taken: by matrix, its source, and which of the orders. bytes: of a vector in all orders.
+/// The sources of some matrices. taken: by matrix, its source, and which of the orders. bytes: of a vector in all
+/// orders.
 struct Sources {
     std::vector<Source> all;
     std::vector<std::pair<size_t, std::vector<size_t>>> taken;
@@ -112,7 +113,8 @@ void Pass::products(const std::vector<Target>& targets, size_t n, float rms_eps,
                         }
                         columns = copy;
                     }
-                    one.operand->order(columns, vectors, ordered + slice * one.at + first * one.operand->ordered_bytes());
+                    uint8_t* to = ordered + slice * one.at + first * one.operand->ordered_bytes();
+                    one.operand->order(columns, vectors, to);
                 }
             }
         });
@@ -152,13 +154,16 @@ void Pass::products(const std::vector<Target>& targets, size_t n, float rms_eps,
 void Pass::layer(const Graph& graph, const Layer& layer, float* x, size_t n, const float* cos, const float* sin,
                  const KeysAndValues& cache) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const size_t hidden = graph.hidden, dim = graph.head_dim, q_width = graph.heads * dim, kv_width = graph.kv_heads * dim;
+    const size_t hidden = graph.hidden, dim = graph.head_dim;
+    const size_t q_width = graph.heads * dim, kv_width = graph.kv_heads * dim;
     const Steps& steps = kernels_.steps;
     float* q = shared_.get<float>(q_rows, n * q_width);
     float* k = shared_.get<float>(k_rows, n * kv_width);
     float* v = shared_.get<float>(v_rows, n * kv_width);
     float* added = shared_.get<float>(added_rows, n * hidden);
-    const auto add = [&](size_t t, size_t) { steps.add_scaled(added + t * hidden, hidden, graph.residual_scale, x + t * hidden); };
+    const auto add = [&](size_t t, size_t) {
+        steps.add_scaled(added + t * hidden, hidden, graph.residual_scale, x + t * hidden);
+    };
 
     products({{&layer.q, q}, {&layer.k, k}, {&layer.v, v}}, n, graph.rms_eps, [&](size_t t, float* out) {
         steps.norm(x + t * hidden, layer.attention_norm, hidden, graph.rms_eps, out);
@@ -178,7 +183,7 @@ void Pass::layer(const Graph& graph, const Layer& layer, float* x, size_t n, con
         const size_t at = cache.used + t;
         for (size_t h = 0; h < graph.kv_heads; ++h) {
             const float *key = k + t * kv_width + h * dim, *value = v + t * kv_width + h * dim;
-            float* keys = cache.keys + h * keys_of_head + (at / attention_block * dim * attention_block + at % attention_block);
+            float* keys = cache.keys + h * keys_of_head + at / attention_block * dim * attention_block + at % attention_block;
             float* values = cache.values + h * values_of_head + at * attention_block;
             for (size_t d = 0; d < dim; ++d) {
                 keys[d * attention_block] = key[d];
@@ -205,7 +210,8 @@ void Pass::layer(const Graph& graph, const Layer& layer, float* x, size_t n, con
     team_.run(n, add);
 }
 
-void Pass::attend(const Graph& graph, const Layer& layer, const float* q, size_t n, const KeysAndValues& cache, float* out) {
+void Pass::attend(const Graph& graph, const Layer& layer, const float* q, size_t n, const KeysAndValues& cache,
+                  float* out) {
     const size_t dim = graph.head_dim, keys = KeysAndValues::keys_of_head(cache.capacity, dim);
     const size_t values = KeysAndValues::values_of_head(cache.capacity, dim);
     const size_t shared = graph.heads / graph.kv_heads;  // heads that share keys and values
@@ -215,8 +221,9 @@ void Pass::attend(const Graph& graph, const Layer& layer, const float* q, size_t
         const size_t t = task / parts, head = task % parts * together, kv = head / shared;
         const size_t end = cache.used + t + 1, first = layer.window && end > layer.window ? end - layer.window : 0;
         const size_t at = (t * graph.heads + head) * dim;
-        kernels_.steps.attend(q + at, together, dim, cache.keys + kv * keys, cache.values + kv * values, cache.capacity, first,
-                              end, scratch_[thread].get<float>(scores, attend_scratch(together, end)), out + at);
+        float* scratch = scratch_[thread].get<float>(scores, attend_scratch(together, end));
+        kernels_.steps.attend(q + at, together, dim, cache.keys + kv * keys, cache.values + kv * values, cache.capacity,
+                              first, end, scratch, out + at);
     });
 }
 

@@ -73,8 +73,10 @@ private:
     using Input = std::function<void(size_t v, float* out)>;
 
     void products(const std::vector<Target>& targets, size_t n, float rms_eps, const Input& input);
-    void attend(const Graph& graph, const Layer& layer, const float* q, size_t n, const KeysAndValues& cache, float* out);
-    void network(const Graph& graph, const Layer& layer, const Network& network, size_t n, const Input& input, float* out);
+    void attend(const Graph& graph, const Layer& layer, const float* q, size_t n, const KeysAndValues& cache,
+                float* out);
+    void network(const Graph& graph, const Layer& layer, const Network& network, size_t n, const Input& input,
+                 float* out);
     void mixture(const Graph& graph, const Layer& layer, const float* x, size_t n, float* out);
 
     const Kernels& kernels_ = active();

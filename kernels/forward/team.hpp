@@ -12,8 +12,9 @@
 
 namespace bitconv {
 
-/// So many threads or as many as the system gives, the caller's among them. A step's tasks go to whichever thread is free, and the step ends with the
-/// last task: a thread that sleeps, or that the system has given no core, is not waited for.
+/// So many threads or as many as the system gives, the caller's among them. A step's tasks go to whichever thread is
+/// free, and the step ends with the last task: a thread that sleeps, or that the system has given no core, is not
+/// waited for.
 class Team {
 public:
     explicit Team(size_t threads);
@@ -23,8 +24,8 @@ public:
 
     size_t threads() const { return workers_.size() + 1; }
 
-    /// Calls task(i, thread) for every i below count, the last of them first; `thread` is a number below threads() that no other task has at the
-    /// same time. A task that throws ends nothing else, and its exception comes out of here.
+    /// Calls task(i, thread) for every i below count, the last of them first; `thread` is a number below threads() that
+    /// no other task has at the same time. A task that throws ends nothing else, and its exception comes out of here.
     template <class Task>
     void run(size_t count, Task&& task) {
         using Plain = std::remove_reference_t<Task>;

@@ -63,12 +63,12 @@ void multiply_tiles(PackedRows<L>& w, const uint8_t* ordered, size_t count, int3
         uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
         uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     };
-    const Config config;
-    _tile_loadconfig(&config);
     const size_t steps = C::steps(w.cols), tiles = steps * C::chunks_per_step * C::digits;
     constexpr size_t vector = C::activations_per_step;  // from one of a tile to the next
     Buffer buffer(2 * tiles * tile_bytes);
     alignas(64) int32_t products[2][2][tile_rows][tile_rows];  // of vectors with rows
+    const Config config;
+    _tile_loadconfig(&config);
     for (size_t r = 0; r < w.rows; r += 2 * tile_rows) {
         const uint8_t *first = buffer.data(), *second = first + tiles * tile_bytes;
         unpack_tiles(w, r, steps, buffer.data());

@@ -20,7 +20,8 @@ void dot_pairs(const uint8_t* const (&rows)[R], size_t steps, const int8_t* x, i
                 split<typename L::Codes>(Dot::second_halves(a, b), second[i]);
             });
             unrolled<pairs * C::digits>([&](auto k) {
-                constexpr size_t j = k / C::digits, p = k % C::digits, vector = C::chunks_per_step * C::digits * C::width;
+                constexpr size_t j = k / C::digits, p = k % C::digits;
+                constexpr size_t vector = C::chunks_per_step * C::digits * C::width;
                 const int8_t* at = x + 2 * j * vector + (chunk * C::digits + p) * C::width;
                 const Dot::Bytes a = Dot::load(reinterpret_cast<const uint8_t*>(at));
                 const Dot::Bytes b = Dot::load(reinterpret_cast<const uint8_t*>(at + vector));

@@ -17,7 +17,8 @@ struct Floats {
     }
     static Vector load_bf16(const uint8_t* p) {
         const __m512i low = _mm512_castsi256_si512(_mm256_cvtepu16_epi32(halves(p)));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_inserti32x8(low, _mm256_cvtepu16_epi32(halves(p + 16)), 1), 16));
+        const __m512i both = _mm512_inserti32x8(low, _mm256_cvtepu16_epi32(halves(p + 16)), 1);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     }
     static Vector load_floats(const float* p) { return _mm512_loadu_ps(p); }
     /// See avx2_float.hpp.
