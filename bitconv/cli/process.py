@@ -9,8 +9,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -86,6 +84,9 @@ def failures_end_in_one_line(as_json: bool) -> Iterator[None]:
 
 def _report(fault: Exception, as_json: bool) -> int:
     """Of what is no error of the user's: where the traceback was written."""
+    import tempfile
+    import traceback
+
     try:
         descriptor, file = tempfile.mkstemp(prefix="bitconv-", suffix=".traceback.txt")  # its owner's alone
         with os.fdopen(descriptor, "w", errors="backslashreplace") as stream:
