@@ -5,13 +5,13 @@ to import is imported late: both make --help fast.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from bitconv.cli.converting import audit, convert, export, repack, verify
-from bitconv.cli.help import Command, Group
+from bitconv.cli.help import Group
 from bitconv.cli.listing import diff, doctor, families, inspect, report, runners
 from bitconv.cli.preparing import dummy, kernel_config
 from bitconv.cli.process import failures_end_in_one_line
@@ -23,6 +23,26 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 class _Group(Group):
+    functions: ClassVar = {
+        "convert": (convert, "bitconv convert microsoft/bitnet-b1.58-2B-4T-bf16 bitnet.gguf --type tq2_0"),
+        "verify": (verify, "bitconv verify bitnet.gguf --against microsoft/bitnet-b1.58-2B-4T-bf16"),
+        "inspect": (inspect, "bitconv inspect hf://microsoft/bitnet-b1.58-2B-4T-gguf/ggml-model-i2_s.gguf"),
+        "report": (report, "bitconv report bitnet.gguf -o bitnet.html"),
+        "diff": (diff, "bitconv diff bitnet-i2_s.gguf bitnet-tq2_0.gguf"),
+        "audit": (audit, "bitconv audit microsoft/bitnet-b1.58-2B-4T-bf16 --against microsoft/bitnet-b1.58-2B-4T"),
+        "repack": (repack, "bitconv repack bitnet-i2_s.gguf bitnet-tq1_0.gguf --type tq1_0"),
+        "export": (export, "bitconv export bitnet.gguf model_dir"),
+        "eval": (evaluate, "bitconv eval bitnet.gguf --text wiki.test.raw --max-tokens 4096"),
+        "compare": (compare, "bitconv compare bitnet.gguf microsoft/bitnet-b1.58-2B-4T-bf16"),
+        "generate": (generate, "bitconv generate bitnet.gguf -p 'The capital of France is' -n 16"),
+        "try": (try_runner, "bitconv try bitnet.gguf --runner llama.cpp/build/bin/llama-server"),
+        "kernel-config": (kernel_config, "bitconv kernel-config microsoft/bitnet-b1.58-2B-4T-bf16 --type tl2"),
+        "dummy": (dummy, "bitconv dummy model_dir --shape 2b-4t --stored packed"),
+        "runners": (runners, "bitconv runners"),
+        "families": (families, "bitconv families"),
+        "doctor": (doctor, "bitconv doctor"),
+    }
+
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         if not args:
             return super().parse_args(ctx, args)  # prints the help
@@ -72,27 +92,3 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-# Each with an example.
-_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
-    "convert": (convert, "bitconv convert microsoft/bitnet-b1.58-2B-4T-bf16 bitnet.gguf --type tq2_0"),
-    "verify": (verify, "bitconv verify bitnet.gguf --against microsoft/bitnet-b1.58-2B-4T-bf16"),
-    "inspect": (inspect, "bitconv inspect hf://microsoft/bitnet-b1.58-2B-4T-gguf/ggml-model-i2_s.gguf"),
-    "report": (report, "bitconv report bitnet.gguf -o bitnet.html"),
-    "diff": (diff, "bitconv diff bitnet-i2_s.gguf bitnet-tq2_0.gguf"),
-    "audit": (audit, "bitconv audit microsoft/bitnet-b1.58-2B-4T-bf16 --against microsoft/bitnet-b1.58-2B-4T"),
-    "repack": (repack, "bitconv repack bitnet-i2_s.gguf bitnet-tq1_0.gguf --type tq1_0"),
-    "export": (export, "bitconv export bitnet.gguf model_dir"),
-    "eval": (evaluate, "bitconv eval bitnet.gguf --text wiki.test.raw --max-tokens 4096"),
-    "compare": (compare, "bitconv compare bitnet.gguf microsoft/bitnet-b1.58-2B-4T-bf16"),
-    "generate": (generate, "bitconv generate bitnet.gguf -p 'The capital of France is' -n 16"),
-    "try": (try_runner, "bitconv try bitnet.gguf --runner llama.cpp/build/bin/llama-server"),
-    "kernel-config": (kernel_config, "bitconv kernel-config microsoft/bitnet-b1.58-2B-4T-bf16 --type tl2"),
-    "dummy": (dummy, "bitconv dummy model_dir --shape 2b-4t --stored packed"),
-    "runners": (runners, "bitconv runners"),
-    "families": (families, "bitconv families"),
-    "doctor": (doctor, "bitconv doctor"),
-}
-for _name, (_command, _example) in _COMMANDS.items():
-    app.command(_name, cls=Command, epilog=_example)(_command)

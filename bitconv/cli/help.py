@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 # Where a command has many options: a heading, and the parameters below it. The first heading has the rest.
@@ -59,13 +61,49 @@ class Command(TyperCommand):
             formatter.write(f"Example:\n  {self.epilog}\n")
 
 
+class _Commands(Mapping[str, Any]):
+    """Commands that are made when they are asked for: to make all takes longer than all else that --help does."""
+
+    def __init__(self, functions: Mapping[str, tuple[Callable[..., None], str]]) -> None:
+        self._functions = functions
+
+    def __getitem__(self, name: str) -> Any:
+        function, example = self._functions[name]
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+        alone.command(name, cls=Command, epilog=example)(function)
+        return typer.main.get_command(alone)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+
 class Group(TyperGroup):
-    """The commands, each with the whole first sentence of what it does."""
+    """The commands of `functions`.
+
+    Attributes:
+        functions: By the command's name, what it calls and an example.
+    """
+
+    functions: ClassVar[Mapping[str, tuple[Callable[..., None], str]]] = {}
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = _Commands(self.functions)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.functions)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """One below the other."""
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        _section(formatter, "Commands", ((name, c.get_short_help_str(1000)) for name, c in commands if c is not None))
+        """One below the other, each with the whole first sentence of what it does."""
+        _section(formatter, "Commands", ((name, _summary(function)) for name, (function, _) in self.functions.items()))
+
+
+def _summary(function: Callable[..., None]) -> str:
+    paragraph = " ".join(inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].split())
+    return f"{paragraph.partition('. ')[0].removesuffix('.')}."
 
 
 def _section(formatter: Any, heading: str, records: Iterable[tuple[str, str]]) -> None:
