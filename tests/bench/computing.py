@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.measure import bitconv, remove
+from bench.measure import BenchError, bitconv, remove
 from bench.runners import Speed, measured
 
 # Each type and a runner of it.
@@ -18,7 +19,7 @@ PROMPT = 256
 
 @dataclass(frozen=True)
 class Computing:
-    """Of each round; others: of the runner beside, none where it is not on this machine."""
+    """Of each round; others: of the runner beside, none where it is not on this machine, or fails."""
 
     type_name: str
     threads: int
@@ -35,7 +36,10 @@ def computing(model: Path, threads: int, repeats: int) -> list[Computing]:
         speeds, others = [], []
         for _ in range(repeats):
             if _is_here(runner):
-                others.append(measured(runner, file, threads, PROMPT))
+                try:
+                    others.append(measured(runner, file, threads, PROMPT))
+                except BenchError as error:
+                    print(f"{runner}, {type_name}: {error}", file=sys.stderr)
             speeds.append(measured("bitconv", file, threads, PROMPT))
         found.append(Computing(type_name, threads, tuple(speeds), runner, tuple(others)))
         remove(file)

@@ -54,7 +54,13 @@ def targets(results: Results) -> list[Target]:
     if results.shares is not None:
         prompt, alone = results.shares.prompt, results.shares.alone
         rows += [
-            Target("reading a prompt / multiply-adds of a plain loop", median(prompt), prompt, AT_LEAST, PROMPT_SHARE),
+            Target(
+                "reading a prompt / multiply-adds of a plain loop",
+                median(prompt),
+                prompt,
+                AT_LEAST,
+                PROMPT_SHARE,
+            ),
             Target("a token alone / reading its weights", median(alone), alone, AT_LEAST, ALONE_SHARE),
         ]
     used = [run.rss / 1e6 for run in results.converted.runs]

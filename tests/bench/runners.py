@@ -102,14 +102,20 @@ def ik_llama_cpp(file: str, threads: int, prompt: int) -> Speed:
 
 
 def bitnet_cpp(file: str, threads: int, prompt: int) -> Speed:
-    """By the llama-bench beside the llama-perplexity that BITCONV_BITNET_CPP names."""
+    """By the llama-bench beside the llama-perplexity that BITCONV_BITNET_CPP names, with no more tokens at a time than
+    are computed right."""
     import json
     import subprocess
 
+    from bitconv.commands.evaluate import opened_to_run
+    from bitconv.layouts.registry import max_batch
+
+    _, inspection = opened_to_run(file, None, None)
+    batch = min((most for layout in inspection.layouts.values() if (most := max_batch(layout.name))), default=prompt)
     program = Path(os.environ["BITCONV_BITNET_CPP"]).with_name("llama-bench")
-    options = {"-m": file, "-p": prompt, "-n": TOKENS, "-t": threads, "-r": 1, "-o": "json"}
-    told = subprocess.run([program, *(str(word) for option in options.items() for word in option)], capture_output=True)
-    found = json.loads(told.stdout)
+    options = {"-m": file, "-p": prompt, "-n": TOKENS, "-t": threads, "-r": 1, "-o": "json", "-b": batch, "-ub": batch}
+    words = [str(word) for option in options.items() for word in option]
+    found = json.loads(subprocess.run([program, *words], stdout=subprocess.PIPE, check=True).stdout)
     by_kind = {bool(test["n_prompt"]): test["avg_ts"] for test in found}
     return Speed(by_kind[True], by_kind[False])
 
