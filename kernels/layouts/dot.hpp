@@ -253,7 +253,8 @@ template <class L>
 void dot_multiply(const uint8_t* packed, size_t rows, size_t cols, const uint8_t* ordered, size_t n, int32_t* out,
                   size_t stride) {
     using C = Chunks<L>;
-    if (rows == 0 || cols == 0) {
+    if (rows == 0) return;
+    if (cols == 0) {
         for (size_t v = 0; v < n; ++v) std::memset(out + v * stride, 0, rows * sizeof *out);
         return;
     }
