@@ -98,6 +98,7 @@ void add_native(std::vector<const Kernels*>& tables) {
     const bool f = has(seven.b, 16), dq = has(seven.b, 17), bw = has(seven.b, 30), vl = has(seven.b, 31);
     const bool avx512_usable = (state & 0xe6) == 0xe6 && f && dq && bw && vl;
     const bool vnni = has(seven.c, 11);
+    // Tiles' configuration and data in XCR0, AMX-TILE and AMX-INT8.
     const bool tiles = (state & 0x60000) == 0x60000 && has(seven.d, 24) && has(seven.d, 25);
     [[maybe_unused]] const bool amx = tiles && may_use_tiles();
 #endif

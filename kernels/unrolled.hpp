@@ -19,6 +19,7 @@ inline void unrolled(Visit visit) {
 
 /// Vectors whose sums fit the registers of every instruction set.
 constexpr size_t tile_vectors = 4;
+static_assert(vectors_at_once % tile_vectors == 0, "a part that is ordered alone has whole tiles");
 
 /// Calls tile(N, v) for n vectors from v on, N at a time, then the rest with smaller N; v is the first of them.
 template <size_t N = tile_vectors, class Tile>

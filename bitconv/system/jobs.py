@@ -39,7 +39,7 @@ def thread_count(threads: int | None) -> int:
 def run(jobs: Sequence[Callable[[Callable[[], None]], Result]], threads: int | None) -> Iterator[Result]:
     """The results of the jobs, in their order, each as soon as it and those before it are done.
 
-    Of more threads than _WORKERS no more than those work.
+    threads: as thread_count takes it; eight work at most.
 
     A job is called with a function that it calls often, and that raises Stopped when the job should give up. The
     first job in order that fails decides the error, whatever the number of threads.

@@ -16,7 +16,7 @@ enum Shared : size_t { q_rows, k_rows, v_rows, mixed_rows, added_rows, gate_rows
 enum Own : size_t { rounded = 8, part, scores };
 
 constexpr size_t task_bytes = 1 << 17;  // of weights, which stay close while vectors pass
-constexpr size_t least_rows = 32;
+constexpr size_t least_rows = 32;       // two tiles of AMX
 constexpr size_t small = 1 << 18;       // products that one thread has done before another has noticed
 constexpr size_t slice_bytes = 8 << 20; // of ordered vectors, which stay in the cache while weights pass
 

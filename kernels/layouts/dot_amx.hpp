@@ -5,6 +5,7 @@
 namespace bitconv::BITCONV_ISA {
 
 constexpr size_t tile_rows = 16, tile_bytes = tile_rows * 64;
+static_assert(vectors_at_once % tile_rows == 0, "a part that is ordered alone has the tiles that multiply expects");
 
 /// Of 16 vectors of 16 int32, those number 0, then those number 1, and so on.
 inline void transpose(Dot::Bytes (&rows)[tile_rows]) {
@@ -63,8 +64,8 @@ void multiply_tiles(PackedRows<L>& w, const uint8_t* ordered, size_t count, int3
         uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
         uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     };
-    const size_t steps = C::steps(w.cols), tiles = steps * C::chunks_per_step * C::digits;
-    constexpr size_t vector = C::activations_per_step;  // from one of a tile to the next
+    constexpr size_t digits = C::chunks_per_step * C::digits, vector = C::activations_per_step;
+    const size_t steps = C::steps(w.cols), tiles = steps * digits;
     Buffer buffer(2 * tiles * tile_bytes);
     alignas(64) int32_t products[2][2][tile_rows][tile_rows];  // of vectors with rows
     const Config config;
@@ -86,9 +87,9 @@ void multiply_tiles(PackedRows<L>& w, const uint8_t* ordered, size_t count, int3
             _tile_zero(2);
             _tile_zero(3);
             for (size_t s = 0; s < steps; ++s) {
-                for (size_t chunk = 0; chunk < C::chunks_per_step * C::digits; ++chunk) {
-                    const size_t columns = s * tile_rows * vector + chunk * C::width;
-                    const size_t codes = (s * C::chunks_per_step * C::digits + chunk) * tile_bytes;
+                for (size_t digit = 0; digit < digits; ++digit) {  // of the chunks of a step
+                    const size_t columns = s * tile_rows * vector + digit * C::width;
+                    const size_t codes = (s * digits + digit) * tile_bytes;
                     _tile_loadd(4, x[0] + columns, vector);
                     _tile_loadd(5, x[1] + columns, vector);
                     _tile_loadd(6, first + codes, 64);
