@@ -289,7 +289,7 @@ void test_tl2(const Kernels& kernels, const Kernels& portable) {
         size_t cols;
     };
     constexpr Case cases[] = {{{32, 24, 32}, 24}, {{32, 96, 32}, 256}, {{64, 192, 32}, 32}, {{96, 192, 32}, 768},
-                              {{64, 240, 32}, 304}, {{32, 408, 32}, 408}};
+                              {{64, 240, 32}, 304}, {{32, 408, 32}, 408}, {{96, 96, 32}, 224}};
     for (const auto& [tiles, cols] : cases) {
         const size_t rows = 2 * tiles.bm, two = cols % tiles.bk, three = cols - two;
         Int8s trits = random_trits(rows, cols), unpacked(rows * cols), expected(rows * cols);

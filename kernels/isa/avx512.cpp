@@ -4,5 +4,5 @@
 #include "../simd/avx512_dot.hpp"
 #include "../simd/avx512_float.hpp"
 #include "../simd/avx2_half.hpp"
-#include "../simd/avx2_lookup.hpp"
+#include "../simd/avx512_lookup.hpp"
 #include "../table.hpp"

@@ -1,89 +1,34 @@
 // Products of TL1 and TL2 with int8 activations, by table lookup as their runner does it, but exact: every pair or
-// triple of activations has a table of its 9 or 14 partial sums in int16, and a byte shuffle looks up 16 nibbles
-// in it at once, in the low and in the high bytes.
+// triple of activations has a table of its 9 or 14 partial sums in int16, and a shuffle looks up many nibbles in it at
+// once.
 //
-// The instruction set gives `Lookup`: vectors of `lanes` lanes of 16 bytes. A lane of 16 nibbles becomes two lanes
-// of 8 int16, for its first 8 rows and its last 8.
+// The instruction set gives `SumTable`, `LookupSigns` and `LookupSums`, by lookup_bytes.hpp or its own, of vectors of
+// `lookup_lanes` lanes of 16 bytes: one, two, or two halves of two. A lane of 16 bytes becomes the sums of its first
+// 8 rows and of its last 8.
 #pragma once
 #include "tl2.hpp"
 #include "../unrolled.hpp"
 
 namespace bitconv::BITCONV_ISA {
 
-/// The low and the high bytes of 16 partial sums.
-struct SumTable {
-    uint8_t low[16], high[16];
-
-    void set(const int16_t* sums) {
-        for (int i = 0; i < 16; ++i) {
-            low[i] = static_cast<uint8_t>(sums[i]);
-            high[i] = static_cast<uint8_t>(sums[i] >> 8);
-        }
-    }
-};
-
 /// tables[pair][N] from x [N, cols]: columns first to cols - 1 as pairs.
 template <size_t N>
 void pair_tables(const int8_t* x, size_t first, size_t cols, SumTable* tables) {
-    static constexpr int8_t t0[16] = {-1, -1, -1, 0, 0, 0, 1, 1, 1}, t1[16] = {-1, 0, 1, -1, 0, 1, -1, 0, 1};
     for (size_t k = first; k < cols; k += 2) {
-        for (size_t v = 0; v < N; ++v) {
-            const int16_t x0 = x[v * cols + k], x1 = x[v * cols + k + 1];
-            int16_t sums[16];
-            for (int i = 0; i < 16; ++i) sums[i] = static_cast<int16_t>(t0[i] * x0 + t1[i] * x1);
-            (tables++)->set(sums);
-        }
+        for (size_t v = 0; v < N; ++v) (tables++)->set_pair(x + v * cols + k);
     }
 }
 
 /// tables[triple][N] from x [N, cols]: columns 0 to end - 1 as triples.
 template <size_t N>
 void triple_tables(const int8_t* x, size_t end, size_t cols, SumTable* tables) {
-    static constexpr int8_t t0[16] = {0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    static constexpr int8_t t1[16] = {0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1};
-    static constexpr int8_t t2[16] = {0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1};
     for (size_t k = 0; k < end; k += 3) {
-        for (size_t v = 0; v < N; ++v) {
-            const int8_t* xv = x + v * cols + k;
-            const int16_t x0 = xv[0], x1 = xv[1], x2 = xv[2];
-            int16_t sums[16];
-            for (int i = 0; i < 16; ++i) sums[i] = static_cast<int16_t>(t0[i] * x0 + t1[i] * x1 + t2[i] * x2);
-            (tables++)->set(sums);
-        }
+        for (size_t v = 0; v < N; ++v) (tables++)->set_triple(x + v * cols + k);
     }
 }
 
-/// int16 sums of N vectors with the rows of a vector of nibbles.
-template <size_t N>
-struct LookupSums {
-    Lookup::Words first[N], last[N];
-
-    LookupSums() {
-        for (size_t v = 0; v < N; ++v) first[v] = last[v] = Lookup::zero();
-    }
-    void add(const SumTable* tables, Lookup::Bytes nibbles) {
-        for (size_t v = 0; v < N; ++v) {
-            const auto [a, b] = Lookup::lookup(tables[v].low, tables[v].high, nibbles);
-            first[v] = Lookup::add(first[v], a);
-            last[v] = Lookup::add(last[v], b);
-        }
-    }
-    /// Negative where the masks are -1.
-    void add_signed(const SumTable* tables, Lookup::Bytes nibbles, Lookup::Words mask_first, Lookup::Words mask_last) {
-        for (size_t v = 0; v < N; ++v) {
-            const auto [a, b] = Lookup::lookup(tables[v].low, tables[v].high, nibbles);
-            first[v] = Lookup::add(first[v], Lookup::negate(a, mask_first));
-            last[v] = Lookup::add(last[v], Lookup::negate(b, mask_last));
-        }
-    }
-    /// Adds 8 sums a lane to out[v * stride ...], those of lane l being lane_rows further on than the lane before.
-    void flush(int32_t* out, size_t stride, size_t last_row, size_t lane_rows) {
-        for (size_t v = 0; v < N; ++v) {
-            Lookup::add_to(out + v * stride, lane_rows, first[v]);
-            Lookup::add_to(out + v * stride + last_row, lane_rows, last[v]);
-        }
-    }
-};
+/// The rows from the first half of a vector of `at_once` rows to its second; 0 where a block of bm has no second one.
+inline size_t half_of(size_t row, size_t at_once, size_t bm) { return row + at_once <= bm ? at_once / 2 : 0; }
 
 template <size_t N>
 void tl1_tile(const uint8_t* packed, const SumTable* tables, int32_t* out, size_t stride, size_t rows, size_t cols,
@@ -93,18 +38,18 @@ void tl1_tile(const uint8_t* packed, const SumTable* tables, int32_t* out, size_
     const size_t column_groups = tiles.bk / 4;
     for (size_t r = 0; r < rows; r += tiles.bm) {
         for (size_t k = 0; k < cols; k += tiles.bk, packed += tiles.bm * tiles.bk / 4) {
-            for (size_t group = 0; group < tiles.bm / 16; group += Lookup::lanes) {
+            for (size_t group = 0; group < tiles.bm / 16; group += lookup_lanes) {
+                const size_t half = half_of(16 * group, 16 * lookup_lanes, tiles.bm) / 16;
                 const uint8_t* codes = packed + block.row_group(group);
+                const size_t half_bytes = block.row_group(group + half) - block.row_group(group);
                 for (size_t j = 0; j < column_groups; j += groups_at_once) {
                     const size_t end = column_groups - j < groups_at_once ? column_groups : j + groups_at_once;
                     LookupSums<N> sums;
                     for (size_t c = j; c < end; ++c) {
-                        const auto bytes = Lookup::load(codes + block.column_group(c), 16 * block.column_groups);
-                        const SumTable* pairs = tables + (k / 2 + 2 * c) * N;
-                        sums.add(pairs, Lookup::high_nibbles(bytes));
-                        sums.add(pairs + N, Lookup::low_nibbles(bytes));
+                        sums.add(tables + (k / 2 + 2 * c) * N, codes + block.column_group(c), 16 * block.column_groups,
+                                 half_bytes);
                     }
-                    sums.flush(out + r + 16 * group, stride, 8, 16);
+                    sums.flush(out + r + 16 * group, stride, 8, 16, 16 * half);
                 }
             }
         }
@@ -114,45 +59,45 @@ void tl1_tile(const uint8_t* packed, const SumTable* tables, int32_t* out, size_
 template <size_t N>
 void tl2_tile(const Tl2In& in, const SumTable* tables, int32_t* out, size_t stride, size_t rows, size_t cols,
               const Tiles& tiles) {
-    constexpr size_t groups_at_once = 8;      // 64 triples of at most 384 fit int16
-    constexpr size_t step = 8 * Lookup::lanes;  // rows 0 to step - 1, and as many from 16 on, in a vector
+    constexpr size_t groups_at_once = 8;  // 64 triples of at most 384 fit int16
+    // Rows 0 to step - 1, and as many from 16 on, in a vector: of one block of 32 rows or of two.
+    constexpr size_t step = lookup_lanes == 1 ? 8 : 16, rows_at_once = lookup_lanes == 4 ? 64 : 32;
     const size_t three_columns = cols - cols % tiles.bk;
     const SumTable* two_tables = tables + three_columns / 3 * N;
     const uint8_t *values = in.values, *signs = in.signs, *pairs = in.pairs;
     for (size_t r = 0; r < rows; r += tiles.bm) {
         for (size_t k = 0; k < three_columns; k += tiles.bk) {
-            for (size_t i = 0; i < tiles.bm; i += 32, values += 32 * tiles.bk / 6, signs += 32 * tiles.bk / 24) {
+            for (size_t i = 0; i < tiles.bm; i += rows_at_once) {
+                const size_t half = half_of(i, rows_at_once, tiles.bm);
+                const uint8_t *block_values = values + i * tiles.bk / 6, *block_signs = signs + i * tiles.bk / 24;
                 for (size_t j = 0; j < tiles.bk / 24; j += groups_at_once) {
                     const size_t end = tiles.bk / 24 - j < groups_at_once ? tiles.bk / 24 : j + groups_at_once;
                     for (size_t h = 0; h < 16; h += step) {
                         LookupSums<N> sums;
                         for (size_t g = j; g < end; ++g) {
-                            auto sign = Lookup::load_words(signs + 32 * g + 2 * h);
+                            LookupSigns sign(block_signs + 32 * g + 2 * h, half * tiles.bk / 24);
                             const SumTable* triples = tables + (k / 3 + 8 * g) * N;
                             for (size_t c = 0; c < 4; ++c, triples += 2 * N) {
-                                const auto bytes = Lookup::load(values + 32 * (4 * g + c) + 2 * h, 16);
-                                const auto high_first = Lookup::take_sign(sign), high_last = Lookup::take_sign(sign);
-                                sums.add_signed(triples, Lookup::high_nibbles(bytes), high_first, high_last);
-                                const auto low_first = Lookup::take_sign(sign), low_last = Lookup::take_sign(sign);
-                                sums.add_signed(triples + N, Lookup::low_nibbles(bytes), low_first, low_last);
+                                sums.add_signed(triples, block_values + 32 * (4 * g + c) + 2 * h, 16,
+                                                half * tiles.bk / 6, sign);
                             }
                         }
-                        sums.flush(out + r + i + h, stride, 16, 8);
+                        sums.flush(out + r + i + h, stride, 16, 8, half);
                     }
                 }
             }
+            values += tiles.bm * tiles.bk / 6;
+            signs += tiles.bm * tiles.bk / 24;
         }
-        for (size_t k = 0; k < cols - three_columns; k += 32) {
-            for (size_t i = 0; i < tiles.bm; i += 32, pairs += 256) {
+        for (size_t k = 0; k < cols - three_columns; k += 32, pairs += tiles.bm * 8) {
+            for (size_t i = 0; i < tiles.bm; i += rows_at_once) {
+                const size_t half = half_of(i, rows_at_once, tiles.bm);
                 for (size_t h = 0; h < 16; h += step) {
                     LookupSums<N> sums;
                     for (size_t c = 0; c < 8; ++c) {
-                        const auto bytes = Lookup::load(pairs + 32 * c + 2 * h, 16);
-                        const SumTable* two = two_tables + (k / 2 + 2 * c) * N;
-                        sums.add(two, Lookup::high_nibbles(bytes));
-                        sums.add(two + N, Lookup::low_nibbles(bytes));
+                        sums.add(two_tables + (k / 2 + 2 * c) * N, pairs + 8 * i + 32 * c + 2 * h, 16, 8 * half);
                     }
-                    sums.flush(out + r + i + h, stride, 16, 8);
+                    sums.flush(out + r + i + h, stride, 16, 8, half);
                 }
             }
         }

@@ -1,4 +1,4 @@
-// Table lookups on AVX2. See layouts/lookup.hpp.
+// Table lookups on AVX2. See layouts/lookup_bytes.hpp.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -52,3 +52,5 @@ private:
 };
 
 }  // namespace bitconv::BITCONV_ISA
+
+#include "../layouts/lookup_bytes.hpp"

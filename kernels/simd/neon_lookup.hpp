@@ -1,4 +1,4 @@
-// Table lookups on NEON. See layouts/lookup.hpp.
+// Table lookups on NEON. See layouts/lookup_bytes.hpp.
 #pragma once
 #include <arm_neon.h>
 #include <cstddef>
@@ -40,3 +40,5 @@ struct Lookup {
 };
 
 }  // namespace bitconv::BITCONV_ISA
+
+#include "../layouts/lookup_bytes.hpp"
